@@ -1,0 +1,60 @@
+"""Trained models: found where a name, a run or a folder says, or trained once and found from then on."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compression import artifacts, models, tracking
+from compression.checkpoint import first_line
+from compression.errors import UserError
+from compression.tasks.task import Task, forward
+
+Train = Callable[[str], str]  # a model's name -> the address of the run that trained it
+
+
+def trained(spec: str, task: Task, train: Train) -> nn.Module:
+    """The trained model that `spec` names: `runs:/…`, `models:/…`, a folder, or a name that is trained for the task.
+
+    A name (the task's own where `spec` is empty) means the newest finished `train` run of the same task, model and
+    data; there being none, `train` makes one.
+    """
+    if is_address(spec):
+        return require_fit(_opened(spec, task), task, spec)
+    name = spec or task.model
+    found = tracking.find_baseline(task.name, name, task.digest)
+    return require_fit(_opened(f"runs:/{found}/model" if found else train(name), task), task, name)
+
+
+def student(spec: str, task: Task, train: Train) -> nn.Module:
+    """As `trained`, but a plain name is an untrained model (a hub name: with its pretrained weights)."""
+    return trained(spec, task, train) if is_address(spec) else require_fit(models.build(spec, task), task, spec)
+
+
+def is_address(spec: str) -> bool:
+    return spec.startswith(("runs:/", "models:/")) or (Path(spec) / artifacts.STRUCTURE).exists()
+
+
+def _opened(spec: str, task: Task) -> nn.Module:
+    if Path(spec).is_dir():
+        return artifacts.load(Path(spec))
+    with tempfile.TemporaryDirectory() as scratch:
+        return artifacts.load(tracking.download(spec, Path(scratch)))
+
+
+@torch.no_grad()
+def require_fit(model: nn.Module, task: Task, spec: str) -> nn.Module:
+    """`model`, if it takes the task's inputs and gives as many outputs as the task has; else a UserError."""
+    try:
+        given = forward(model.cpu().eval(), task.example(2)).shape
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise UserError(f"{spec} does not take the inputs of {task.name} ({first_line(error)}).") from error
+    if tuple(given) != (2, task.outputs):
+        raise UserError(
+            f"{spec} gives {given[-1]} outputs and {task.name} has {task.outputs}; take a model trained on {task.name}."
+        )
+    return model

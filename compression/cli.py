@@ -1,0 +1,186 @@
+"""The command line, made from METHODS, TASKS and the fields of their dataclasses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from compression import __version__, methods, params
+from compression.errors import UserError
+from compression.settings import Settings
+from compression.tasks import TASKS
+
+CONTEXT: dict[str, Any] = {
+    "help_option_names": ["-h", "--help"],
+    "token_normalize_func": lambda word: word.replace("_", "-"),  # mlflow run -P learning_rate=… passes it with _
+    "max_content_width": 110,
+}
+
+
+class FieldType(click.ParamType):
+    """Reads and checks as the field does, and shows the field's range."""
+
+    def __init__(self, field: params.Field):
+        self.field = field
+        interval = f"in {field.param.interval.text}" if field.param.interval else ""
+        self.name = "|".join(field.param.choices) or f"{field.type.__name__} {interval}".strip()
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str) or value == "" and self.field.default in (None, ""):
+            return self.field.default if value == "" else value
+        try:
+            return self.field.parse(value)
+        except UserError as error:
+            self.fail(str(error), param, ctx)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return self.name
+
+
+def options(cls: type) -> list[click.Parameter]:
+    """A click option for every field of a dataclass."""
+    unset: bool | str = False if cls is Settings else "the task's own"
+    return [option(field, unset if field.optional else field.default != "") for field in params.fields(cls).values()]
+
+
+def option(field: params.Field, show_default: bool | str) -> click.Option:
+    return click.Option(
+        [f"--{field.name.replace('_', '-')}", field.name],
+        type=FieldType(field),
+        default=field.default,
+        help=field.param.help,
+        show_default=show_default,
+    )
+
+
+class FieldCommand(click.Command):
+    """A command whose options are the fields of `classes()`, which is not called before they are needed."""
+
+    def __init__(self, name: str, classes: Callable[[], Sequence[type]], callback: Callable, **kwargs: Any):
+        super().__init__(name, callback=callback, context_settings=CONTEXT, **kwargs)
+        self.classes = classes
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        own = super().get_params(ctx)
+        return [*own[:-1], *(o for cls in self.classes() for o in options(cls)), own[-1]]  # --help comes last
+
+
+class Family(click.Group):
+    """A family of methods: each is a command, imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return methods.of_family(self.name or "")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in self.list_commands(ctx):
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"There is no method {cmd_name!r} in {self.name}; there are {known}.")
+        cls = methods.method(cmd_name)
+
+        def run(**given: Any) -> None:
+            finish(lambda pipeline: pipeline.compress(pick(Settings, given), [pick(cls, given)]))
+
+        return FieldCommand(cmd_name, lambda: [cls, Settings], run, help=cls.__doc__)
+
+
+def pick(cls: type, given: dict[str, Any]) -> Any:
+    """The instance of `cls` from those of the parsed options that are its fields."""
+    return cls(**{name: given[name] for name in params.fields(cls)})
+
+
+def finish(work: Callable[[Any], dict[str, Any]]) -> None:
+    """Do a run's work and print its table."""
+    from compression import pipeline, report
+
+    if content := work(pipeline):
+        click.echo(f"\n{content['title']}\n\n{report.table(content)}\n")
+
+
+def compress(chain: str, **given: Any) -> None:
+    """Apply a CHAIN of methods in turn, written structured:sparsity=0.5+response:temperature=4."""
+    finish(lambda pipeline: pipeline.compress(pick(Settings, given), methods.parse(chain)))
+
+
+def train(**given: Any) -> None:
+    """Train a model from its start: a baseline that later runs begin from."""
+    step = methods.method("finetune")
+    finish(lambda pipeline: pipeline.train(pick(Settings, given), pick(step, given)))
+
+
+def evaluate(**given: Any) -> None:
+    """Measure a trained model as it is."""
+    finish(lambda pipeline: pipeline.evaluate(pick(Settings, given)))
+
+
+def report(run: tuple[str, ...], output: str) -> None:
+    """Write the report of stored runs: of one its report.html, of several how they compare."""
+    from compression import stored
+
+    click.echo(stored.write_report(run, output))
+
+
+def sync() -> None:
+    """Send what runs could not deliver while the tracking server was gone."""
+    from compression import tracking
+
+    sent = tracking.sync()
+    click.echo(f"Sent {sent} records; {tracking.unsent() or 'none'} left.")
+
+
+def overview() -> str:
+    lines = [f"  {name:<10} {', '.join(methods.of_family(name))}" for name in methods.FAMILIES]
+    tasks = ", ".join(TASKS)
+    return "\n".join(["\b", "Methods, by family:", *lines, "", f"Tasks: {tasks}"])
+
+
+@click.group(context_settings=CONTEXT, epilog=overview())
+@click.version_option(__version__)
+def cli() -> None:
+    """Compress a neural network, measure it honestly before and after, keep everything in MLflow."""
+
+
+for name, about in methods.FAMILIES.items():
+    if name != "train":
+        cli.add_command(Family(name, help=f"{about[0].upper()}{about[1:]}.", context_settings=CONTEXT))
+chain = click.Argument(["chain"])
+runs = click.Option(["--run"], multiple=True, required=True, help="run id; once for each run to compare")
+output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
+cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[chain], help=compress.__doc__))
+cli.add_command(
+    FieldCommand("train", lambda: [methods.method("finetune"), Settings], train, help=train.__doc__)
+)
+cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=evaluate.__doc__))
+cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))
+cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 refused or failed, 2 misused, 130 Ctrl-C, 143 SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cli.main(args, prog_name="compression", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        refuse(error.format_message(), error.exit_code)
+    except UserError as error:
+        click.echo(f"Error: {error}", err=True)
+        refuse(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    sys.exit(0)
+
+
+def refuse(sentence: str, code: int) -> NoReturn:
+    """Exit with `code`; a run that `mlflow run` made and nobody joined yet fails with the same sentence."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        from compression import tracking
+
+        tracking.refuse(sentence)
+    sys.exit(code)

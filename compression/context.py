@@ -1,0 +1,63 @@
+"""What a method gets to know about the run it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from compression.tasks.task import Task
+
+
+class Record(Protocol):
+    """Where a method leaves what people will look at. `tracking.Run` is the real one."""
+
+    def metrics(self, values: dict[str, float], step: int | None = None) -> None: ...
+    def tag(self, name: str, value: str) -> None: ...
+    def warn(self, sentence: str) -> None:
+        """Say it loudly: on the terminal, on the run's page and in the report."""
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keep a picture as `figures/<name>.png` and show it in the report."""
+
+    def table(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Keep rows as `<name>.csv` and show them in the report."""
+
+
+@dataclass
+class Context:
+    """The run a method is applied in.
+
+    `original` is the frozen model before the first step: the default teacher, never changed, in eval mode.
+    `load` gives the trained model behind a name, `runs:/…`, `models:/…` or a folder; `build` gives the same except
+    that a plain name is a model yet to train (a hub name: with its pretrained weights).
+    """
+
+    task: Task
+    original: nn.Module
+    accelerator: Accelerator
+    record: Record
+    seed: int
+    folder: Path  # scratch of this run: checkpoints live here
+    load: Callable[[str], nn.Module]
+    build: Callable[[str], nn.Module]
+    step_name: str = "train"  # the step being applied: names its checkpoint
+    changed: bool = False  # an earlier step of the chain changed the model
+    resume: Path | None = None  # the scratch folder of the run being resumed
+    epochs: int = 0  # epochs recorded so far, over all trainings of the run: the x axis of its curves
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def next_epoch(self) -> int:
+        """The number under which the epoch that just ended is recorded, from 1."""
+        self.epochs += 1
+        return self.epochs

@@ -1,0 +1,9 @@
+"""The one exception whose text is written for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """What is wrong and what would be right, in one sentence.
+
+    The command line prints it without a traceback and exits with 1; the run's note in MLflow shows the same
+    sentence. Raise it for anything the user can mend; let programming errors raise what they raise.
+    """

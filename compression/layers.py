@@ -1,0 +1,65 @@
+"""Layers and what the lab does to them: which carry weights, masks that stay, counting."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# Layers that a saved model may hold where its builder put another: rebuilt from their constructor's arguments, each
+# kept under the attribute of the same name. A layer class of the lab joins this line to be saved and loaded.
+REBUILT = (
+    *PRUNABLE,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.LayerNorm,
+    nn.Embedding,
+    nn.Identity,
+    nn.ReLU,
+)
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers whose weights count for sparsity, by name: linear and convolution, not norms or embeddings."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+
+
+def set_mask(module: nn.Module, keep: Tensor) -> None:
+    """Zero `module.weight` where `keep` (bool, shape of the weight) is false, and hold it there in training.
+
+    The mask is a buffer that is not saved: a mask is where the weight is zero, so `artifacts.load` finds it again.
+    """
+    module.register_buffer("mask", keep.to(torch.bool), persistent=False)
+    apply_mask(module)
+
+
+@torch.no_grad()
+def apply_mask(module: nn.Module) -> None:
+    module.weight.mul_(module.mask)  # type: ignore[operator, union-attr]
+
+
+def masked(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that carry a mask, by name."""
+    return {name: m for name, m in model.named_modules() if isinstance(getattr(m, "mask", None), Tensor)}
+
+
+def apply_masks(model: nn.Module) -> None:
+    """Put pruned weights back to zero; `fit` calls it after every optimizer step."""
+    for module in masked(model).values():
+        apply_mask(module)
+
+
+def weight(module: nn.Module) -> Tensor:
+    """The layer's weight as the layer uses it."""
+    return module.weight.detach()  # type: ignore[union-attr, return-value, operator]
+
+
+def bits(module: nn.Module) -> int:
+    """Bits that one weight of the layer takes."""
+    return getattr(module, "bits", None) or weight(module).element_size() * 8
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Learned numbers of the model, each counted once."""
+    return sum(p.numel() for p in model.parameters())

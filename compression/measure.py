@@ -1,0 +1,148 @@
+"""Measuring a model, and comparing before with after. The names of the figures are the names in MLflow."""
+
+from __future__ import annotations
+
+import copy
+import gzip
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compression import deploy, layers
+from compression.tasks.task import Inputs, Task, forward, predict
+
+BATCH = 32  # examples in a timed batch
+FIGURES = (
+    "params",
+    "nonzero_params",
+    "sparsity",
+    "macs",
+    "size_mb",
+    "size_mb_compressed",
+    "latency_ms",
+    "latency_ms_p95",
+    "throughput",
+    "peak_memory_mb",
+)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Everything known of one model on one task: quality on the test split, size, cost, layer by layer."""
+
+    quality: dict[str, float]
+    figures: dict[str, float]  # FIGURES
+    layers: list[dict[str, Any]]
+    onnx: dict[str, float]  # the file against the torch model
+    backend: str
+    logits: Tensor = field(repr=False)
+    targets: Tensor = field(repr=False)
+
+    def metrics(self) -> dict[str, float]:
+        return self.quality | self.figures
+
+
+def measure(models: list[nn.Module], task: Task, folder: Path, threads: int, cuda: bool = False) -> list[Measurement]:
+    """Measure models in one go, by the same code, timed in turn; writes `<i>.onnx` for each into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [deploy.export(model, task.example(4), folder / f"{i}.onnx") for i, model in enumerate(models)]
+    checks = [deploy.parity(m, f, task.test, task.metrics, threads) for m, f in zip(models, files, strict=True)]
+    timings = deploy.time_files(files, task.example(BATCH), threads, cuda)
+    return [
+        _measurement(model, task, file, check, timing)
+        for model, file, check, timing in zip(models, files, checks, timings, strict=True)
+    ]
+
+
+def _measurement(
+    model: nn.Module, task: Task, file: Path, check: deploy.Parity, timing: deploy.Timing
+) -> Measurement:
+    logits, targets = predict(model, task.test)
+    sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
+    timed = {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)}
+    return Measurement(
+        quality=task.metrics(logits, targets),
+        figures=structure(model, task.example()) | sizes | timed,
+        layers=layer_table(model, task.example()),
+        onnx={"onnx_max_difference": check.max_difference, "onnx_agreement": check.agreement}
+        | {f"onnx_{name}": value for name, value in check.quality.items()},
+        backend=timing.backend,
+        logits=logits,
+        targets=targets,
+    )
+
+
+def structure(model: nn.Module, example: Inputs) -> dict[str, float]:
+    """Parameters, non-zero parameters, sparsity of the prunable layers' weights, MACs of one example."""
+    weights = [layers.weight(m) for m in layers.prunable(model).values()]
+    total, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
+    count = layers.count_parameters(model)
+    return {
+        "params": count,
+        "nonzero_params": count - zeros,
+        "sparsity": zeros / total if total else 0.0,
+        "macs": sum(macs(model, example).values()),
+    }
+
+
+def macs(model: nn.Module, example: Inputs) -> dict[str, int]:
+    """Multiply-accumulates of one forward pass by module, counted on the CPU; `""` holds what no layer owns.
+
+    FlopCounterMode counts two operations a multiply-accumulate, so its figures are halved.
+    """
+    copied = copy.deepcopy(model).cpu().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(copied, example)
+    prefix = type(copied).__name__
+    counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in layers.prunable(copied)}
+    return owned | {"": counts.get("Global", 0) - sum(owned.values())}
+
+
+def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
+    """A row per prunable layer: name, type, shape, parameters, sparsity, bits, MACs."""
+    costs = macs(model, example)
+    rows = []
+    for name, module in layers.prunable(model).items():
+        weight = layers.weight(module)
+        rows.append(
+            {
+                "layer": name,
+                "type": type(module).__name__,
+                "shape": "x".join(map(str, weight.shape)),
+                "params": weight.numel(),
+                "sparsity": float((weight == 0).float().mean()) if weight.numel() else 0.0,
+                "bits": layers.bits(module),
+                "macs": costs[name],
+            }
+        )
+    return rows
+
+
+def compressed_size(path: Path) -> int:
+    """Bytes of the file after gzip: zeros and few distinct values show here, not in the raw size."""
+    return len(gzip.compress(path.read_bytes(), compresslevel=6))
+
+
+def compare(before: Measurement, after: Measurement, metric: str) -> dict[str, float]:
+    """The flat metrics of a run: the after's own names, `<name>_before`, and the ratios.
+
+    `<metric>_kept` and `macs_ratio` are after/before; `compression_ratio` and `speedup` before/after.
+    """
+    now, then = after.metrics(), before.metrics()
+
+    def ratio(over: float, under: float) -> dict[str, float]:
+        return {"": over / under} if under else {}
+
+    ratios = {
+        f"{metric}_kept": ratio(now[metric], then[metric]),
+        "compression_ratio": ratio(then["size_mb"], now["size_mb"]),
+        "speedup": ratio(then["latency_ms"], now["latency_ms"]),
+        "macs_ratio": ratio(now["macs"], then["macs"]),
+    }
+    found = {name: r[""] for name, r in ratios.items() if r}
+    return now | {f"{name}_before": value for name, value in then.items()} | found | after.onnx

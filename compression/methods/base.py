@@ -1,0 +1,33 @@
+"""What every compression method is: a frozen dataclass with one function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from compression import params
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.context import Context
+
+
+@dataclass(frozen=True)
+class Method:
+    """A compression method: its fields are its parameters, `apply` is what it does.
+
+    `apply` returns a plain module: no parametrizations, hooks or observers left behind, at most mask buffers.
+    It may change `model` in place; it never changes `context.original`.
+    """
+
+    family: ClassVar[str]
+    seals: ClassVar[bool] = False  # nothing can train after this step (int8 weights, say)
+    trains: ClassVar[bool] = False  # needs weights that can train, so it is refused after a step that seals
+
+    def __post_init__(self) -> None:
+        params.check(self)
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """The compressed model."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""Knowledge distillation: a student learns from what a teacher knows."""

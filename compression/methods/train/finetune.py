@@ -1,0 +1,26 @@
+"""Plain training with the task's own loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compression.context import Context
+from compression.methods.base import Method
+from compression.training import Recipe, fit
+
+
+@dataclass(frozen=True)
+class Finetune(Recipe, Method):
+    """Train the model on the task: a baseline from the start, or a compressed model back to its quality.
+
+    Pruned weights stay zero.
+    """
+
+    family: ClassVar[str] = "train"
+    trains: ClassVar[bool] = True
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        return fit(model, context, self)

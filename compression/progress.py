@@ -1,0 +1,41 @@
+"""What a person sees while a model trains: a bar with the time left, or plain lines when nobody watches."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over all steps of a training, with the loss and the last validation metric beside it."""
+
+    def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0, quiet: bool = False):
+        self.title, self.epochs, self.started = title, epochs, time.perf_counter()
+        self.first = done
+        self.lines = not quiet and not sys.stderr.isatty()
+        self.bar = tqdm(
+            total=epochs * steps_per_epoch,
+            initial=done * steps_per_epoch,
+            desc=title,
+            unit="step",
+            dynamic_ncols=True,
+            disable=quiet or self.lines,
+        )
+
+    def step(self) -> None:
+        self.bar.update()
+
+    def epoch(self, epoch: int, figures: dict[str, float]) -> None:
+        """Show the figures of a finished epoch (counted from 1)."""
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.bar.set_postfix_str(shown)
+        if self.lines:
+            spent = time.perf_counter() - self.started
+            left = spent / (epoch - self.first) * (self.epochs - epoch)
+            line = f"{self.title}  epoch {epoch}/{self.epochs}  {shown}  {spent:.0f} s spent, {left:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        self.bar.close()

@@ -1,0 +1,96 @@
+"""report.html: one self-contained page from comparison.json, layers.csv and the figures of a run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+# name, what it is called, unit, whether more is better (None: neither)
+ROWS = (
+    ("params", "parameters", "", False),
+    ("nonzero_params", "non-zero parameters", "", False),
+    ("sparsity", "sparsity", "%", None),
+    ("macs", "MACs of one example", "", False),
+    ("size_mb", "size of the ONNX file", "MB", False),
+    ("size_mb_compressed", "the same, gzipped", "MB", False),
+    ("latency_ms", "latency, one example, median", "ms", False),
+    ("latency_ms_p95", "latency, 95th percentile", "ms", False),
+    ("throughput", "throughput, batches of 32", "/s", True),
+    ("peak_memory_mb", "peak memory", "MB", False),
+)
+SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")
+
+
+def number(value: float | None, name: str = "") -> str:
+    """A figure as people read it: shares in percent, millions as M."""
+    if value is None:
+        return "–"
+    if name.split("_before")[0] in SHARES:
+        return f"{value:.2%}"
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if suffix == ' k' else size):.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The before/after table: label, before, after, how they relate, and whether that is good."""
+    metrics, metric = content["metrics"], content["metric"]
+    return [
+        _row(metrics, name, label, unit, better)
+        for name, label, unit, better in ((metric, metric.replace("_", " "), "", True), *ROWS)
+        if name in metrics
+    ]
+
+
+def _row(metrics: dict[str, float], name: str, label: str, unit: str, better: bool | None) -> dict[str, Any]:
+    after, before = metrics[name], metrics.get(f"{name}_before")
+    change, good = "", None
+    if before is not None and name in SHARES:
+        change = f"{(after - before) * 100:+.2f} points"
+        good = None if better is None or abs(after - before) < 5e-4 else (after > before) == better
+    elif before:
+        change = f"× {after / before:.3g}"
+        good = None if better is None or abs(after / before - 1) < 0.02 else (after > before) == better
+    shown = {"before": number(before, name), "after": number(after, name)}
+    return {"label": f"{label}{', ' + unit if unit and name not in SHARES else ''}", "change": change, "good": good} | shown
+
+
+def table(content: dict[str, Any]) -> str:
+    """The same table for a terminal."""
+    columns = ("label", "before", "after", "change") if content["compared"] else ("label", "after")
+    lines = [{"label": "", "before": "before", "after": "after", "change": ""}, *rows(content)]
+    widths = {c: max(len(str(line[c])) for line in lines) for c in columns}
+    return "\n".join(
+        "  ".join(str(line[c]).ljust(widths[c]) if c == "label" else str(line[c]).rjust(widths[c]) for c in columns).rstrip()
+        for line in lines
+    )
+
+
+def note(content: dict[str, Any]) -> str:
+    """The Markdown shown on the run's page in MLflow."""
+    head = "| | before | after | |\n|---|--:|--:|--:|\n" if content["compared"] else "| | |\n|---|--:|\n"
+    cells = ("label", "before", "after", "change") if content["compared"] else ("label", "after")
+    body = "\n".join("| " + " | ".join(str(row[c]) for c in cells) + " |" for row in rows(content))
+    return f"{head}{body}\n\nRepeat it: `{content['command']}`"
+
+
+def render(content: dict[str, Any], folder: Path) -> str:
+    """The page, with the pictures of `folder/figures` and the rows of `folder/layers.csv` inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    with open(folder / "layers.csv", newline="") as file:
+        layers = list(csv.DictReader(file))
+    pictures = {path.stem.replace("-", " "): data_uri(path) for path in sorted((folder / "figures").glob("*.png"))}
+    return environment.get_template("report.html").render(
+        content=content, rows=rows(content), layers=layers, pictures=pictures, number=number
+    )
+
+
+def data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -1,0 +1,113 @@
+"""What a run leaves behind: metrics, comparison.json, layers.csv, the model, the ONNX file, the report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from compression import artifacts, figures, report, tracking
+from compression.measure import Measurement, compare
+from compression.tasks.task import Task
+
+CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
+
+
+def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[str, float]:
+    """The run's flat metrics: of [before, after] a comparison, of a single measurement its own figures."""
+    last = measured[-1]
+    own = compare(measured[0], last, task.metric) if len(measured) == 2 else last.metrics() | last.onnx
+    return own | {"seconds": seconds}
+
+
+def alarms(task: Task, measured: list[Measurement]) -> list[str]:
+    """What must be said loudly of the last model: a layer with nothing left, quality at chance."""
+    last = measured[-1]
+    empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0]
+    said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
+    if task.outputs > 1 and last.logits.argmax(1).unique().numel() == 1:
+        said.append("The model answers the same class for everything: it is at chance.")
+    elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
+        said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")
+    return said
+
+
+def keep(
+    run: tracking.Run,
+    task: Task,
+    model: nn.Module,
+    measured: list[Measurement],
+    metrics: dict[str, float],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Write and send everything; the content of comparison.json."""
+    folder = run.outgoing
+    run.metrics(metrics)
+    run.tag("backend", measured[-1].backend)
+    artifacts.save(model, folder / "model", about)
+    tracking.describe_model(folder / "model")
+    shutil.copyfile(run.folder / "onnx" / f"{len(measured) - 1}.onnx", folder / "model.onnx")
+    draw(run, task, measured)
+    run.table("layers", layer_rows(measured))
+    content = {
+        "metric": task.metric,
+        "metrics": metrics,
+        "compared": len(measured) == 2,
+        "source": task.source,
+        "limited": task.limited,
+        "backend": measured[-1].backend,
+        "warnings": run.warnings,
+        **about,
+    }
+    (folder / "comparison.json").write_text(json.dumps(content, indent=1))
+    (folder / "report.html").write_text(report.render(content, folder))
+    run.artifacts(folder / "model", "model")
+    for name in ("model.onnx", "comparison.json", "report.html"):
+        run.artifact(folder / name)
+    run.note(report.note(content))
+    return content
+
+
+def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
+    """layers.csv: a row per layer of before or after; `<column>_before` beside each column."""
+    earlier = {row["layer"]: row for row in measured[0].layers} if len(measured) == 2 else {}
+    later = {row["layer"]: row for row in measured[-1].layers}
+    rows = []
+    for name in dict.fromkeys(itertools.chain(earlier, later)):
+        old, new = earlier.get(name, {}), later.get(name, {})
+        columns = dict.fromkeys([*old, *new])
+        rows.append(
+            {"layer": name}
+            | {c: new.get(c, "") for c in columns if c != "layer"}
+            | ({f"{c}_before": old.get(c, "") for c in columns if c != "layer"} if earlier else {})
+        )
+    return rows
+
+
+def draw(run: tracking.Run, task: Task, measured: list[Measurement]) -> None:
+    """The figures of the run."""
+    before, after = (measured[0] if len(measured) == 2 else None), measured[-1]
+    if before is not None:
+        points = [m.metrics() | {"label": label} for label, m in (("before", before), ("after", after))]
+        run.figure("quality-against-size", figures.tradeoff(points, task.metric))
+    if task.outputs > 1:
+        counts = [confusion(m, task.outputs) if m else None for m in (before, after)]
+        assert counts[1] is not None
+        run.figure("confusion", figures.confusion(counts[0], counts[1], task.labels))
+        run.figure("per-class", figures.per_class(counts[0], counts[1], task.labels))
+    if "train_loss" in run.history:
+        run.figure("training", figures.curves(run.history, task.metric))
+    rows = before.layers if before else None
+    run.figure("layers-params", figures.layers(rows, after.layers, "params", "Parameters by layer"))
+    if any(row["sparsity"] > 0.005 for row in after.layers):
+        run.figure("layers-sparsity", figures.layers(rows, after.layers, "sparsity", "Sparsity by layer"))
+
+
+def confusion(measurement: Measurement, classes: int) -> np.ndarray:
+    """Counts `(classes, classes)`: true class by row, predicted by column."""
+    pairs: Tensor = measurement.targets.long() * classes + measurement.logits.argmax(1)
+    return pairs.bincount(minlength=classes * classes).reshape(classes, classes).numpy()

@@ -1,0 +1,74 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from compression import models
+from compression.methods import method
+from compression.methods.distill.response import soft_loss
+
+Response = method("response")
+
+
+def test_the_loss_equals_the_case_worked_by_hand():
+    # one example, two classes, T = 2: teacher logits (2, 0) -> softened (1, 0); student (0, 0) -> (1/2, 1/2)
+    p = math.e / (math.e + 1)
+    by_hand = p * math.log(p / 0.5) + (1 - p) * math.log((1 - p) / 0.5)
+    found = soft_loss(torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), temperature=2.0)
+    assert found.item() == pytest.approx(4 * by_hand, rel=1e-5)
+
+
+def test_the_gradient_keeps_its_size_as_the_temperature_rises():
+    # Hinton et al. 2015, section 2.1: for large T the gradient tends to (z - v) / N, whatever T
+    student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
+    sizes = []
+    for temperature in (50.0, 200.0):
+        [gradient] = torch.autograd.grad(soft_loss(student, teacher, temperature), student)
+        sizes.append(gradient.norm().item())
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.05)
+    centred = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    assert sizes[1] == pytest.approx(centred.norm().item() / 10 / 4, rel=0.02)
+
+
+def test_the_mean_is_over_examples_not_over_classes():
+    # the pitfall of nn.KLDivLoss()'s default: its mean over examples and classes is ten times weaker at ten classes
+    student, teacher = torch.randn(8, 10), torch.randn(8, 10)
+    weak = F.kl_div(F.log_softmax(student, 1), F.softmax(teacher, 1), reduction="mean")
+    assert soft_loss(student, teacher, 1.0).item() == pytest.approx(10 * weak.item(), rel=1e-4)
+
+
+def test_one_output_is_a_regression():
+    assert soft_loss(torch.tensor([[1.0], [3.0]]), torch.tensor([[0.0], [1.0]]), 4.0).item() == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize(("alpha", "soft_weight", "hard_weight"), [(0.0, 0, 1), (1.0, 1, 0), (0.25, 0.25, 0.75)])
+def test_alpha_weighs_the_two_terms(task, make_context, monkeypatch, alpha, soft_weight, hard_weight):
+    seen = {}
+    monkeypatch.setattr(
+        "compression.methods.distill.response.fit",
+        lambda student, context, recipe, loss: seen.update(student=student, loss=loss) or student,
+    )
+    teacher = models.build("digits_cnn", task)
+    context = make_context(task, teacher)
+    Response(alpha=alpha, temperature=3.0).apply(teacher, context)
+    inputs, targets = next(task.train.batches(16))
+    student = seen["student"].eval()
+    answer, known = student(inputs), teacher(inputs)
+    expected = soft_weight * soft_loss(answer, known, 3.0) + hard_weight * F.cross_entropy(answer, targets)
+    assert seen["loss"](student, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_teacher_never_changes_and_the_student_learns(task, make_context):
+    teacher = models.build("digits_cnn", task)
+    context = make_context(task, teacher)
+    teacher = method("finetune")(epochs=4).apply(teacher, context)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = Response(epochs=4).apply(teacher, make_context(task, teacher))
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+    assert isinstance(student, nn.Module)
+    assert student is not teacher
+    from compression.tasks.task import evaluate
+
+    assert evaluate(student, task.test, task)["accuracy"] > 0.8

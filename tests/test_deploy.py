@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+
+from compression import deploy, models
+from compression.errors import UserError
+
+
+def test_a_file_that_answers_otherwise_is_refused(task, tmp_path):
+    model, other = models.build("digits_cnn_small", task).eval(), models.build("digits_cnn_small", task).eval()
+    file = deploy.export(model, task.example(4), tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="answers otherwise than the model on .*%"):
+        deploy.parity(other, file, task.test, task.metrics, threads=1)
+
+
+def test_a_model_that_cannot_be_exported_is_refused_and_leaves_no_file(task, tmp_path):
+    class Odd(nn.Module):
+        def forward(self, images):
+            return images.flatten(1)[:, : 3 if images.sum() > 0 else 2]
+
+    with pytest.raises(UserError, match="could not be written as ONNX"):
+        deploy.export(Odd(), task.example(4), tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_exporting_leaves_the_model_where_and_as_it_was(task, tmp_path):
+    model = models.build("digits_cnn_small", task).train()
+    deploy.export(model, task.example(4), tmp_path / "model.onnx")
+    assert model.training
+
+
+def test_a_session_answers_as_the_model(task, tmp_path):
+    model = models.build("digits_cnn", task).eval()
+    file = deploy.export(model, task.example(4), tmp_path / "model.onnx")
+    inputs = task.example(7)
+    with torch.no_grad():
+        torch.testing.assert_close(deploy.Session(file)(inputs), model(inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_files_are_timed_in_turn_and_the_backend_is_named(task, tmp_path):
+    file = deploy.export(models.build("digits_cnn", task), task.example(4), tmp_path / "model.onnx")
+    one, other = deploy.time_files([file, file], task.example(8), threads=1)
+    assert one.latency_ms > 0
+    assert one.throughput > 0
+    assert one.backend == other.backend
+    assert "1 threads" in one.backend
