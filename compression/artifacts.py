@@ -28,7 +28,12 @@ def save(model: nn.Module, folder: Path, about: dict[str, Any]) -> Path:
     """Write `model` to `folder`; `about` (task, labels, …) is kept beside its structure."""
     folder.mkdir(parents=True, exist_ok=True)
     spec = spec_of(model)
-    content = {"format": FORMAT, "spec": spec, "changes": changes(models.rebuild(spec), model), "about": about}
+    content = {
+        "format": FORMAT,
+        "spec": spec,
+        "changes": changes(models.rebuild(spec), model),
+        "about": about,
+    }
     try:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))
         (folder / STRUCTURE).write_text(json.dumps(content, indent=1))
@@ -70,7 +75,12 @@ def about(folder: Path) -> dict[str, Any]:
 
 def changes(fresh: nn.Module, model: nn.Module) -> dict[str, Any]:
     """What to do to `fresh` (from the builder) to give it the structure of `model`."""
-    found: dict[str, Any] = {"modules": {}, "attributes": {}, "removed": [], "masked": list(layers.masked(model))}
+    found: dict[str, Any] = {
+        "modules": {},
+        "attributes": {},
+        "removed": [],
+        "masked": list(layers.masked(model)),
+    }
     _compare("", fresh, model, found)
     return found
 

@@ -87,7 +87,9 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"Could not write {path}: {first_line(error)}; free some space or set COMPRESSION_HOME.") from error
+        raise UserError(
+            f"Could not write {path}: {first_line(error)}; free some space or set COMPRESSION_HOME."
+        ) from error
 
 
 def load_plain(path: Path) -> dict[str, Any]:
@@ -95,7 +97,9 @@ def load_plain(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a damaged file
-        raise UserError(f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume.") from error
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -162,7 +162,10 @@ def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = Fa
 
 def _stopwatch(order: dict[str, Any]) -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "compression.stopwatch"], input=json.dumps(order), capture_output=True, text=True
+        [sys.executable, "-m", "compression.stopwatch"],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise RuntimeError(f"The timing process failed: {done.stderr.strip()[-500:]}")

@@ -45,9 +45,7 @@ def tradeoff(points: Sequence[dict[str, Any]], metric: str) -> Figure:
     for index, point in enumerate(points):
         colour = AFTER if index else BEFORE
         axes.scatter(point["size_mb"], point[metric], s=90, color=colour, zorder=3)
-        axes.annotate(
-            point["label"], (point["size_mb"], point[metric]), (8, 6), textcoords="offset points", color=INK
-        )
+        axes.annotate(point["label"], (point["size_mb"], point[metric]), (8, 6), textcoords="offset points", color=INK)
     axes.set(xlabel="size of the ONNX file, MB", ylabel=metric, title="Quality against size")
     axes.set_xlim(left=0)
     axes.margins(0.25)
@@ -82,7 +80,15 @@ def confusion(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str
         place.set(title=f"Confusion {title}", xlabel="predicted", ylabel="true")
         for row, column in np.argwhere(shares >= 0.01) if len(labels) <= 12 else []:
             share = shares[row, column]
-            place.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=6, color="white" if share > 0.5 else INK)
+            place.text(
+                column,
+                row,
+                f"{share:.0%}",
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="white" if share > 0.5 else INK,
+            )
     return figure
 
 

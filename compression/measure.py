@@ -58,9 +58,7 @@ def measure(models: list[nn.Module], task: Task, folder: Path, threads: int, cud
     ]
 
 
-def _measurement(
-    model: nn.Module, task: Task, file: Path, check: deploy.Parity, timing: deploy.Timing
-) -> Measurement:
+def _measurement(model: nn.Module, task: Task, file: Path, check: deploy.Parity, timing: deploy.Timing) -> Measurement:
     logits, targets = predict(model, task.test)
     sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     timed = {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)}

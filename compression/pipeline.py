@@ -118,7 +118,7 @@ def resolved(job: Job, steps: Sequence[Method]) -> list[Method]:
 
 def conclude(job: Job, steps: Sequence[Method], compared: list[nn.Module], seconds: float) -> dict[str, Any]:
     """Measure, say what is alarming, and leave everything in the run."""
-        measured = measure([m.cpu() for m in compared], job.task, job.run.folder / "onnx", job.machine.threads)
+    measured = measure([m.cpu() for m in compared], job.task, job.run.folder / "onnx", job.machine.threads)
     found = results.summarize(job.task, measured, seconds)
     for sentence in results.alarms(job.task, measured):
         job.run.warn(sentence)
@@ -178,4 +178,3 @@ def resumed(settings: Settings) -> Path | None:
             "with the same COMPRESSION_HOME."
         )
     return folder
-

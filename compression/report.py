@@ -57,7 +57,11 @@ def _row(metrics: dict[str, float], name: str, label: str, unit: str, better: bo
         change = f"× {after / before:.3g}"
         good = None if better is None or abs(after / before - 1) < 0.02 else (after > before) == better
     shown = {"before": number(before, name), "after": number(after, name)}
-    return {"label": f"{label}{', ' + unit if unit and name not in SHARES else ''}", "change": change, "good": good} | shown
+    return {
+        "label": f"{label}{', ' + unit if unit and name not in SHARES else ''}",
+        "change": change,
+        "good": good,
+    } | shown
 
 
 def table(content: dict[str, Any]) -> str:
@@ -66,7 +70,9 @@ def table(content: dict[str, Any]) -> str:
     lines = [{"label": "", "before": "before", "after": "after", "change": ""}, *rows(content)]
     widths = {c: max(len(str(line[c])) for line in lines) for c in columns}
     return "\n".join(
-        "  ".join(str(line[c]).ljust(widths[c]) if c == "label" else str(line[c]).rjust(widths[c]) for c in columns).rstrip()
+        "  ".join(
+            str(line[c]).ljust(widths[c]) if c == "label" else str(line[c]).rjust(widths[c]) for c in columns
+        ).rstrip()
         for line in lines
     )
 
@@ -82,7 +88,10 @@ def note(content: dict[str, Any]) -> str:
 def render(content: dict[str, Any], folder: Path) -> str:
     """The page, with the pictures of `folder/figures` and the rows of `folder/layers.csv` inside it."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     with open(folder / "layers.csv", newline="") as file:
         layers = list(csv.DictReader(file))

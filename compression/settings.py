@@ -27,7 +27,9 @@ class Settings:
     seed: int = param(0, "seed of everything random", interval="[0, 2147483647]")
     device: str = param("auto", "where to train", choices=("auto", "cpu", "cuda"))
     precision: str = param(
-        "auto", "of training; auto is bf16 or fp16 on a GPU, full on a CPU", choices=("auto", "no", "bf16", "fp16")
+        "auto",
+        "of training; auto is bf16 or fp16 on a GPU, full on a CPU",
+        choices=("auto", "no", "bf16", "fp16"),
     )
     threads: int | None = param(None, "processor threads, also of the timing; all if empty", interval="[1, inf)")
     participant: str = param("", "who runs this, for the study; COMPRESSION_PARTICIPANT if empty")

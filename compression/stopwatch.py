@@ -21,7 +21,11 @@ SECONDS = 2.0  # per file and kind of run, once the least number of repeats is d
 
 def session(path: str, order: dict[str, Any]) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = order["threads"], 1, 3
+    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = (
+        order["threads"],
+        1,
+        3,
+    )
     wanted = ["CUDAExecutionProvider"] if order["cuda"] else []
     available = [p for p in wanted if p in onnxruntime.get_available_providers()]
     return onnxruntime.InferenceSession(path, options, providers=[*available, "CPUExecutionProvider"])

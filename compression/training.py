@@ -17,6 +17,7 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.params import param
 from compression.progress import Progress
+from compression.tasks.images import cutout
 from compression.tasks.task import Inputs, Split, Task, evaluate, forward, map_inputs
 
 Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
@@ -29,9 +30,7 @@ class Recipe:
 
     epochs: int | None = param(None, "passes over the training data", interval="[0, inf)")
     batch_size: int | None = param(None, "examples per optimizer step", interval="[1, inf)")
-    learning_rate: float | None = param(
-        None, "peak learning rate", interval="(0, inf)", search=(1e-4, 0.5), log=True
-    )
+    learning_rate: float | None = param(None, "peak learning rate", interval="(0, inf)", search=(1e-4, 0.5), log=True)
     optimizer: str | None = param(None, "sgd (Nesterov momentum 0.9) or adamw", choices=("sgd", "adamw"))
     schedule: str | None = param(
         None, "course of the learning rate", choices=("onecycle", "cosine", "linear", "constant")
@@ -74,7 +73,8 @@ def fit(
     from it. Raises UserError where the loss stops being finite.
     """
     recipe = complete(recipe, context.task)
-    assert recipe.epochs is not None and recipe.batch_size is not None
+    assert recipe.epochs is not None
+    assert recipe.batch_size is not None
     accelerator, device = context.accelerator, context.device
     train, validation = context.task.train.to(device), context.task.validation.to(device)
     loss = loss or task_loss(context.task, recipe)
@@ -171,7 +171,8 @@ class Steps:
     def halve(self, batch: int) -> None:
         if self.parts >= batch:
             raise UserError(
-                "The device has too little memory for a single example; use a smaller model, shorter inputs or device=cpu."
+                "The device has too little memory for a single example; "
+                "use a smaller model, shorter inputs or device=cpu."
             )
         self.parts *= 2
         torch.cuda.empty_cache()
@@ -196,8 +197,6 @@ def augmentation(task: Task, recipe: Recipe, generator: torch.Generator) -> Call
         return None
 
     def augment(stored: Inputs) -> Inputs:
-        from compression.tasks.images import cutout
-
         assert task.augment is not None
         varied = task.augment(stored, generator)
         if recipe.cutout and isinstance(varied, Tensor):

@@ -52,7 +52,14 @@ def test_layers_of_another_shape_reload(model, task, tmp_path):
     model.set_submodule(norm_name, nn.BatchNorm2d(width, eps=norm.eps))
     model.set_submodule(
         after,
-        nn.Conv2d(width, following.out_channels, 3, stride=following.stride, padding=1, bias=following.bias is not None),
+        nn.Conv2d(
+            width,
+            following.out_channels,
+            3,
+            stride=following.stride,
+            padding=1,
+            bias=following.bias is not None,
+        ),
     )
     model.eval()
     again = artifacts.load(saved(model, tmp_path / "model"))
@@ -100,9 +107,7 @@ def test_a_class_the_lab_cannot_rebuild_is_named(model, tmp_path):
         lambda folder: (folder / "model.json").unlink(),
         lambda folder: (folder / "model.json").write_text("{"),
         lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40),
-        lambda folder: (folder / "model.safetensors").write_bytes(
-            (folder / "model.safetensors").read_bytes()[:-100]
-        ),
+        lambda folder: (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100]),
         lambda folder: (folder / "model.safetensors").unlink(),
     ],
 )

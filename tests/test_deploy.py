@@ -7,7 +7,10 @@ from compression.errors import UserError
 
 
 def test_a_file_that_answers_otherwise_is_refused(task, tmp_path):
-    model, other = models.build("digits_cnn_small", task).eval(), models.build("digits_cnn_small", task).eval()
+    model, other = (
+        models.build("digits_cnn_small", task).eval(),
+        models.build("digits_cnn_small", task).eval(),
+    )
     file = deploy.export(model, task.example(4), tmp_path / "model.onnx")
     with pytest.raises(UserError, match="answers otherwise than the model on .*%"):
         deploy.parity(other, file, task.test, task.metrics, threads=1)

@@ -20,7 +20,11 @@ class Example:
 
 @pytest.mark.parametrize(
     ("text", "inside", "outside"),
-    [("[0, 1]", (0, 1, 0.5), (-0.1, 1.1)), ("(0, 1)", (0.5,), (0, 1)), ("[1, inf)", (1, 1e9), (0.99, float("inf")))],
+    [
+        ("[0, 1]", (0, 1, 0.5), (-0.1, 1.1)),
+        ("(0, 1)", (0.5,), (0, 1)),
+        ("[1, inf)", (1, 1e9), (0.99, float("inf"))),
+    ],
 )
 def test_an_interval_holds_what_mathematics_says(text, inside, outside):
     assert all(v in Interval(text) for v in inside)

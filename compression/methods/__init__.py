@@ -46,7 +46,7 @@ def method(name: str) -> type[Method]:
 
 def name_of(step: Method) -> str:
     """The name under which the class of `step` is registered."""
-    return next(n for n, where in METHODS.items() if where.endswith(f":{type(step).__name__}"))
+    return next(n for n in METHODS if type(step) is method(n))
 
 
 def parse(text: str) -> tuple[Method, ...]:
@@ -60,7 +60,9 @@ def _step(text: str) -> Method:
     pairs = [pair.partition("=") for pair in rest.split(",") if pair]
     for key, equals, _ in pairs:
         if not equals:
-            raise UserError(f"{key!r} in the step {text!r} has no value; a step is written name:field=value,field=value.")
+            raise UserError(
+                f"{key!r} in the step {text!r} has no value; a step is written name:field=value,field=value."
+            )
     return params.from_text(cls, {key.strip(): value for key, _, value in pairs}, f"The method {name!r}")
 
 

@@ -57,16 +57,12 @@ class Split:
         return len(self.targets)
 
     def to(self, device: torch.device | str) -> Split:
-        return replace(
-            self, inputs=map_inputs(lambda t: t.to(device), self.inputs), targets=self.targets.to(device)
-        )
+        return replace(self, inputs=map_inputs(lambda t: t.to(device), self.inputs), targets=self.targets.to(device))
 
     def take(self, indices: Tensor) -> Split:
         """The examples at `indices`, as a split."""
         chosen = indices.to(self.targets.device)
-        return replace(
-            self, inputs=map_inputs(lambda t: t[chosen], self.inputs), targets=self.targets[chosen]
-        )
+        return replace(self, inputs=map_inputs(lambda t: t[chosen], self.inputs), targets=self.targets[chosen])
 
     def batches(
         self, batch_size: int, order: Tensor | None = None, augment: Callable[[Inputs], Inputs] | None = None

@@ -30,5 +30,7 @@ class Pair:
         if context.changed:
             return model
         if not context.task.student:
-            raise UserError(f"The task {context.task.name} has no small model of its own; name one: student=NAME or a folder.")
+            raise UserError(
+                f"The task {context.task.name} has no small model of its own; name one: student=NAME or a folder."
+            )
         return context.build(context.task.student)

@@ -27,9 +27,7 @@ class Response(Pair, Recipe, Method):
     family: ClassVar[str] = "distill"
     trains: ClassVar[bool] = True
 
-    temperature: float = param(
-        4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True
-    )
+    temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

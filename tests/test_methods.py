@@ -1,0 +1,156 @@
+"""The contract that every method keeps, swept over METHODS: a new method is tested by its line there."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from compression import artifacts, deploy, methods, models, params
+from compression.errors import UserError
+from compression.methods.base import Method
+from compression.tasks.task import evaluate, predict
+from compression.training import Recipe, complete
+from tests.conftest import stripes_task
+
+NAMES = list(methods.METHODS)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A task and a model that knows it."""
+    from compression.machine import accelerator
+    from tests.conftest import Kept
+
+    task = stripes_task()
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task)
+
+    def context(original, folder, **changes):
+        from compression.context import Context
+
+        given = {
+            "load": lambda name: models.build(name, task),
+            "build": lambda name: models.build(name, task),
+        }
+        return Context(task, original, accelerator(True, "no"), Kept(), 0, folder, **(given | changes))
+
+    import pathlib
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        start = context(model, pathlib.Path(folder))
+        methods.method("finetune")(epochs=4).apply(model, start)
+    return task, model, context
+
+
+@pytest.fixture(scope="module")
+def applied(trained, tmp_path_factory):
+    """Each method's result on the trained model, made once."""
+    task, model, context = trained
+    made = {}
+
+    def of(name):
+        if name not in made:
+            torch.manual_seed(1)
+            original = copy.deepcopy(model).eval().requires_grad_(False)
+            step = methods.method(name)()
+            step = complete(step, task) if isinstance(step, Recipe) else step
+            there = context(original, tmp_path_factory.mktemp(name))
+            start = copy.deepcopy(original).requires_grad_(True)
+            made[name] = step, step.apply(start, there).eval(), original, there
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_is_a_frozen_dataclass_whose_fields_say_what_they_are(name):
+    cls = methods.method(name)
+    assert issubclass(cls, Method)
+    assert dataclasses.is_dataclass(cls)
+    assert cls.__dataclass_params__.frozen
+    assert cls.family == methods.family(name)
+    assert cls.__doc__
+    assert not cls.__doc__.startswith(f"{cls.__name__}(")
+    described = params.fields(cls)
+    assert set(described) == {f.name for f in dataclasses.fields(cls)}
+    for field in described.values():
+        assert field.param.help
+        assert field.type in (int, float, bool, str)
+        if field.param.search and field.param.interval:
+            assert all(bound in field.param.interval for bound in field.param.search)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_chains_text_reads_back_to_the_same_step(name):
+    step = methods.method(name)()
+    assert methods.parse(methods.text([step])) == (step,)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_leaves_a_plain_module_and_the_original_alone(name, applied, trained):
+    _, model, original, _ = applied(name)
+    assert isinstance(model, nn.Module)
+    for module in model.modules():
+        assert not hasattr(module, "parametrizations")
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    task, untouched, _ = trained
+    assert all(
+        torch.equal(a, b) for a, b in zip(original.state_dict().values(), untouched.state_dict().values(), strict=True)
+    )
+    copy.deepcopy(model)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_still_knows_the_task(name, applied, trained):
+    _, model, _, _ = applied(name)
+    task, *_ = trained
+    assert evaluate(model, task.test, task)["accuracy"] > 0.6
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_reloads_and_exports_with_equal_answers(name, applied, trained, tmp_path):
+    _, model, _, _ = applied(name)
+    task, *_ = trained
+    again = artifacts.load(artifacts.save(model, tmp_path / "model", {}))
+    torch.testing.assert_close(predict(again, task.test)[0], predict(model, task.test)[0], rtol=1e-4, atol=1e-5)
+    file = deploy.export(model, task.example(4), tmp_path / "model.onnx")
+    assert deploy.parity(model, file, task.test, task.metrics, threads=1).agreement >= 0.998
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_method_says_is_json(name):
+    json.dumps(params.values(methods.method(name)()))
+
+
+def test_an_unknown_method_is_refused_with_the_names():
+    with pytest.raises(UserError, match="no method 'respond'; there are .*response"):
+        methods.parse("respond:temperature=4")
+
+
+def test_an_unknown_field_is_refused_with_the_names():
+    with pytest.raises(UserError, match="'response' has no field 'temp'; it has .*temperature"):
+        methods.parse("response:temp=4")
+
+
+def test_a_field_without_a_value_is_refused():
+    with pytest.raises(UserError, match="'temperature' in the step .* has no value"):
+        methods.parse("response:temperature")
+
+
+def test_a_chain_reads_step_by_step():
+    first, second = methods.parse("finetune:epochs=2+response:temperature=3,alpha=0.5")
+    assert (first.epochs, second.temperature, second.alpha) == (2, 3.0, 0.5)
+    assert methods.text((first, second)) == "finetune:epochs=2+response:temperature=3.0,alpha=0.5"
+
+
+def test_training_after_a_step_that_seals_is_refused(monkeypatch):
+    finetune = methods.method("finetune")
+    methods.check_order([finetune(), finetune()])
+    monkeypatch.setattr(finetune, "seals", True)
+    with pytest.raises(UserError, match="finetune trains, which it cannot after finetune"):
+        methods.check_order([finetune(), finetune()])
