@@ -1,0 +1,30 @@
+"""MLflow: starting and ending runs, delivering what they say, and reading back what is there.
+
+Only this package (and `compression.backend`) imports mlflow. A run's words go through its outbox, so a server
+that goes away in the middle of a run costs nothing; questions go to the server directly, and a UserError says
+when it does not answer.
+"""
+
+from compression.journal import home
+from compression.tracking.delivery import sync, unsent
+from compression.tracking.lifecycle import child, start
+from compression.tracking.run import Run, folder_of
+from compression.tracking.server import check_server
+from compression.tracking.stored import Stored, describe_model, download, find_baseline, history, stored
+
+__all__ = [
+    "Run",
+    "Stored",
+    "check_server",
+    "child",
+    "describe_model",
+    "download",
+    "find_baseline",
+    "folder_of",
+    "history",
+    "home",
+    "start",
+    "stored",
+    "sync",
+    "unsent",
+]

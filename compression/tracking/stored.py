@@ -1,0 +1,114 @@
+"""Reading back what runs left in MLflow: baselines, models, histories."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+from mlflow.models import Model
+
+from compression import __version__
+from compression.tracking import server
+from compression.tracking.run import folder_of
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A run as MLflow has it."""
+
+    id: str
+    name: str
+    status: str  # RUNNING, FINISHED, FAILED, KILLED
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]  # the latest of each
+
+
+def stored(run_id: str) -> Stored:
+    """The run `run_id`; a UserError if there is none, or the server does not answer."""
+    with server.asking(f"read the run {run_id}") as client:
+        run = client.get_run(run_id)
+    return Stored(
+        run_id,
+        run.info.run_name,
+        run.info.status,
+        dict(run.data.params),
+        dict(run.data.tags),
+        dict(run.data.metrics),
+    )
+
+
+def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
+    """Every metric of the run -> its (step, value), in the order of the steps."""
+    with server.asking(f"read the run {run_id}") as client:
+        names = client.get_run(run_id).data.metrics
+        points = {name: client.get_metric_history(run_id, name) for name in names}
+    return {
+        name: [(p.step, p.value) for p in sorted(line, key=lambda p: (p.step, p.timestamp))]
+        for name, line in points.items()
+    }
+
+
+def find_baseline(task: str, model: str, data_digest: str) -> str | None:
+    """The id of the newest finished `train` run of the same task, model and data, in any experiment."""
+    tags = {"stage": "train", "task": task, "model": model, "data_digest": data_digest}
+    asked = [f"tags.{name} = {_quoted(value)}" for name, value in tags.items()]
+    with server.asking("look for a trained baseline") as client:
+        found = client.search_runs(
+            _experiments(client),
+            " and ".join([*asked, "attributes.status = 'FINISHED'"]),
+            max_results=1,
+            order_by=["attributes.start_time DESC"],
+        )
+    return found[0].info.run_id if found else None
+
+
+def _quoted(value: str) -> str:
+    """`value` in a filter; MLflow knows no escapes, but two kinds of quotes."""
+    return f'"{value}"' if "'" in value else f"'{value}'"
+
+
+def _experiments(client: MlflowClient) -> list[str]:
+    ids: list[str] = []
+    token = None
+    while True:
+        page = client.search_experiments(view_type=ViewType.ACTIVE_ONLY, page_token=token)
+        ids += [experiment.experiment_id for experiment in page]
+        if not (token := page.token):
+            return ids
+
+
+def download(uri: str, to: Path | str) -> Path:
+    """What `uri` names, inside the folder `to`.
+
+    `runs:/<id>/<path>`, `runs:/<id>` (its `model`), `runs:/<id>/` (everything), `models:/<name>/<version>` or
+    `models:/<name>@<alias>`. What a run of this machine has not delivered yet comes from its folder here. A
+    UserError if there is no such thing, or the server does not answer.
+    """
+    scheme, _, path = uri.partition(":/")
+    if scheme == "runs":
+        run_id, slash, path = path.strip().partition("/")
+        path = path if slash else "model"
+        uri = f"runs:/{run_id}/{path}"
+        here = folder_of(run_id) / "artifacts" / path
+        if run_id and path and here.exists():
+            return _copied(here, Path(to))
+    with server.asking(f"download {uri}"):
+        got = mlflow.artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=server.tracking_uri())
+    return Path(got)
+
+
+def _copied(source: Path, to: Path) -> Path:
+    to.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        return Path(shutil.copytree(source, to / source.name, dirs_exist_ok=True))
+    return Path(shutil.copy2(source, to))
+
+
+def describe_model(folder: Path | str) -> None:
+    """Write the file `MLmodel` that lets MLflow register the model saved in `folder`."""
+    Model(flavors={"compression": {"version": __version__}}).save(str(Path(folder) / "MLmodel"))

@@ -1,0 +1,273 @@
+"""The journal and its delivery: what was put arrives, in order, whatever dies in between."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from compression import outbox
+from compression.errors import UserError
+from compression.journal import JOURNAL, REFUSED, Busy, Journal, home, waiting, write_whole
+from compression.outbox import BATCH, Outbox, Refused, Undelivered, deliver
+
+
+class Receiver:
+    """Takes records; refuses the bad ones; while `gone`, takes none."""
+
+    def __init__(self):
+        self.taken, self.batches, self.gone = [], 0, False
+        self.asked = threading.Event()
+
+    def __call__(self, records):
+        self.asked.set()
+        if self.gone:
+            raise Undelivered("nobody there")
+        if any("bad" in record for record in records):
+            raise Refused("bad record")
+        self.batches += 1
+        self.taken += records
+
+
+@pytest.fixture
+def receiver():
+    return Receiver()
+
+
+@pytest.fixture
+def open_outbox(tmp_path, receiver):
+    said = []
+
+    def make():
+        made = Outbox(Journal(tmp_path), receiver, lambda: said.append("finished"), said.append)
+        made.said = said
+        return made
+
+    return make
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A receiver that is gone is asked again soon."""
+    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(outbox, "LINGER", 0.0)
+
+
+def numbers(start, stop):
+    return [{"n": n} for n in range(start, stop)]
+
+
+def python(code, *arguments, **options):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, **options)
+
+
+def test_records_arrive_in_order_and_once_and_in_batches(open_outbox, receiver):
+    box = open_outbox()
+    for record in numbers(0, 3 * BATCH):
+        box.put(record)
+    assert box.close(5.0)
+    assert receiver.taken == numbers(0, 3 * BATCH)
+    assert receiver.batches < BATCH
+    assert box.said == ["finished"]
+
+
+def test_putting_waits_for_nobody(tmp_path):
+    answer = threading.Event()
+    box = Outbox(Journal(tmp_path), lambda records: answer.wait(), lambda: None, lambda reason: None)
+    box.put(*numbers(0, 500))  # returns although the receiver never does
+    assert waiting(tmp_path) == 500
+    answer.set()
+    assert box.close(5.0)
+    assert waiting(tmp_path) == 0
+
+
+def test_what_was_put_while_the_receiver_was_gone_arrives_when_it_is_back(open_outbox, receiver, quick):
+    receiver.gone = True
+    box = open_outbox()
+    box.put(*numbers(0, 5))
+    receiver.asked.wait(5)
+    box.put(*numbers(5, 10))
+    receiver.gone = False
+    assert box.close(5.0)
+    assert receiver.taken == numbers(0, 10)
+    assert box.said == ["nobody there", "finished"]  # the reason once, however often it was tried
+
+
+def test_a_receiver_that_stays_away_costs_the_end_its_patience_and_the_records_stay(
+    open_outbox, receiver, quick, tmp_path
+):
+    receiver.gone = True
+    box = open_outbox()
+    box.put(*numbers(0, 7))
+    assert not box.close(0.3)
+    assert box.trouble == "nobody there"
+    assert waiting(tmp_path) == 7
+    assert [record for record, _ in box.journal.records()] == numbers(0, 7)
+
+
+def test_only_the_records_that_are_refused_are_set_aside(open_outbox, receiver, tmp_path):
+    box = open_outbox()
+    box.put({"n": 0}, {"bad": 1}, {"n": 2}, {"bad": 3}, {"n": 4})
+    assert box.close(5.0)
+    assert receiver.taken == [{"n": 0}, {"n": 2}, {"n": 4}]
+    refused = [json.loads(line) for line in (tmp_path / REFUSED).read_text().splitlines()]
+    assert refused == [{"reason": "bad record", "record": {"bad": n}} for n in (1, 3)]
+
+
+def test_a_bug_in_the_receiver_is_not_taken_for_a_delivery(tmp_path, monkeypatch):
+    crashed = []
+    monkeypatch.setattr(threading, "excepthook", lambda what: crashed.append(what.exc_type))
+
+    def broken(records):
+        raise TypeError("a bug")
+
+    box = Outbox(Journal(tmp_path), broken, lambda: None, lambda reason: None)
+    box.put({"n": 1})
+    assert not box.close(5.0)
+    assert crashed == [TypeError]
+    assert waiting(tmp_path) == 1
+
+
+def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from compression.journal import Journal
+        journal = Journal(Path(sys.argv[1]))
+        n = 0
+        while True:
+            journal.append([{"n": n}])
+            print(n, flush=True)
+            n += 1
+    """
+    process = python(code, tmp_path, stdout=subprocess.PIPE)
+    said = [process.stdout.readline() for _ in range(50)]
+    process.send_signal(signal.SIGKILL)
+    said += process.stdout.readlines()
+    process.wait()
+    deliver(Journal(tmp_path), receiver)
+    whole = [line for line in said if line.endswith("\n")]
+    assert len(receiver.taken) >= len(whole) >= 50
+    assert receiver.taken == numbers(0, len(receiver.taken))
+
+
+def test_a_line_that_was_never_finished_is_dropped_and_writing_goes_on(tmp_path, receiver):
+    (tmp_path / JOURNAL).write_bytes(b'{"n": 0}\n{"n": 1}\n{"n":')
+    journal = Journal(tmp_path)
+    journal.append([{"n": 2}])
+    deliver(journal, receiver)
+    assert receiver.taken == numbers(0, 3)
+
+
+def test_a_line_that_a_disk_spoilt_blocks_nothing(tmp_path):
+    (tmp_path / JOURNAL).write_bytes(b'{"n": 0}\n\0\0\0\xff\n{"n": 2}\n')
+    assert [record for record, _ in Journal(tmp_path).records()] == [
+        {"n": 0},
+        {"unreadable": "\0\0\0�\n"},
+        {"n": 2},
+    ]
+
+
+def test_a_process_that_died_after_sending_repeats_at_most_one_batch(tmp_path, receiver):
+    journal = Journal(tmp_path)
+    journal.append(numbers(0, BATCH + 10))
+
+    def dies_on_the_second(records):
+        receiver(records)
+        if receiver.batches == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deliver(journal, dies_on_the_second)
+    journal.close()
+    deliver(Journal(tmp_path, create=False), receiver)
+    assert receiver.taken == numbers(0, BATCH + 10) + numbers(BATCH, BATCH + 10)
+
+
+def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
+    held = Journal(tmp_path)
+    with pytest.raises(Busy):
+        Journal(tmp_path)
+    code = "import sys, pathlib; from compression.journal import *; Journal(pathlib.Path(sys.argv[1]), create=False)"
+    other = python(code, tmp_path, stderr=subprocess.PIPE)
+    assert "Busy" in other.communicate()[1]
+    held.close()
+    held.close()
+    Journal(tmp_path).close()
+
+
+def test_a_journal_that_was_delivered_is_nobodys(tmp_path):
+    Journal(tmp_path).remove()
+    with pytest.raises(Busy):
+        Journal(tmp_path, create=False)
+    assert os.listdir(tmp_path) == []
+    assert waiting(tmp_path) == 0
+
+
+def limited(size):
+    """In a child process, make files end at `size` bytes, as they do where a disk is full."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_said_in_a_sentence_and_no_record_is_left_half_written(tmp_path):
+    code = """if True:
+        import signal, sys
+        from pathlib import Path
+        from compression.journal import Journal
+        from compression.errors import UserError
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        journal = Journal(Path(sys.argv[1]))
+        try:
+            for n in range(1000):
+                journal.append([{"n": n}, {"pair": n}])
+        except UserError as error:
+            print(error)
+    """
+    out = python(code, tmp_path, stdout=subprocess.PIPE, preexec_fn=limited(1000)).communicate()[0]
+    assert out.startswith(f"Cannot write to {tmp_path}: ")
+    assert "COMPRESSION_HOME" in out
+    records = [record for record, _ in Journal(tmp_path).records()]
+    assert records[-1] == {"pair": len(records) // 2 - 1}
+
+
+def test_a_file_is_whole_or_as_it_was_before(tmp_path):
+    code = """if True:
+        import io, signal, sys
+        from pathlib import Path
+        from compression.journal import write_whole
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(100)))
+        write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(5000)))
+    """
+    process = python(code, tmp_path, stderr=subprocess.PIPE, preexec_fn=limited(1000))
+    assert "UserError: Cannot write to" in process.communicate()[1]
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").stat().st_size == 100
+
+
+def test_the_reserve_is_real_room_and_given_back(tmp_path):
+    journal = Journal(tmp_path)
+    journal.reserve()
+    assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 1 << 20
+    journal.release()
+    assert os.listdir(tmp_path) == [JOURNAL]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"Cannot write to {tmp_path}/file/runs: Not a directory"):
+        Journal(tmp_path / "file" / "runs")
+    with pytest.raises(UserError, match="File exists"):
+        write_whole(tmp_path / "file" / "x", open(os.devnull, "rb"))  # noqa: SIM115
+
+
+def test_the_home_is_one_folder_wherever_the_process_goes(tmp_path, monkeypatch):
+    monkeypatch.setenv("COMPRESSION_HOME", "")
+    monkeypatch.chdir(tmp_path)
+    assert home() == tmp_path / ".compression"
+    monkeypatch.setenv("COMPRESSION_HOME", "elsewhere")
+    assert home() == tmp_path / "elsewhere"
