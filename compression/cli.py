@@ -119,9 +119,9 @@ def evaluate(**given: Any) -> None:
 
 def report(run: tuple[str, ...], output: str) -> None:
     """Write the report of stored runs: of one its report.html, of several how they compare."""
-    from compression import stored
+    from compression import comparison
 
-    click.echo(stored.write_report(run, output))
+    click.echo(f"Wrote {comparison.write(run, output)}.")
 
 
 def sync() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from matplotlib.figure import Figure
 
 # name, what it is called, unit, whether more is better (None: neither)
 ROWS = (
@@ -87,19 +89,27 @@ def note(content: dict[str, Any]) -> str:
 
 def render(content: dict[str, Any], folder: Path) -> str:
     """The page, with the pictures of `folder/figures` and the rows of `folder/layers.csv` inside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     with open(folder / "layers.csv", newline="") as file:
         layers = list(csv.DictReader(file))
     pictures = {path.stem.replace("-", " "): data_uri(path) for path in sorted((folder / "figures").glob("*.png"))}
-    return environment.get_template("report.html").render(
-        content=content, rows=rows(content), layers=layers, pictures=pictures, number=number
-    )
+    return page("report.html", content=content, rows=rows(content), layers=layers, pictures=pictures)
 
 
-def data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def page(template: str, **values: Any) -> str:
+    """A template of `pages/`, filled in; what comes from outside is escaped."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template(template).render(number=number, **values)
+
+
+def data_uri(picture: Path | Figure) -> str:
+    """A PNG file, or a figure, as an address that holds the picture itself."""
+    if isinstance(picture, Figure):
+        drawn = io.BytesIO()
+        picture.savefig(drawn, format="png")
+        return data_uri_of(drawn.getvalue())
+    return data_uri_of(picture.read_bytes())
+
+
+def data_uri_of(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -99,8 +99,8 @@ def draw(run: tracking.Run, task: Task, measured: list[Measurement]) -> None:
         assert counts[1] is not None
         run.figure("confusion", figures.confusion(counts[0], counts[1], task.labels))
         run.figure("per-class", figures.per_class(counts[0], counts[1], task.labels))
-    if "train_loss" in run.history:
-        run.figure("training", figures.curves(run.history, task.metric))
+    if "train_loss" in run.curves:
+        run.figure("training", figures.curves(run.curves, task.metric))
     rows = before.layers if before else None
     run.figure("layers-params", figures.layers(rows, after.layers, "params", "Parameters by layer"))
     if any(row["sparsity"] > 0.005 for row in after.layers):
