@@ -124,7 +124,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
 
 def restore(model: nn.Module, found: dict[str, Any]) -> None:
     """Apply what `changes` found to a freshly built model."""
-    classes = {cls.__name__: cls for cls in layers.REBUILT}
+    classes: dict[str, Any] = {cls.__name__: cls for cls in layers.REBUILT}
     for path in sorted(found["removed"], reverse=True):
         parent, _, name = path.rpartition(".")
         delattr(model.get_submodule(parent), name)

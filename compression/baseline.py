@@ -17,33 +17,34 @@ from compression.tasks.task import Task, forward
 Train = Callable[[str], str]  # a model's name -> the address of the run that trained it
 
 
-def trained(spec: str, task: Task, train: Train) -> nn.Module:
-    """The trained model that `spec` names: `runs:/…`, `models:/…`, a folder, or a name that is trained for the task.
+def address(spec: str, task: Task, train: Train) -> str:
+    """Where the trained model that `spec` names lies: `runs:/…`, `models:/…` or a folder.
 
     A name (the task's own where `spec` is empty) means the newest finished `train` run of the same task, model and
     data; there being none, `train` makes one.
     """
     if is_address(spec):
-        return require_fit(_opened(spec, task), task, spec)
+        return spec
     name = spec or task.model
     found = tracking.find_baseline(task.name, name, task.digest)
-    return require_fit(_opened(f"runs:/{found}/model" if found else train(name), task), task, name)
+    return f"runs:/{found}/model" if found else train(name)
+
+
+def opened(address: str, task: Task) -> nn.Module:
+    """The model at `address`, on the CPU, in eval mode; UserError if it does not fit the task."""
+    if Path(address).is_dir():
+        return require_fit(artifacts.load(Path(address)), task, address)
+    with tempfile.TemporaryDirectory() as scratch:
+        return require_fit(artifacts.load(tracking.download(address, Path(scratch))), task, address)
 
 
 def student(spec: str, task: Task, train: Train) -> nn.Module:
-    """As `trained`, but a plain name is an untrained model (a hub name: with its pretrained weights)."""
-    return trained(spec, task, train) if is_address(spec) else require_fit(models.build(spec, task), task, spec)
+    """The model at an address; a plain name is an untrained model (a hub name: with its pretrained weights)."""
+    return opened(spec, task) if is_address(spec) else require_fit(models.build(spec, task), task, spec)
 
 
 def is_address(spec: str) -> bool:
     return spec.startswith(("runs:/", "models:/")) or (Path(spec) / artifacts.STRUCTURE).exists()
-
-
-def _opened(spec: str, task: Task) -> nn.Module:
-    if Path(spec).is_dir():
-        return artifacts.load(Path(spec))
-    with tempfile.TemporaryDirectory() as scratch:
-        return artifacts.load(tracking.download(spec, Path(scratch)))
 
 
 @torch.no_grad()

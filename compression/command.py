@@ -28,5 +28,16 @@ def options(instance: Any) -> list[str]:
     return [word for name, value in said for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def project_line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> str:
+    """The same as an MLflow Project: `mlflow run . -e distill -P method=response -P task=…`."""
+    if stage == "compress" and len(steps) == 1:
+        entry, first = steps[0].family, [f"method={methods.name_of(steps[0])}"]
+    else:
+        entry, first = stage, [f"chain={methods.text(steps)}"] if stage == "compress" else []
+    given = words(settings, stage, steps)[2 if first else 1 :]
+    pairs = [f"{name[2:].replace('-', '_')}={value}" for name, value in zip(given[::2], given[1::2], strict=True)]
+    return shlex.join(["mlflow", "run", ".", "-e", entry, *(word for pair in first + pairs for word in ("-P", pair))])
+
+
 def line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> str:
     return shlex.join(["compression", *words(settings, stage, steps)])

@@ -48,4 +48,3 @@ def side_by_side(contents: list[dict[str, Any]]) -> str:
     ratios = [f"{metric}_kept", "compression_ratio", "speedup", "macs_ratio"]
     columns = [metric, *ratios, "size_mb", "latency_ms", "seconds"]
     return report.page("comparison.html", contents=contents, columns=columns, picture=report.data_uri(picture))
-

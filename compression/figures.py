@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 BEFORE, AFTER, INK, FAINT = "#8da0b6", "#1f6f5c", "#22303c", "#d9e0e6"
+SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", AFTER])
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
@@ -31,14 +35,27 @@ STYLE = {
 }
 
 
+P = ParamSpec("P")
+
+
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draw in the lab's style; matplotlib reads it when a part is made, so it must hold for the whole drawing."""
+
+    @functools.wraps(draw)
+    def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
 def canvas(columns: int = 1, width: float = 6.0, height: float = 3.6) -> tuple[Figure, list[Axes]]:
-    """A figure in the lab's style with `columns` axes side by side; never touches pyplot's global state."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
-    return figure, list(axes)
+    """A figure with `columns` axes side by side, for a `styled` function; pyplot's global state is left alone."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
 
 
+@styled
 def tradeoff(points: Sequence[dict[str, Any]], metric: str) -> Figure:
     """Quality against the size of the deployed file; a point is {label, size_mb, <metric>}, the first the baseline."""
     figure, [axes] = canvas()
@@ -53,6 +70,7 @@ def tradeoff(points: Sequence[dict[str, Any]], metric: str) -> Figure:
     return figure
 
 
+@styled
 def curves(history: dict[str, list[tuple[int, float]]], metric: str) -> Figure:
     """Training loss and validation metric by epoch."""
     wanted = [name for name in ("train_loss", f"val_{metric}", "learning_rate") if history.get(name)]
@@ -65,6 +83,7 @@ def curves(history: dict[str, list[tuple[int, float]]], metric: str) -> Figure:
     return figure
 
 
+@styled
 def confusion(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str]) -> Figure:
     """Confusion matrices `(classes, classes)`, true class by row, in shares of the row."""
     shown = [("before", before), ("after", after)] if before is not None else [("", after)]
@@ -72,7 +91,7 @@ def confusion(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str
     for place, (title, counts) in zip(axes, shown, strict=True):
         assert counts is not None
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-        place.imshow(shares, cmap="YlGnBu", vmin=0, vmax=1)
+        place.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
         place.grid(visible=False)
         ticks = range(len(labels))
         place.set_xticks(ticks, labels, rotation=90, fontsize=8)
@@ -92,6 +111,7 @@ def confusion(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str
     return figure
 
 
+@styled
 def per_class(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str]) -> Figure:
     """Share of each true class that is answered rightly, before and after."""
     figure, [axes] = canvas(height=max(2.4, 0.32 * len(labels) + 1))
@@ -103,10 +123,12 @@ def per_class(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str
     axes.set_yticks(places, labels)
     axes.invert_yaxis()
     axes.set(title="Right answers by class", xlim=(0, 1))
-    axes.legend(ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
+@styled
 def layers(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], column: str, title: str) -> Figure:
     """A column of the layer table as bars, before and after."""
     figure, [axes] = canvas(width=max(6.0, 0.22 * len(after) + 2), height=3.4)

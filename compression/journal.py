@@ -22,7 +22,8 @@ from compression.errors import UserError
 
 Record = dict[str, Any]
 
-JOURNAL, DELIVERED, REFUSED, RESERVE = "journal.jsonl", "delivered", "refused.jsonl", "reserve"
+JOURNAL, LOCK, DELIVERED, RESERVE = "journal.jsonl", "lock", "delivered", "reserve"
+REFUSED = "refused.jsonl"  # what nobody will ever take, with the reasons
 RESERVE_BYTES = 1 << 20  # kept free for the last words of a run that filled the disk
 
 
@@ -71,28 +72,27 @@ class Journal:
     def __init__(self, folder: Path, create: bool = True) -> None:
         self.folder = folder
         self._turn = threading.Lock()
-        flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)
+        self._lock = self._file = -1
+        new = os.O_CREAT if create else 0
         try:
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / JOURNAL, flags, 0o644)
-            self._hold()
+            self._lock = os.open(folder / LOCK, os.O_RDWR | new, 0o644)
+            self._hold()  # before there is a journal: nobody finds one that nobody holds, and its run alive
+            self._file = os.open(folder / JOURNAL, os.O_RDWR | os.O_APPEND | new, 0o644)
             self._cut_torn_line()
-        except FileNotFoundError:
+        except (BlockingIOError, FileNotFoundError):
+            self.close()
             raise Busy from None
         except OSError as error:
+            self.close()
             raise cannot_write(folder, error) from error
 
     def _hold(self) -> None:
         # flock, not lockf: it also keeps two journals of one process apart, and ends with the process.
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise Busy from None
-        if not os.fstat(self._file).st_nlink:
-            self.close()
-            raise Busy
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(self._lock).st_nlink:
+            raise FileNotFoundError  # its holder has just removed it
 
     def _cut_torn_line(self) -> None:
         """Drop what a process killed in the middle of a write left behind the last whole line."""
@@ -146,7 +146,7 @@ class Journal:
 
     def remove(self) -> None:
         """Everything was delivered: take the journal away, and let go of it."""
-        for name in (JOURNAL, DELIVERED, RESERVE):
+        for name in (JOURNAL, DELIVERED, RESERVE, LOCK):
             (self.folder / name).unlink(missing_ok=True)
         self.close()
 
@@ -159,9 +159,10 @@ class Journal:
 
     def close(self) -> None:
         """Let go of the journal; closing it twice does no harm."""
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = -1
+        for file in (self._file, self._lock):
+            if file >= 0:
+                os.close(file)
+        self._file = self._lock = -1
 
 
 def _parse(line: bytes) -> Record:

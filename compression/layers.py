@@ -9,7 +9,7 @@ PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Layers that a saved model may hold where its builder put another: rebuilt from their constructor's arguments, each
 # kept under the attribute of the same name. A layer class of the lab joins this line to be saved and loaded.
-REBUILT = (
+REBUILT: tuple[type[nn.Module], ...] = (
     *PRUNABLE,
     nn.BatchNorm1d,
     nn.BatchNorm2d,

@@ -44,10 +44,20 @@ class Job:
             record=self.run,
             seed=self.settings.seed,
             folder=self.run.folder,
-            load=lambda spec: baseline.trained(spec, self.task, self.train_child),
+            load=lambda spec: baseline.opened(self.address(spec), self.task),
             build=lambda spec: baseline.student(spec, self.task, self.train_child),
             resume=resumed(self.settings),
         )
+
+    def address(self, spec: str) -> str:
+        """Where the trained model that `spec` names lies, trained now if it has to be."""
+        return baseline.address(spec, self.task, self.train_child)
+
+    def with_baseline(self) -> Job:
+        """This job with the address of its baseline in its settings, so that its command repeats it exactly."""
+        found = self.address(self.settings.baseline or self.settings.model)
+        self.run.tag("baseline", found)
+        return replace(self, settings=replace(self.settings, baseline=found))
 
     def train_child(self, name: str) -> str:
         """Train the model `name` as a child run with the task's own recipe; the address of what it made."""
@@ -62,7 +72,8 @@ def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
     methods.check_order(steps)
     with started(settings, "compress", steps) as job:
         steps = resolved(job, steps)
-        original = baseline.trained(settings.baseline or settings.model, job.task, job.train_child)
+        job = job.with_baseline()
+        original = baseline.opened(job.settings.baseline, job.task)
         original.requires_grad_(False).to(job.machine.device)
         began = time.perf_counter()
         model = apply(steps, original, job.context(original))
@@ -81,8 +92,8 @@ def train(settings: Settings, step: Method) -> dict[str, Any]:
 def evaluate(settings: Settings) -> dict[str, Any]:
     """Measure a trained model as it is."""
     with started(settings, "evaluate") as job:
-        model = baseline.trained(settings.baseline or settings.model, job.task, job.train_child)
-        return conclude(job, [], [model], 0.0)
+        job = job.with_baseline()
+        return conclude(job, [], [baseline.opened(job.settings.baseline, job.task)], 0.0)
 
 
 def train_in(job: Job, step: Method) -> dict[str, Any]:
@@ -131,6 +142,7 @@ def conclude(job: Job, steps: Sequence[Method], compared: list[nn.Module], secon
         "steps": methods.text(steps),
         "participant": job.settings.person,
         "command": command.line(job.settings, job.stage, steps),
+        "project_command": command.project_line(job.settings, job.stage, steps),
         "machine": job.machine.facts(),
     }
     return results.keep(job.run, job.task, compared[-1], measured, found, about)

@@ -24,6 +24,7 @@ ROWS = (
     ("throughput", "throughput, batches of 32", "/s", True),
     ("peak_memory_mb", "peak memory", "MB", False),
 )
+FIRST = ["quality-against-size", "training", "per-class", "confusion", "layers-params", "layers-sparsity"]
 SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")
 
 
@@ -90,9 +91,29 @@ def note(content: dict[str, Any]) -> str:
 def render(content: dict[str, Any], folder: Path) -> str:
     """The page, with the pictures of `folder/figures` and the rows of `folder/layers.csv` inside it."""
     with open(folder / "layers.csv", newline="") as file:
-        layers = list(csv.DictReader(file))
-    pictures = {path.stem.replace("-", " "): data_uri(path) for path in sorted((folder / "figures").glob("*.png"))}
+        layers = [merged(row) for row in csv.DictReader(file)]
+    paths = sorted((folder / "figures").glob("*.png"), key=place)
+    pictures = {path.stem.replace("-", " "): data_uri(path) for path in paths}
     return page("report.html", content=content, rows=rows(content), layers=layers, pictures=pictures)
+
+
+def place(path: Path) -> tuple[int, str]:
+    """Where a picture comes in the report: what every run has first, in FIRST's order, then the method's own."""
+    return (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
+
+
+def merged(row: dict[str, str]) -> dict[str, str]:
+    """A row of layers.csv with `x_before` and `x` in one cell, `before → after`, where they differ."""
+    now = {name: _cell(name, value) for name, value in row.items() if not name.endswith("_before")}
+    then = {name: _cell(name, row[f"{name}_before"]) for name in now if f"{name}_before" in row}
+    return {
+        name: value if then.get(name, value) == value else f"{then[name] or '–'} → {value or '–'}"
+        for name, value in now.items()
+    }
+
+
+def _cell(name: str, value: str) -> str:
+    return number(float(value), name) if name in ("params", "sparsity", "macs") and value else value
 
 
 def page(template: str, **values: Any) -> str:
