@@ -1,0 +1,40 @@
+# make demo | test | lint | format | clean; the first use installs into .venv.
+
+VENV ?= .venv
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
+
+.PHONY: demo test lint format clean
+
+# --no-serve-artifacts: without it, experiments made in the UI keep their files where only a server can write.
+demo: $(VENV)/.installed
+	$(VENV)/bin/mlflow run . -b host -e distill -P task=digits
+	@echo
+	@echo "To see the run in a browser, at http://127.0.0.1:5000:"
+	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+format: $(VENV)/.installed
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+# Runs and results (mlflow.db, mlruns, .compression) stay.
+clean:
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is made last: an installation that was interrupted is taken up again.
+$(VENV)/.installed: pyproject.toml
+	$(if $(PYTHON),,$(error No Python 3.11, 3.12 or 3.13 with its venv module was found. \
+	Install one, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12))
+	test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --disable-pip-version-check --editable '.[dev]'
+	touch $@
