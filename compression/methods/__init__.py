@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FAMILIES = {
     "train": "train the model itself",
     "distill": "train a student on what a teacher knows",
+    "prune": "take away the weights, channels, heads or layers that matter least",
 }
 
 METHODS = {

@@ -1,0 +1,1 @@
+"""Pruning: weights, channels, heads or layers that matter least are taken away."""
