@@ -38,7 +38,7 @@ def save(model: nn.Module, folder: Path, about: dict[str, Any]) -> Path:
         safetensors.torch.save_model(model, str(folder / WEIGHTS))
         (folder / STRUCTURE).write_text(json.dumps(content, indent=1))
         if hasattr(model, "config"):
-            model.config.save_pretrained(folder)  # so that from_pretrained reads the folder too
+            model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]  # so that from_pretrained reads the folder too
     except (OSError, SafetensorError) as error:
         raise UserError(f"Could not write the model to {folder}: {first_line(error)}.") from error
     return folder

@@ -153,7 +153,8 @@ def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = Fa
     """
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "inputs.npz"
-        np.savez(feeds, **{name: t.numpy() for name, t in named(map_inputs(Tensor.cpu, example)).items()})
+        arrays: dict[str, Any] = {name: t.numpy() for name, t in named(map_inputs(Tensor.cpu, example)).items()}
+        np.savez(feeds, **arrays)
         order = {"inputs": str(feeds), "threads": threads, "cuda": cuda}
         timings = _stopwatch(order | {"files": [str(p) for p in paths]})
         peaks = [_stopwatch(order | {"files": [str(p)], "memory": True})[0] for p in paths]

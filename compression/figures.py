@@ -11,11 +11,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BEFORE, AFTER, INK, FAINT = "#8da0b6", "#1f6f5c", "#22303c", "#d9e0e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", AFTER])
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
@@ -79,7 +79,7 @@ def curves(history: dict[str, list[tuple[int, float]]], metric: str) -> Figure:
         steps, values = zip(*history[name], strict=True)
         place.plot(steps, values, color=AFTER, marker="o", markersize=3)
         place.set(title=name.replace("_", " "), xlabel="epoch")
-        place.xaxis.get_major_locator().set_params(integer=True)
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

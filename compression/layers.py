@@ -36,7 +36,7 @@ def set_mask(module: nn.Module, keep: Tensor) -> None:
 
 @torch.no_grad()
 def apply_mask(module: nn.Module) -> None:
-    module.weight.mul_(module.mask)  # type: ignore[operator, union-attr]
+    module.weight.mul_(module.mask)  # type: ignore[operator, union-attr, arg-type]
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:

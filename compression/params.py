@@ -12,7 +12,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from compression.errors import UserError
@@ -118,8 +117,7 @@ def _is(value: Any, kind: type) -> bool:
     return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
 
 
-@cache
-def fields(cls: type) -> dict[str, Field]:
+def fields(cls: Any) -> dict[str, Field]:
     """The described fields of a dataclass, by name, in the order they were written."""
     hints = typing.get_type_hints(cls)
     return {

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from operator import itemgetter
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -163,7 +164,7 @@ class Steps:
             part = slice(start, start + size)
             share = len(targets[part]) / len(targets)
             with self.context.accelerator.autocast():
-                value = self.loss(self.model, map_inputs(lambda t, part=part: t[part], inputs), targets[part])
+                value = self.loss(self.model, map_inputs(itemgetter(part), inputs), targets[part])
             self.context.accelerator.backward(value * share)
             total += value.detach() * share
         return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Split:
         """Model inputs and targets, `batch_size` at a time, in `order` (all in their stored order if None)."""
         order = torch.arange(len(self)) if order is None else order
         for chosen in order.to(self.targets.device).split(batch_size):
-            stored = map_inputs(lambda t, chosen=chosen: t[chosen], self.inputs)
+            stored = map_inputs(itemgetter(chosen), self.inputs)
             yield self.prepare(augment(stored) if augment else stored), self.targets[chosen]
 
 
