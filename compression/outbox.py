@@ -33,14 +33,22 @@ def deliver(journal: Journal, send: Send) -> None:
     `send` raises `Refused` for records that can never be delivered (the batch is then sent one by one, to set
     aside only those), and `Undelivered` when it is of no use to go on now: that passes through.
     """
-    while batch := journal.pending(BATCH):
-        try:
+    while deliver_some(journal, send, BATCH):
+        pass
+
+
+def deliver_some(journal: Journal, send: Send, limit: int) -> bool:
+    """Send the next `limit` records; return whether there were any."""
+    batch = journal.pending(limit)
+    try:
+        if batch:
             send([record for record, _ in batch])
             journal.advance(batch[-1][1])
-        except Refused:
-            for record, end in batch:
-                _deliver_one(journal, record, send)
-                journal.advance(end)
+    except Refused:
+        for record, end in batch:
+            _deliver_one(journal, record, send)
+            journal.advance(end)
+    return bool(batch)
 
 
 def _deliver_one(journal: Journal, record: Record, send: Send) -> None:
@@ -92,7 +100,9 @@ class Outbox:
             closing = self._closing.is_set()  # asked before delivering: nothing is put after close()
             self._news.clear()
             try:
-                deliver(self.journal, self._send)
+                # A receiver that was gone gets one record first: `close` soon sees that it is back.
+                while deliver_some(self.journal, self._send, 1 if self.trouble else BATCH):
+                    self.trouble = ""
             except (Undelivered, UserError) as error:  # UserError: the disk does not take `delivered`
                 self._failed(str(error))
                 pause = self._rest(pause)

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from compression import outbox
 from compression.errors import UserError
-from compression.journal import JOURNAL, REFUSED, Busy, Journal, home, waiting, write_whole
+from compression.journal import JOURNAL, LOCK, REFUSED, Busy, Journal, home, waiting, write_whole
 from compression.outbox import BATCH, Outbox, Refused, Undelivered, deliver
 
 
@@ -109,6 +110,22 @@ def test_a_receiver_that_stays_away_costs_the_end_its_patience_and_the_records_s
     assert [record for record, _ in box.journal.records()] == numbers(0, 7)
 
 
+def test_the_end_waits_for_a_receiver_that_is_back_however_long_it_takes(tmp_path, receiver, quick):
+    """It once gave up in the middle of delivering, because the trouble before was not over until all had arrived."""
+
+    def slow(records):
+        receiver(records)
+        time.sleep(0.05)
+
+    receiver.gone = True
+    box = Outbox(Journal(tmp_path), slow, lambda: None, lambda reason: None)
+    box.put(*numbers(0, 10 * BATCH))
+    receiver.asked.wait(5)
+    receiver.gone = False
+    assert box.close(0.3)
+    assert receiver.taken == numbers(0, 10 * BATCH)
+
+
 def test_only_the_records_that_are_refused_are_set_aside(open_outbox, receiver, tmp_path):
     box = open_outbox()
     box.put({"n": 0}, {"bad": 1}, {"n": 2}, {"bad": 3}, {"n": 4})
@@ -200,6 +217,28 @@ def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
     Journal(tmp_path).close()
 
 
+def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
+    """It once was there before it was locked: a sync beside it took the run for dead."""
+    found, stop = [], threading.Event()
+
+    def look():
+        while not stop.is_set():
+            for path in tmp_path.glob(f"*/{JOURNAL}"):
+                try:
+                    Journal(path.parent, create=False).close()
+                    found.append(path)
+                except Busy:
+                    pass
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    journals = [Journal(tmp_path / str(n)) for n in range(300)]
+    stop.set()
+    looking.join()
+    assert found == []
+    assert len(journals) == 300
+
+
 def test_a_journal_that_was_delivered_is_nobodys(tmp_path):
     Journal(tmp_path).remove()
     with pytest.raises(Busy):
@@ -254,7 +293,7 @@ def test_the_reserve_is_real_room_and_given_back(tmp_path):
     journal.reserve()
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 1 << 20
     journal.release()
-    assert os.listdir(tmp_path) == [JOURNAL]
+    assert sorted(os.listdir(tmp_path)) == [JOURNAL, LOCK]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

@@ -41,22 +41,31 @@ def start(name: str = "", tags: Mapping[str, str] | None = None, experiment: str
     exception, with its sentence in the note. What earlier runs could not deliver is delivered meanwhile.
     Raises a UserError if the run cannot be started.
     """
+    tags = dict(tags or {})
     joined = os.environ.pop("MLFLOW_RUN_ID", "")  # popped: a run started later must not join it too
     with server.asking("start a run") as client:
         if joined:
-            run = client.get_run(joined)
-            seen, known = run.data.tags, run.data.params
-            folder = _joined(joined, run.info.experiment_id)
+            found = client.get_run(joined)
+            folder = _joined(joined, found.info.experiment_id)
         else:
-            seen, known = {}, {}
-            folder = _new(_experiment(client, experiment), name, dict(tags or {}), may_wait=False)
-    leftovers = threading.Thread(target=sync, name="sync", daemon=True)
+            folder = _new(_experiment(client, experiment), name, tags, may_wait=False)
+    seen, known = (found.data.tags, found.data.params) if joined else (tags, {})
+    leftovers = threading.Thread(target=_deliver_leftovers, name="sync", daemon=True)
     leftovers.start()
-    with _opened(folder, seen, known) as opened:
-        for tag, value in (_commit() | dict(tags or {}) if joined else {}).items():
-            opened.tag(tag, value)
-        yield opened
+    with _opened(folder, seen, known) as run:
+        if joined:
+            for tag, value in (_commit() | tags).items():
+                if tag != MLFLOW_GIT_COMMIT or tag not in seen:  # MLflow knows better which commit it fetched
+                    run.tag(tag, value)
+        yield run
     leftovers.join(PATIENCE)
+
+
+def _deliver_leftovers() -> None:
+    try:
+        sync()
+    except UserError as error:
+        say(str(error))  # a full disk: the run itself will meet it too
 
 
 @contextmanager
@@ -68,7 +77,7 @@ def child(parent: Run, name: str = "", tags: Mapping[str, str] | None = None) ->
     """
     experiment = Delivery(parent.folder).facts["experiment"]
     folder = _new(experiment, name, {**(tags or {}), MLFLOW_PARENT_RUN_ID: parent.id}, may_wait=True)
-    with _opened(folder, dict(tags or {})) as run:
+    with _opened(folder, dict(tags or {}), {}) as run:
         yield run
 
 
@@ -112,10 +121,19 @@ def _experiment(client: MlflowClient, name: str) -> str:
         return os.environ.get("MLFLOW_EXPERIMENT_ID") or DEFAULT_EXPERIMENT
     found = client.get_experiment_by_name(name)
     if found is None:
-        return client.create_experiment(name)
-    if found.lifecycle_stage == "deleted":
+        _make_experiment(client, name)
+        found = client.get_experiment_by_name(name)
+    if found is None or found.lifecycle_stage == "deleted":
         raise UserError(f"The experiment {name!r} was deleted; restore it in MLflow, or take another name.")
     return found.experiment_id
+
+
+def _make_experiment(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_experiment(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":  # then somebody else began at the same moment
+            raise
 
 
 @functools.cache
@@ -133,7 +151,7 @@ def _commit() -> dict[str, str]:
 
 
 @contextmanager
-def _opened(folder: Path, seen: Mapping[str, str], known: Mapping[str, str] | None = None) -> Iterator[Run]:
+def _opened(folder: Path, seen: Mapping[str, str], known: Mapping[str, str]) -> Iterator[Run]:
     delivery = Delivery(folder)
     try:
         journal = Journal(folder)
@@ -145,7 +163,7 @@ def _opened(folder: Path, seen: Mapping[str, str], known: Mapping[str, str] | No
         say(f"{delivery.facts['uri']} takes nothing ({reason}); the run goes on and keeps it all in {folder}.")
 
     outbox = Outbox(journal, delivery, lambda: tidy(delivery, journal), lost)
-    run = Run(delivery.facts["id"] or folder.name, folder, outbox, seen, known or {})
+    run = Run(delivery.facts["id"] or folder.name, folder, outbox, seen, known)
     try:
         with _full_disk_named(folder):
             yield run

@@ -33,7 +33,7 @@ def milliseconds() -> int:
 
 
 def _cut(text: str, length: int) -> str:
-    """At most `length` characters, and no NUL, which PostgreSQL refuses."""
+    """At most `length` characters of a value, and no NUL, which PostgreSQL refuses."""
     text = text.replace("\0", "")
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -68,9 +68,7 @@ class Run:
         """Log parameters, as text; a name the run has already keeps its value (`mlflow run -P` was first)."""
         new = {name: value for name, value in values.items() if name not in self._known}
         self._known.update(new)
-        self._outbox.put(
-            *({"param": _cut(n, NAME_LENGTH), "value": _cut(str(v), PARAM_LENGTH)} for n, v in new.items())
-        )
+        self._outbox.put(*({"param": n[:NAME_LENGTH], "value": _cut(str(v), PARAM_LENGTH)} for n, v in new.items()))
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log figures. One that is not finite is no figure: a warning says so in its place."""
@@ -88,7 +86,7 @@ class Run:
 
     def tag(self, name: str, value: str) -> None:
         self.tags_seen[name] = str(value)
-        self._outbox.put({"tag": _cut(name, NAME_LENGTH), "value": _cut(str(value), TAG_LENGTH)})
+        self._outbox.put({"tag": name[:NAME_LENGTH], "value": _cut(str(value), TAG_LENGTH)})
 
     def warn(self, sentence: str) -> None:
         """Say it on the terminal, in the tag `warning`, on the run's page; the same sentence only once."""
@@ -117,7 +115,8 @@ class Run:
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Keep rows as `<name>.csv`; a column for every key, in the order they come up."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         self._keep(f"{name}.csv", text.getvalue().encode())
