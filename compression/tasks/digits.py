@@ -1,0 +1,66 @@
+"""Handwritten digits of 8x8 pixels that come with scikit-learn: nothing to fetch, seconds to train on."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from compression.errors import UserError
+from compression.tasks import Request
+from compression.tasks.images import normalise, shift
+from compression.tasks.metrics import accuracy, cross_entropy
+from compression.tasks.splits import SEED, digest
+from compression.tasks.task import Split, Task
+
+SHAPE = (1, 8, 8)
+prepare = partial(normalise, mean=(0.3053,), std=(0.3761,))  # of all images, in [0, 1]
+
+
+def digits(request: Request) -> Task:
+    """1,797 images: 60% train, 20% validation, 20% test, every digit with its share in each."""
+    if request.data:
+        raise UserError("The digits come with scikit-learn; leave data= empty.")
+    images, targets = load_digits(return_X_y=True)
+    pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, *SHAPE)
+    whole = Split(torch.from_numpy(pixels), torch.from_numpy(targets).long(), prepare)
+    parts = [torch.from_numpy(part)[: request.limit] for part in _parts(targets)]
+    train, validation, test = map(whole.take, parts)
+    return Task(
+        request.name,
+        train=train,
+        validation=validation,
+        test=test,
+        outputs=10,
+        labels=tuple("0123456789"),
+        metric="accuracy",
+        metrics=accuracy,
+        loss=cross_entropy,
+        model="digits_cnn",
+        student="digits_cnn_small",
+        recipe={
+            "epochs": 30,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "optimizer": "sgd",
+            "schedule": "onecycle",
+            "warmup": 0.25,
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.0,
+        },
+        input_shape=SHAPE,
+        augment=partial(shift, pixels=1),
+        source="scikit-learn's digits",
+        digest=digest([train, validation, test]),
+        limited=request.limit is not None,
+    )
+
+
+def _parts(targets: np.ndarray) -> list[np.ndarray]:
+    """Indices of train, validation and test, in random order."""
+    share = partial(train_test_split, random_state=SEED)
+    train, rest = share(np.arange(len(targets)), test_size=0.4, stratify=targets)
+    return [train, *share(rest, test_size=0.5, stratify=targets[rest])]

@@ -1,0 +1,134 @@
+"""Where data comes from: a folder, COMPRESSION_DATA, or the Hugging Face hub (a mirror, its cache here).
+
+Whatever the place, data is files as they lie on the hub. From the hub it is fetched as files too, so that
+there is one way to read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import constants
+from huggingface_hub.errors import HTTPError
+
+from compression.errors import UserError
+from compression.models import hub
+
+Files = dict[str, list[Path]]  # by split
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A public data set and the files it consists of."""
+
+    name: str  # its folder below COMPRESSION_DATA
+    repository: str  # on the hub
+    folders: tuple[str, ...]  # where its files may lie below its own folder; the first is the hub's
+    splits: tuple[str, ...]
+    optional: tuple[str, ...] = ()  # splits that may be missing
+    named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files that are no parquet, by split
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a data set, and in words where they lie."""
+
+    files: Files
+    source: str
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over the content of all files and the splits they are in."""
+        total = hashlib.sha256()
+        for split, files in sorted(self.files.items()):
+            total.update(split.encode())
+            for file in files:
+                with file.open("rb") as opened:
+                    total.update(hashlib.file_digest(opened, "sha256").digest())
+        return total.hexdigest()
+
+
+def find(origin: Origin, data: str = "") -> Found:
+    """The files of `origin` in the folder `data`; without one, below COMPRESSION_DATA, then on the hub.
+
+    Raises UserError, saying where it looked, if they are in none of these places or some are missing.
+    """
+    if data:
+        return _in_folder(origin, data)
+    root = os.environ.get("COMPRESSION_DATA", "")
+    if root and (files := _below(Path(root) / origin.name, origin)):
+        return Found(files, f"the folder {Path(root) / origin.name}")
+    return _on_hub(origin, f"not below COMPRESSION_DATA={root}" if root else "COMPRESSION_DATA is not set")
+
+
+def _in_folder(origin: Origin, data: str) -> Found:
+    files = _below(Path(data), origin) or _below(Path(data) / origin.name, origin)
+    if not files:
+        raise UserError(
+            f"The folder data={data} does not hold {origin.name}: no file there, or below "
+            f"{' or '.join(origin.folders)}, is named {origin.splits[0]}-*.parquet."
+        )
+    return Found(files, f"the folder {data}")
+
+
+def _on_hub(origin: Origin, looked: str) -> Found:
+    try:
+        files = _below(_snapshot(origin), origin)
+        if not files:
+            raise FileNotFoundError(f"no {origin.folders[0]}/*.parquet in {origin.repository}")
+    except (OSError, HTTPError) as error:
+        raise UserError(
+            f"The data of {origin.name} was not found: {looked}, it is not in the hub's cache here, and "
+            f"{hub.trouble(error)}, or give data=FOLDER with its parquet files, or set COMPRESSION_DATA to a "
+            f"folder that holds {origin.name}/."
+        ) from error
+    return Found(files, f"{origin.repository} from {constants.ENDPOINT}")
+
+
+def _snapshot(origin: Origin) -> Path:
+    """The repository's copy on this disk, fetched or completed now where the hub can be reached."""
+    return Path(
+        huggingface_hub.snapshot_download(
+            origin.repository,
+            repo_type="dataset",
+            allow_patterns=f"{origin.folders[0]}/*.parquet",
+            local_files_only=not hub.reachable(),
+        )
+    )
+
+
+def _below(folder: Path, origin: Origin) -> Files | None:
+    """The files of every split, in `folder` or one of the places below it; None if there are none at all."""
+    for place in (folder, *(folder / name for name in origin.folders)):
+        files = {split: _of_split(place, split, origin) for split in (*origin.splits, *origin.optional)}
+        if any(files.values()):
+            _check_whole(files, place, origin)
+            return {split: found for split, found in files.items() if found}
+    return None
+
+
+def _of_split(place: Path, split: str, origin: Origin) -> list[Path]:
+    for pattern in (f"{split}-*.parquet", f"{split}.parquet", f"{split}/*.parquet"):
+        if found := sorted(place.glob(pattern)):
+            return found
+    return [place / name for name in origin.named.get(split, ()) if (place / name).exists()]
+
+
+def _check_whole(files: Files, place: Path, origin: Origin) -> None:
+    for split in origin.splits:
+        if len(files[split]) < _expected(files[split], origin.named.get(split, ())):
+            names = ", ".join(file.name for file in files[split]) or "nothing"
+            raise UserError(f"{place} lacks files of {origin.name}'s {split} split: it holds {names} of it.")
+
+
+def _expected(found: list[Path], named: tuple[str, ...]) -> int:
+    """How many files a split consists of, as far as the names of those that were found tell."""
+    if found and found[0].suffix != ".parquet":
+        return len(named)
+    shards = re.search(r"-of-(\d+)\.parquet$", found[0].name) if found else None
+    return int(shards[1]) if shards else 1

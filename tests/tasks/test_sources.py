@@ -1,0 +1,150 @@
+import huggingface_hub
+import pytest
+
+from compression.errors import UserError
+from compression.models import hub
+from compression.tasks.sources import Origin, find
+from tests.tasks.fake_hub import serve
+from tests.tasks.made import write_parquet
+
+ORIGIN = Origin(
+    "glue/toy",
+    "somebody/toys",
+    folders=("toy", "data"),
+    splits=("train", "test"),
+    optional=("extra",),
+    named={"train": ("part_1", "part_2"), "test": ("rest",)},
+)
+
+
+def fill(folder, *names):
+    for i, name in enumerate(names):
+        write_parquet(folder / name, {"label": [i]})
+    return folder
+
+
+def names(found):
+    return {split: [file.name for file in files] for split, files in found.files.items()}
+
+
+WHOLE = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet")
+
+
+@pytest.mark.parametrize("below", ["", "toy", "data", "glue/toy", "glue/toy/data"])
+def test_a_given_folder_is_searched_where_the_hub_keeps_files(tmp_path, below):
+    fill(tmp_path / "given" / below, *WHOLE)
+    found = find(ORIGIN, f"{tmp_path}/given")
+    assert names(found) == {"train": list(WHOLE[:2]), "test": [WHOLE[2]]}
+    assert found.source == f"the folder {tmp_path}/given"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [("train.parquet", "test.parquet"), ("train/0000.parquet", "train/0001.parquet", "test/0000.parquet")],
+)
+def test_other_common_names_of_parquet_files_are_known(tmp_path, files):
+    assert sum(len(found) for found in find(ORIGIN, str(fill(tmp_path, *files))).files.values()) == len(files)
+
+
+def test_a_split_is_not_taken_for_another_that_begins_like_it(tmp_path):
+    fill(tmp_path, "train-00000-of-00001.parquet", "test-00000-of-00001.parquet", "test_b-00000-of-00001.parquet")
+    assert names(find(ORIGIN, str(tmp_path)))["test"] == ["test-00000-of-00001.parquet"]
+
+
+def test_an_optional_split_is_found_where_it_is(tmp_path):
+    fill(tmp_path, *WHOLE, "extra-00000-of-00001.parquet")
+    assert names(find(ORIGIN, str(tmp_path)))["extra"] == ["extra-00000-of-00001.parquet"]
+
+
+def test_files_of_another_format_are_found_by_their_names(tmp_path):
+    for name in ("part_1", "part_2", "rest"):
+        (tmp_path / name).touch()
+    assert names(find(ORIGIN, str(tmp_path))) == {"train": ["part_1", "part_2"], "test": ["rest"]}
+
+
+@pytest.mark.parametrize(
+    ("files", "split"),
+    [(WHOLE[1:], "train"), (WHOLE[:2], "test"), (["part_1", "rest"], "train"), (["part_1", "part_2"], "test")],
+)
+def test_a_missing_file_is_noticed(tmp_path, files, split):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"{tmp_path} lacks files of glue/toy's {split} split"):
+        find(ORIGIN, str(tmp_path))
+
+
+def test_a_folder_without_the_data_is_refused_even_where_the_root_has_it(tmp_path, monkeypatch):
+    fill(tmp_path / "root/glue/toy", *WHOLE)
+    monkeypatch.setenv("COMPRESSION_DATA", f"{tmp_path}/root")
+    with pytest.raises(UserError, match="data=nowhere does not hold glue/toy.*toy or data.*train-"):
+        find(ORIGIN, "nowhere")
+
+
+def test_the_root_of_all_data_holds_a_folder_per_task(tmp_path, monkeypatch):
+    fill(tmp_path / "glue/toy", *WHOLE)
+    monkeypatch.setenv("COMPRESSION_DATA", str(tmp_path))
+    assert find(ORIGIN).source == f"the folder {tmp_path}/glue/toy"
+
+
+@pytest.mark.parametrize("root", ["", "/nowhere"])
+def test_data_found_nowhere_says_at_once_where_it_looked_and_what_to_set(monkeypatch, caplog, root):
+    monkeypatch.setenv("COMPRESSION_DATA", root)
+    looked = "not below COMPRESSION_DATA=/nowhere" if root else "COMPRESSION_DATA is not set"
+    with pytest.raises(UserError, match=f"{looked}.*hub's cache.*127.0.0.1:9.*HF_ENDPOINT.*data=FOLDER"):
+        find(ORIGIN)
+    assert "Retrying" not in caplog.text  # as the hub's libraries would, for most of a minute
+
+
+def test_an_endpoint_that_never_answers_is_given_up(monkeypatch, point_at):
+    monkeypatch.setattr(hub, "SECONDS", 0.2)
+    with serve({}, delay=2) as endpoint:
+        point_at(endpoint)
+        assert not hub.reachable()
+
+
+def published(folder):
+    fill(folder / "toy", *WHOLE)
+    (folder / "README.md").write_text("toys")
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*")}
+
+
+def test_a_mirror_gives_the_files_once_and_the_hubs_cache_from_then_on(tmp_path, point_at):
+    with serve({"datasets/somebody/toys": published(tmp_path / "published")}) as endpoint:
+        point_at(endpoint)
+        first = find(ORIGIN)
+    assert first.source == f"somebody/toys from {endpoint}"
+    assert names(first) == {"train": list(WHOLE[:2]), "test": [WHOLE[2]]}
+    assert not list((tmp_path / "hub").rglob("README.md"))  # nothing but the data is fetched
+    point_at("http://127.0.0.1:9")
+    assert find(ORIGIN).fingerprint() == first.fingerprint()
+
+
+def test_a_mirror_without_the_data_is_named(point_at):
+    with serve({}) as endpoint:
+        point_at(endpoint)
+        with pytest.raises(UserError, match=f"{endpoint} does not give it"):
+            find(ORIGIN)
+
+
+def test_a_repository_without_the_files_is_named(tmp_path, point_at):
+    with serve({"datasets/somebody/toys": {"README.md": b"toys"}}) as endpoint:
+        point_at(endpoint)
+        with pytest.raises(UserError, match=r"no toy/\*\.parquet in somebody/toys"):
+            find(ORIGIN)
+
+
+def test_a_full_disk_while_fetching_is_said(monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
+    monkeypatch.setattr(hub, "reachable", lambda: True)
+    with pytest.raises(UserError, match="No space left on device"):
+        find(ORIGIN)
+
+
+def test_the_fingerprint_is_of_content_and_split_but_not_of_the_place(tmp_path):
+    one = find(ORIGIN, str(fill(tmp_path / "one", "train.parquet", "test.parquet")))
+    same = find(ORIGIN, str(fill(tmp_path / "two/toy", "train.parquet", "test.parquet")))
+    swapped = find(ORIGIN, str(fill(tmp_path / "three", "test.parquet", "train.parquet")))
+    assert one.fingerprint() == same.fingerprint() != swapped.fingerprint()
