@@ -105,3 +105,43 @@ def make_context(tmp_path):
         return Context(**(given | changes))
 
     return make
+
+
+def words(count: int, seed: int, classes: int = 3, length: int = 8, vocabulary: int = 24) -> Split:
+    """Sequences of random words, one of which tells the class; the last two places are padding in half of them."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(classes, (count,), generator=generator)
+    ids = torch.randint(2 + classes, vocabulary, (count, length), generator=generator)
+    ids[:, 0] = 1
+    places = torch.randint(1, length - 2, (count,), generator=generator)
+    ids[torch.arange(count), places] = 2 + targets
+    mask = torch.ones_like(ids)
+    mask[: count // 2, -2:] = 0
+    return Split({"input_ids": ids * mask, "attention_mask": mask}, targets, lambda stored: stored)
+
+
+def words_task(**changes) -> Task:
+    """A text task that a tiny BERT learns in a few epochs."""
+    recipe = {"epochs": 4, "batch_size": 32, "learning_rate": 3e-3, "optimizer": "adamw", "schedule": "linear"}
+    recipe |= {"warmup": 0.1, "weight_decay": 0.01, "label_smoothing": 0.0}
+    given = {
+        "name": "words",
+        "train": words(256, 1),
+        "validation": words(96, 2),
+        "test": words(96, 3),
+        "model": "tiny",
+        "student": "",
+        "recipe": recipe,
+        "input_shape": (),
+        "digest": "words",
+    }
+    return stripes_task(**(given | changes))
+
+
+def tiny_bert(outputs: int = 3, **changes) -> nn.Module:
+    """A BERT classifier of three layers with four heads of eight, untrained; a config may say otherwise."""
+    from compression.models import huggingface
+
+    size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    config = {"model_type": "bert", "vocab_size": 24, "max_position_embeddings": 16, "num_labels": outputs}
+    return huggingface.from_config(config | size | changes).eval()

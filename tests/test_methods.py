@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -9,59 +10,63 @@ import torch
 from torch import nn
 
 from compression import artifacts, deploy, methods, models, params
+from compression.context import Context
 from compression.errors import UserError
+from compression.machine import accelerator
 from compression.methods.base import Method
 from compression.tasks.task import evaluate, predict
 from compression.training import Recipe, complete
-from tests.conftest import stripes_task
+from tests.conftest import Kept, stripes_task, tiny_bert, words_task
 
 NAMES = list(methods.METHODS)
 
 
-@pytest.fixture(scope="module")
-def trained():
-    """A task and a model that knows it."""
-    from compression.machine import accelerator
-    from tests.conftest import Kept
-
-    task = stripes_task()
+def subject(needs):
+    """What a method is tried on: the task, the untrained model, and the epochs in which it learns the task."""
     torch.manual_seed(0)
-    model = models.build("digits_cnn", task)
+    if needs == "text":
+        return words_task(), tiny_bert(), 8
+    task = stripes_task()
+    return task, models.build("digits_cnn", task), 4
 
-    def context(original, folder, **changes):
-        from compression.context import Context
 
-        given = {
-            "load": lambda name: models.build(name, task),
-            "build": lambda name: models.build(name, task),
-        }
-        return Context(task, original, accelerator(True, "no"), Kept(), 0, folder, **(given | changes))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(needs)`: a task, a model that knows it, and `context(original, folder)`; each made once."""
 
-    import pathlib
-    import tempfile
+    @functools.cache
+    def of(needs=""):
+        task, model, epochs = subject(needs)
 
-    with tempfile.TemporaryDirectory() as folder:
-        start = context(model, pathlib.Path(folder))
-        methods.method("finetune")(epochs=4).apply(model, start)
-    return task, model, context
+        def context(original, folder, **changes):
+            named = {"load": lambda name: models.build(name, task), "build": lambda name: models.build(name, task)}
+            return Context(task, original, accelerator(True, "no"), Kept(), 0, folder, **(named | changes))
+
+        start = context(model, tmp_path_factory.mktemp("start"))
+        methods.method("finetune")(epochs=epochs).apply(model, start)
+        return task, model, context
+
+    return of
 
 
 @pytest.fixture(scope="module")
 def applied(trained, tmp_path_factory):
-    """Each method's result on the trained model, made once."""
-    task, model, context = trained
-    made = {}
+    """Each method's result on the trained model it is made for, trained where it says that it must be; made once."""
 
+    @functools.cache
     def of(name):
-        if name not in made:
-            torch.manual_seed(1)
-            original = copy.deepcopy(model).eval().requires_grad_(False)
-            step = methods.method(name)()
-            step = complete(step, task) if isinstance(step, Recipe) else step
-            there = context(original, tmp_path_factory.mktemp(name))
-            start = copy.deepcopy(original).requires_grad_(True)
-            made[name] = step, step.apply(start, there).eval(), original, there
-        return made[name]
+        task, model, context = trained(methods.method(name).needs)
+        torch.manual_seed(1)
+        original = copy.deepcopy(model).eval().requires_grad_(False)
+        step = methods.method(name)()
+        step = complete(step, task) if isinstance(step, Recipe) else step
+        there = context(original, tmp_path_factory.mktemp(name))
+        start = copy.deepcopy(original).requires_grad_(True)
+        model = step.apply(start, there).eval()
+        if step.unfinished:
+            there.step_name = "after"
+            model = methods.method("finetune")().apply(model, there)
+        return step, model, original, there
 
     return of
 
@@ -98,7 +103,7 @@ def test_a_method_leaves_a_plain_module_and_the_original_alone(name, applied, tr
         assert not hasattr(module, "parametrizations")
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    task, untouched, _ = trained
+    _, untouched, _ = trained(methods.method(name).needs)
     assert all(
         torch.equal(a, b) for a, b in zip(original.state_dict().values(), untouched.state_dict().values(), strict=True)
     )
@@ -108,18 +113,27 @@ def test_a_method_leaves_a_plain_module_and_the_original_alone(name, applied, tr
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_still_knows_the_task(name, applied, trained):
     _, model, _, _ = applied(name)
-    task, *_ = trained
+    task, *_ = trained(methods.method(name).needs)
     assert evaluate(model, task.test, task)["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_reloads_and_exports_with_equal_answers(name, applied, trained, tmp_path):
     _, model, _, _ = applied(name)
-    task, *_ = trained
+    task, *_ = trained(methods.method(name).needs)
     again = artifacts.load(artifacts.save(model, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(model, task.test)[0], rtol=1e-4, atol=1e-5)
     file = deploy.export(model, task.example(4), tmp_path / "model.onnx")
     assert deploy.parity(model, file, task.test, task.metrics, threads=1).agreement >= 0.998
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_that_is_made_for_one_kind_of_model_refuses_another_in_a_sentence(name, trained, tmp_path):
+    if not methods.method(name).needs:
+        pytest.skip("made for every kind of model")
+    _, model, context = trained("")
+    with pytest.raises(UserError, match="transformer"):
+        methods.method(name)().apply(copy.deepcopy(model), context(model, tmp_path))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -25,6 +25,9 @@ FAMILIES = {
 METHODS = {
     "finetune": "train.finetune:Finetune",
     "response": "distill.response:Response",
+    "snip": "prune.snip:Snip",
+    "grasp": "prune.grasp:Grasp",
+    "obd": "prune.obd:Obd",
 }
 
 

@@ -1,0 +1,25 @@
+"""What the tests of pruners share: a trained model, and figures of what is left of it."""
+
+import pytest
+import torch
+
+from compression import layers, models
+from compression.methods import method
+
+
+@pytest.fixture
+def knowing(task, make_context):
+    """A context and a model that has learned the task."""
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task)
+    context = make_context(task, model)
+    return method("finetune")(epochs=3).apply(model, context), context
+
+
+def zeros(model):
+    return {name: layers.weight(m) == 0 for name, m in layers.prunable(model).items()}
+
+
+def sparsity(model):
+    gone = [z.flatten() for z in zeros(model).values()]
+    return torch.cat(gone).float().mean().item()
