@@ -1,9 +1,8 @@
-"""Trained models: found where a name, a run or a folder says, or trained once and found from then on."""
+"""Models by address: a run, a registered model, a folder; and whether they fit the task."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,21 +13,6 @@ from compression.checkpoint import first_line
 from compression.errors import UserError
 from compression.tasks.task import Task, forward
 
-Train = Callable[[str], str]  # a model's name -> the address of the run that trained it
-
-
-def address(spec: str, task: Task, train: Train) -> str:
-    """Where the trained model that `spec` names lies: `runs:/…`, `models:/…` or a folder.
-
-    A name (the task's own where `spec` is empty) means the newest finished `train` run of the same task, model and
-    data; there being none, `train` makes one.
-    """
-    if is_address(spec):
-        return spec
-    name = spec or task.model
-    found = tracking.find_baseline(task.name, name, task.digest)
-    return f"runs:/{found}/model" if found else train(name)
-
 
 def opened(address: str, task: Task) -> nn.Module:
     """The model at `address`, on the CPU, in eval mode; UserError if it does not fit the task."""
@@ -38,7 +22,7 @@ def opened(address: str, task: Task) -> nn.Module:
         return require_fit(artifacts.load(tracking.download(address, Path(scratch))), task, address)
 
 
-def student(spec: str, task: Task, train: Train) -> nn.Module:
+def student(spec: str, task: Task) -> nn.Module:
     """The model at an address; a plain name is an untrained model (a hub name: with its pretrained weights)."""
     return opened(spec, task) if is_address(spec) else require_fit(models.build(spec, task), task, spec)
 

@@ -177,7 +177,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def refuse(sentence: str, code: int) -> NoReturn:
     """Exit with `code`; a run that `mlflow run` made and nobody joined yet fails with the same sentence."""
-    if "MLFLOW_RUN_ID" in os.environ:
+    if "MLFLOW_RUN_ID" in os.environ:  # else there is nothing to tell, and no reason to import mlflow
         from compression import tracking
 
         tracking.refuse(sentence)

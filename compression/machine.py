@@ -7,15 +7,19 @@ import importlib.metadata
 import os
 import platform
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from compression.errors import UserError
 from compression.settings import Settings, default_threads
 
+T = TypeVar("T")
 LOGGED = ("torch", "torchvision", "transformers", "mlflow", "onnx", "onnxruntime", "accelerate")
 
 
@@ -32,6 +36,13 @@ class Machine:
     def main(self) -> bool:
         """Whether this is the process that measures and logs, when `accelerate launch` started several."""
         return self.accelerator.is_main_process
+
+    def shared(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the main process, in every process."""
+        made = [make() if self.main else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(made)
+        return made[0]  # type: ignore[return-value]
 
     def facts(self) -> dict[str, str | int]:
         """Device, threads, precision, library versions and CPU capability, as MLflow parameters."""

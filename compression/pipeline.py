@@ -6,6 +6,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,21 @@ class Job:
             seed=self.settings.seed,
             folder=self.run.folder,
             load=lambda spec: baseline.opened(self.address(spec), self.task),
-            build=lambda spec: baseline.student(spec, self.task, self.train_child),
+            build=lambda spec: baseline.student(spec, self.task),
             resume=resumed(self.settings),
         )
 
     def address(self, spec: str) -> str:
-        """Where the trained model that `spec` names lies, trained now if it has to be."""
-        return baseline.address(spec, self.task, self.train_child)
+        """Where the trained model that `spec` names lies: `runs:/…`, `models:/…` or a folder.
+
+        A name (the task's own where `spec` is empty) means the newest finished `train` run of the same task, model
+        and data; there being none, one is made now.
+        """
+        if baseline.is_address(spec):
+            return spec
+        name = spec or self.task.model
+        found = self.machine.shared(lambda: tracking.find_baseline(self.task.name, name, self.task.digest))
+        return f"runs:/{found}/model" if found else self.train_child(name)
 
     def with_baseline(self) -> Job:
         """This job with the address of its baseline in its settings, so that its command repeats it exactly."""
@@ -62,9 +71,13 @@ class Job:
     def train_child(self, name: str) -> str:
         """Train the model `name` as a child run with the task's own recipe; the address of what it made."""
         settings = replace(self.settings, model=name, baseline="", run_name="", resume="")
-        with tracking.child(self.run, f"train {name} {self.task.name}", tags(settings, "train")) as run:
-            train_in(replace(self, settings=settings, run=run, stage="train"), methods.method("finetune")())
-        return f"runs:/{run.id}/model"
+        step = methods.method("finetune")()
+        with self.child(f"train {name} {self.task.name}", tags(settings, "train", [step])) as run:
+            train_in(replace(self, settings=settings, run=run, stage="train"), step)
+        return f"runs:/{self.machine.shared(lambda: run.id)}/model"
+
+    def child(self, name: str, tags: dict[str, str]) -> AbstractContextManager[tracking.Run]:
+        return tracking.child(self.run, name, tags) if self.machine.main else tracking.Silent.start()
 
 
 def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
@@ -100,7 +113,7 @@ def train_in(job: Job, step: Method) -> dict[str, Any]:
     """Train within a run that has begun."""
     [step] = resolved(job, [step])
     began = time.perf_counter()
-    model = baseline.student(job.model_name, job.task, job.train_child)
+    model = baseline.student(job.model_name, job.task)
     model = step.apply(model, job.context(model))
     seconds = time.perf_counter() - began
     job.run.tag("model", job.model_name)
@@ -151,10 +164,9 @@ def conclude(job: Job, steps: Sequence[Method], compared: list[nn.Module], secon
 @contextlib.contextmanager
 def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Iterator[Job]:
     """A run with its task loaded and its parameters logged; its failure is the run's failure."""
-    tracking.check_server()
     here = machine.prepare(settings)
     name = settings.run_name or " ".join([*map(methods.name_of, steps), settings.task])
-    with tracking.start(name=name, tags=tags(settings, stage, steps), experiment=settings.experiment) as run:
+    with begun(here, name, tags(settings, stage, steps), settings.experiment) as run:
         task = tasks.load(
             settings.task, data=settings.data, limit=settings.limit, seed=settings.seed, model=settings.model
         )
@@ -164,6 +176,16 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
         run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())
         run.dataset(task.name, task.source, task.digest, stage)
         yield Job(settings, task, here, run, stage)
+
+
+def begun(
+    here: machine.Machine, name: str, tags: dict[str, str], experiment: str
+) -> AbstractContextManager[tracking.Run]:
+    """The MLflow run, in the one process that speaks for all."""
+    if not here.main:
+        return tracking.Silent.start()
+    tracking.check_server()
+    return tracking.start(name=name, tags=tags, experiment=experiment)
 
 
 def tags(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> dict[str, str]:

@@ -7,13 +7,15 @@ when it does not answer.
 
 from compression.journal import home
 from compression.tracking.delivery import sync, unsent
-from compression.tracking.lifecycle import child, start
+from compression.tracking.lifecycle import child, refuse, start
 from compression.tracking.run import Run, folder_of
 from compression.tracking.server import check_server
+from compression.tracking.silent import Silent
 from compression.tracking.stored import Stored, describe_model, download, find_baseline, history, stored
 
 __all__ = [
     "Run",
+    "Silent",
     "Stored",
     "check_server",
     "child",
@@ -23,6 +25,7 @@ __all__ = [
     "folder_of",
     "history",
     "home",
+    "refuse",
     "start",
     "stored",
     "sync",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
@@ -59,6 +60,13 @@ def start(name: str = "", tags: Mapping[str, str] | None = None, experiment: str
                     run.tag(tag, value)
         yield run
     leftovers.join(PATIENCE)
+
+
+def refuse(sentence: str) -> None:
+    """Fail the run that `mlflow run` made for this command, if nobody joined it yet, with `sentence` in its note."""
+    if "MLFLOW_RUN_ID" in os.environ:
+        with contextlib.suppress(UserError), start():  # suppressed: the caller is saying the sentence already
+            raise UserError(sentence)
 
 
 def _deliver_leftovers() -> None:

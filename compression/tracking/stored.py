@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-from mlflow import MlflowClient
+from mlflow import MlflowClient, pyfunc
 from mlflow.entities import ViewType
 from mlflow.models import Model
 
@@ -110,5 +110,7 @@ def _copied(source: Path, to: Path) -> Path:
 
 
 def describe_model(folder: Path | str) -> None:
-    """Write the file `MLmodel` that lets MLflow register the model saved in `folder`."""
-    Model(flavors={"compression": {"version": __version__}}).save(str(Path(folder) / "MLmodel"))
+    """Write the file `MLmodel` that lets MLflow register, load and serve the model saved in `folder`, without pickle."""
+    described = Model(flavors={"compression": {"version": __version__}})
+    pyfunc.add_to_model(described, loader_module="compression.artifacts", data=".")
+    described.save(str(Path(folder) / "MLmodel"))
