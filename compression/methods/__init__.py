@@ -25,9 +25,13 @@ FAMILIES = {
 METHODS = {
     "finetune": "train.finetune:Finetune",
     "response": "distill.response:Response",
+    "magnitude": "prune.magnitude:Magnitude",
+    "ln_structured": "prune.ln_structured:LnStructured",
     "snip": "prune.snip:Snip",
     "grasp": "prune.grasp:Grasp",
     "obd": "prune.obd:Obd",
+    "wanda": "prune.wanda:Wanda",
+    "sparsegpt": "prune.sparsegpt:SparseGpt",
 }
 
 

@@ -87,7 +87,7 @@ def keep_largest(scores: Mapping[str, Tensor], sparsity: float) -> Scores:
     flat = torch.cat([s.flatten() for s in scores.values()])
     kept = torch.zeros_like(flat, dtype=torch.bool)
     order = flat.sort(descending=True, stable=True).indices
-    kept[order[: round((1 - sparsity) * len(flat))]] = True
+    kept[order[: len(flat) - round(sparsity * len(flat))]] = True
     parts = kept.split([s.numel() for s in scores.values()])
     return {name: part.view_as(s) for (name, s), part in zip(scores.items(), parts, strict=True)}
 
@@ -101,6 +101,15 @@ def prune(model: nn.Module, scores: Mapping[str, Tensor], sparsity: float) -> nn
     for name, keep in keep_largest(scores, sparsity).items():
         set_also(found[name], keep)
     return model
+
+
+def shares(sizes: Sequence[int], sparsity: float) -> Iterator[int]:
+    """Whole numbers near `sparsity` times each size, whose sum is as near to that of the whole as can be."""
+    total, given = 0, 0
+    for size in sizes:
+        total += size
+        yield (upto := round(total * sparsity)) - given
+        given = upto
 
 
 def set_also(module: nn.Module, keep: Tensor) -> None:
