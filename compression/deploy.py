@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from compression.checkpoint import first_line
 from compression.errors import UserError
+from compression.quantized.deployed import define_functions, deployable
 from compression.tasks.task import Inputs, Split, forward, map_inputs, predict
 
 OPSET = 20
@@ -55,7 +56,7 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
     dims: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     text = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     shapes = [text if isinstance(example, dict) and t.ndim == 2 else dims for t in tensors.values()]
-    wrapped = _Logits(copy.deepcopy(model).cpu().eval(), list(tensors))
+    wrapped = _Logits(deployable(copy.deepcopy(model).cpu().eval()), list(tensors))
     with quiet():
         try:
             program = torch.onnx.export(
@@ -69,11 +70,22 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
                 verbose=False,
             )
             assert program is not None
-            program.save(path, external_data=False)
+            define_functions(program)
+            path.write_bytes(_bare(program))
         except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
             path.unlink(missing_ok=True)
             raise UserError(f"The model could not be written as ONNX: {first_line(error)}") from error
     return path
+
+
+def _bare(program: torch.onnx.ONNXProgram) -> bytes:
+    """The file without what no runtime reads: traces of our source code and the shapes in between, often 100 kB."""
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(program.model)
+    proto = program.model_proto
+    del proto.graph.value_info[:]
+    return proto.SerializeToString()
 
 
 @contextlib.contextmanager

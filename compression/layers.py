@@ -5,7 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+from compression.quantized import QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
+
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantLinear, QuantConv2d)
+
+
+class Add(nn.Module):
+    """A residual sum as a module, so that a quantizer finds it and can put `QuantAdd` in its place."""
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        return left + right
+
 
 # Layers that a saved model may hold where its builder put another: rebuilt from their constructor's arguments, each
 # kept under the attribute of the same name. A layer class of the lab joins this line to be saved and loaded.
@@ -17,6 +27,12 @@ REBUILT: tuple[type[nn.Module], ...] = (
     nn.Embedding,
     nn.Identity,
     nn.ReLU,
+    Add,
+    Quantize,
+    QuantLinear,
+    QuantConv2d,
+    QuantEmbedding,
+    QuantAdd,
 )
 
 
@@ -61,5 +77,6 @@ def bits(module: nn.Module) -> int:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Learned numbers of the model, each counted once."""
-    return sum(p.numel() for p in model.parameters())
+    """Learned numbers of the model, each counted once; an integer weight is a buffer, and counts."""
+    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, Weighted))
+    return sum(p.numel() for p in model.parameters()) + integers

@@ -1,0 +1,50 @@
+"""The one quantized representation: integer codes, scales, zero points, and layers that compute what they mean.
+
+A quantizer only chooses numbers (`Numbers`); the layers here hold them packed at their bit width, compute with
+them in torch, and turn into what ONNX Runtime runs as integers (`deployable`).
+"""
+
+from compression.quantized.deployed import deployable
+from compression.quantized.layers import (
+    DYNAMIC,
+    Activation,
+    QuantAdd,
+    QuantConv2d,
+    QuantEmbedding,
+    Quantize,
+    QuantLinear,
+    Weighted,
+)
+from compression.quantized.numbers import (
+    Numbers,
+    choose_range,
+    code_range,
+    dequantize,
+    merge,
+    quantize,
+    split,
+    weight_range,
+)
+from compression.quantized.packing import pack, unpack
+
+__all__ = [
+    "DYNAMIC",
+    "Activation",
+    "Numbers",
+    "QuantAdd",
+    "QuantConv2d",
+    "QuantEmbedding",
+    "QuantLinear",
+    "Quantize",
+    "Weighted",
+    "choose_range",
+    "code_range",
+    "dequantize",
+    "deployable",
+    "merge",
+    "pack",
+    "quantize",
+    "split",
+    "unpack",
+    "weight_range",
+]

@@ -1,0 +1,211 @@
+import copy
+from collections import Counter
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto
+from torch import nn
+
+from compression import deploy
+from compression.layers import Add
+from compression.quantized import (
+    DYNAMIC,
+    QuantAdd,
+    QuantConv2d,
+    QuantEmbedding,
+    Quantize,
+    QuantLinear,
+)
+from tests.conftest import tiny_bert, words_task
+from tests.quantized.chosen import input_numbers, weight_numbers
+
+
+class Block(nn.Module):
+    """A residual network in small: everything a quantizer has to reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.relu, self.add, self.pool = nn.ReLU(), Add(), nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1))
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, images):
+        hidden = self.relu(self.first(images))
+        hidden = self.relu(self.add(self.second(hidden), hidden))
+        return self.fc(self.pool(hidden).flatten(1))
+
+
+def quantized_block(bits=8, activation_bits=8, granularity="channel", group_size=0, symmetric=True):
+    torch.manual_seed(0)
+    model = Block().eval()
+    signed, positive = input_numbers(-2, 2, activation_bits), input_numbers(0, 2, activation_bits)
+
+    def numbers(layer):
+        return weight_numbers(layer.weight, bits, granularity, group_size, symmetric, activation_bits)
+
+    model.first = QuantConv2d.from_float(model.first, numbers(model.first), signed)
+    model.second = QuantConv2d.from_float(model.second, numbers(model.second), positive)
+    model.fc = QuantLinear.from_float(model.fc, numbers(model.fc), positive)
+    model.add, model.pool[0] = QuantAdd.from_numbers(signed, positive), Quantize.of(positive)
+    return model
+
+
+def optimised(path, folder):
+    """The graph as ONNX Runtime runs it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+
+
+def both(model, inputs, folder):
+    """The file and the answers of torch and of ONNX Runtime."""
+    path = deploy.export(model, inputs, folder / "model.onnx")
+    with torch.no_grad():
+        ours = model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
+    return path, ours, deploy.Session(path)(inputs)
+
+
+IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("bits", "activation_bits", "granularity", "symmetric"),
+    [(8, 8, "channel", True), (8, 8, "tensor", False), (3, 5, "channel", True), (1, 8, "channel", True)],
+)
+def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granularity, symmetric, tmp_path):
+    model = quantized_block(bits, activation_bits, granularity, symmetric=symmetric)
+    path, ours, theirs = both(model, IMAGES, tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+    ran = optimised(path, tmp_path)
+    assert (ran["QLinearConv"], ran["QLinearAdd"], ran["QGemm"]) == (2, 1, 1)
+    assert not ran.keys() & {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "Relu", "Unpack", "BitShift"}
+
+
+def test_groups_of_a_convolution_answer_alike_in_floats(tmp_path):
+    path, ours, theirs = both(quantized_block(5, 8, "group", 9), IMAGES, tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)
+    assert not optimised(path, tmp_path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
+
+
+def test_odd_activations_answer_alike(tmp_path):
+    model = quantized_block()
+    binary = Quantize("odd", 1)
+    binary.scale, binary.zero_point = torch.tensor(2.0), torch.tensor(0.5)
+    model.second = QuantConv2d(
+        16, 16, (3, 3), padding=(1, 1), bits=1, levels="odd", activation="odd", activation_bits=1
+    )
+    model.second.input = binary
+    model.second.hold(torch.randint(-1, 1, (16, 16, 3, 3)), torch.full((16, 1), 0.1), torch.zeros(16, 1))
+    _, ours, theirs = both(model, IMAGES, tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+
+
+def test_the_file_takes_the_bits_of_its_weights(tmp_path):
+    torch.manual_seed(0)
+    layers = [nn.Linear(512, 256, bias=False) for _ in range(8)]
+    made = [
+        QuantLinear.from_float(layer, weight_numbers(layer.weight, bits, activation_bits=8), input_numbers(-1, 1))
+        for bits, layer in enumerate(layers, 1)
+    ]
+
+    class Side(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(made)
+
+        def forward(self, inputs):
+            return torch.stack([layer(inputs) for layer in self.layers]).sum(0)
+
+    path, ours, theirs = both(Side(), torch.rand(4, 512), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+    packed = sum(512 * 256 * bits // 8 for bits in range(1, 9))
+    assert packed < path.stat().st_size < packed + 8 * (256 * 5 + 700)  # a scale and a zero point for each output
+    large = [t for t in onnx.load(path).graph.initializer if np.prod(t.dims) > 10_000]
+    assert Counter(t.data_type for t in large) == {TensorProto.UINT8: 7, TensorProto.INT8: 1}
+    assert optimised(path, tmp_path)["QGemm"] == 8
+
+
+# --- sums that could saturate -----------------------------------------------------------------------------------
+
+
+ENDS = torch.tensor([-64, 64]).repeat(8)  # of the codes of a weight, output by output
+
+
+def linear(ends, activation):
+    """A layer all of whose weights are at the end of their codes, in steps of 1."""
+    layer = QuantLinear(64, len(ends), bias=False, activation=activation)
+    return layer.hold(ends.unsqueeze(1).expand(-1, 64), torch.ones(len(ends), 1), torch.zeros(len(ends), 1))
+
+
+@pytest.mark.parametrize("activation", ["affine", "dynamic"])
+def test_the_largest_sums_are_exact_in_onnx_runtime(activation, tmp_path):
+    inputs = torch.full((4, 64), 255.0)
+    path = deploy.export(linear(ENDS, activation), inputs, tmp_path / "model.onnx")
+    assert optimised(path, tmp_path)["QGemm" if activation == "affine" else "DynamicQuantizeMatMul"] == 1
+    assert torch.equal(deploy.Session(path)(inputs), (64 * 255 * ENDS).float().expand(4, -1))
+
+
+def test_the_largest_sums_of_a_convolution_are_exact_in_onnx_runtime(tmp_path):
+    layer = QuantConv2d(64, 16, (3, 3), bias=False, activation="affine")
+    layer.hold(ENDS.view(-1, 1, 1, 1).expand(-1, 64, 3, 3), torch.ones(16, 1), torch.zeros(16, 1))
+    sums = 64 * 255 * 576 * ENDS / 64
+    after = Quantize.of(input_numbers(-128 * 73440.0, 127 * 73440.0))  # steps of which the sums are whole multiples
+    images = torch.full((2, 64, 5, 5), 255.0)
+    path = deploy.export(nn.Sequential(layer, after), images, tmp_path / "model.onnx")
+    assert optimised(path, tmp_path)["QLinearConv"] == 1
+    centre = deploy.Session(path)(images)[:, :, 1:-1, 1:-1]
+    assert torch.equal(centre, sums.view(1, -1, 1, 1).expand(2, -1, 3, 3)[:, :, : centre.shape[2], : centre.shape[3]])
+
+
+def test_full_range_weights_beside_full_range_activations_are_refused():
+    """What saturates without VNNI (255 * 127 * 2 > 32767), whether or not this CPU has it."""
+    pair = np.clip(2 * 255 * 127, -(2**15), 2**15 - 1)
+    assert pair != 2 * 255 * 127
+    for code in (-65, 65, 127, -128):
+        with pytest.raises(ValueError, match="saturate in pairs"):
+            linear(torch.full((8,), code), "affine")
+
+
+# --- text -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
+    torch.manual_seed(0)
+    model = tiny_bert(num_hidden_layers=1)
+    kinds = {
+        "query": (DYNAMIC, 8),
+        "key": (input_numbers(-4, 4), 8),
+        "value": (None, 4, "group", 16),
+        "attention.output.dense": (None, 4, "group", 32, False),
+        "intermediate.dense": (DYNAMIC, 4, "tensor"),
+        "output.dense": (None, 8, "group", 16, False),
+        "pooler.dense": (None, 3, "group", 10),
+        "classifier": (input_numbers(-4, 4), 6),
+        "word_embeddings": (None, 4, "group", 16),
+        "position_embeddings": (None, 8),
+    }
+    for end, (activation, *given) in kinds.items():
+        name, layer = next((n, m) for n, m in model.named_modules() if n.endswith(end))
+        numbers = weight_numbers(layer.weight, *given, activation_bits=8 if activation else None)
+        replaced = QuantEmbedding if isinstance(layer, nn.Embedding) else QuantLinear
+        model.set_submodule(name, replaced.from_float(layer, numbers, *([activation] if activation else [])))
+    path, ours, theirs = both(model.eval(), words_task().example(4), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
+    ran = optimised(path, tmp_path)
+    assert ran["DynamicQuantizeMatMul"] == 2
+    assert ran["MatMulIntegerToFloat"] + ran["QGemm"] == 2
+    assert ran["MatMulNBits"] == 3
+    assert ran["MatMul"] + ran["FusedMatMul"] + ran["Gemm"] == 2 + 1  # attention, and the odd groups of the pooler
+    assert not ran.keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
+
+
+def test_exporting_leaves_quantized_layers_as_they_were(tmp_path):
+    model = quantized_block()
+    before = copy.deepcopy(model)
+    deploy.export(model, IMAGES, tmp_path / "model.onnx")
+    assert repr(model) == repr(before)
+    assert torch.equal(model(IMAGES), before(IMAGES))
