@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from compression.layers import Add
 from compression.models.width import scaled
 
 
@@ -29,11 +30,12 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         same = stride == 1 and inputs == outputs
         self.shortcut = nn.Identity() if same else _project(inputs, outputs, stride)
+        self.add = Add()
         self.relu2 = nn.ReLU()
 
     def forward(self, images: Tensor) -> Tensor:
         hidden = self.relu1(self.bn1(self.conv1(images)))
-        return self.relu2(self.bn2(self.conv2(hidden)) + self.shortcut(images))
+        return self.relu2(self.add(self.bn2(self.conv2(hidden)), self.shortcut(images)))
 
 
 def _project(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -152,13 +152,13 @@ def test_the_largest_sums_are_exact_in_onnx_runtime(activation, tmp_path):
 def test_the_largest_sums_of_a_convolution_are_exact_in_onnx_runtime(tmp_path):
     layer = QuantConv2d(64, 16, (3, 3), bias=False, activation="affine")
     layer.hold(ENDS.view(-1, 1, 1, 1).expand(-1, 64, 3, 3), torch.ones(16, 1), torch.zeros(16, 1))
-    sums = 64 * 255 * 576 * ENDS / 64
-    after = Quantize.of(input_numbers(-128 * 73440.0, 127 * 73440.0))  # steps of which the sums are whole multiples
+    sums = (576 * 255 * ENDS).float()
+    step = 576 * 255 * 64 / 120
+    after = Quantize.of(input_numbers(-128 * step, 127 * step))
     images = torch.full((2, 64, 5, 5), 255.0)
     path = deploy.export(nn.Sequential(layer, after), images, tmp_path / "model.onnx")
     assert optimised(path, tmp_path)["QLinearConv"] == 1
-    centre = deploy.Session(path)(images)[:, :, 1:-1, 1:-1]
-    assert torch.equal(centre, sums.view(1, -1, 1, 1).expand(2, -1, 3, 3)[:, :, : centre.shape[2], : centre.shape[3]])
+    assert torch.equal(deploy.Session(path)(images), sums.view(1, -1, 1, 1).expand(2, -1, 3, 3))
 
 
 def test_full_range_weights_beside_full_range_activations_are_refused():
@@ -182,7 +182,7 @@ def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
         "value": (None, 4, "group", 16),
         "attention.output.dense": (None, 4, "group", 32, False),
         "intermediate.dense": (DYNAMIC, 4, "tensor"),
-        "output.dense": (None, 8, "group", 16, False),
+        "layer.0.output.dense": (None, 8, "group", 16, False),
         "pooler.dense": (None, 3, "group", 10),
         "classifier": (input_numbers(-4, 4), 6),
         "word_embeddings": (None, 4, "group", 16),
@@ -199,7 +199,7 @@ def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
     assert ran["DynamicQuantizeMatMul"] == 2
     assert ran["MatMulIntegerToFloat"] + ran["QGemm"] == 2
     assert ran["MatMulNBits"] == 3
-    assert ran["MatMul"] + ran["FusedMatMul"] + ran["Gemm"] == 2 + 1  # attention, and the odd groups of the pooler
+    assert ran["MatMul"] + ran["FusedMatMul"] + ran["FusedGemm"] == 2 + 1  # attention, and the odd groups of the pooler
     assert not ran.keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
 
 
