@@ -197,7 +197,7 @@ def test_mlflow_loads_the_model_without_a_pickle(distilled):
 
 def test_two_processes_train_into_one_run(store):
     # accelerate launch starts several processes as torchrun does; on the CPU only torchrun will
-    launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     entry = str(Path(__file__).parents[1] / "entrypoints" / "train.py")
     words = ["--task", "digits", "--limit", "200", "--epochs", "2", "--device", "cpu", "--threads", "1"]
     options = [*words, "--model", "mlp", "--experiment", "two-processes"]

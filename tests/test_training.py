@@ -174,3 +174,10 @@ def test_the_best_epoch_on_validation_is_kept(task, make_context):
     model = fit(built(task), context, Recipe(epochs=5, learning_rate=0.3))
     best = max(value for _, value in context.record.history["val_accuracy"])
     assert evaluate(model, task.validation, task)["accuracy"] == pytest.approx(best)
+
+
+def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(task, make_context, tmp_path):
+    (tmp_path / "train.part").symlink_to("/dev/full")  # writes to it fail as on a disk without room
+    with pytest.raises(UserError, match="Could not write .*train.pt: .*COMPRESSION_HOME"):
+        fit(built(task), make_context(task, built(task)), Recipe(epochs=1))
+    assert not list(tmp_path.iterdir())
