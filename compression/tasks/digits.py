@@ -11,7 +11,7 @@ from sklearn.model_selection import train_test_split
 
 from compression.errors import UserError
 from compression.tasks import Request
-from compression.tasks.images import normalise, shift
+from compression.tasks.images import normalise
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import SEED, digest
 from compression.tasks.task import Split, Task
@@ -21,7 +21,10 @@ prepare = partial(normalise, mean=(0.3053,), std=(0.3761,))  # of all images, in
 
 
 def digits(request: Request) -> Task:
-    """1,797 images: 60% train, 20% validation, 20% test, every digit with its share in each."""
+    """1,797 images: 60% train, 20% validation, 20% test, every digit with its share in each.
+
+    Not augmented: the digits are centred, and shifting them by a pixel cost half a percent of accuracy.
+    """
     if request.data:
         raise UserError("The digits come with scikit-learn; leave data= empty.")
     images, targets = load_digits(return_X_y=True)
@@ -52,7 +55,6 @@ def digits(request: Request) -> Task:
             "label_smoothing": 0.0,
         },
         input_shape=SHAPE,
-        augment=partial(shift, pixels=1),
         source="scikit-learn's digits",
         digest=digest([train, validation, test]),
         limited=request.limit is not None,

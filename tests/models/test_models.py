@@ -91,7 +91,7 @@ def test_the_names_of_a_resnet_tell_stage_and_block():
     assert {"stem.conv.weight", "stages.0.1.conv1.weight", "stages.1.0.shortcut.conv.weight", "fc.bias"} <= names
 
 
-def test_the_digits_student_is_a_tenth_of_its_teacher_or_less():
+def test_the_digits_student_has_less_than_a_tenth_of_its_teachers_weights():
     assert 10 * count(make("digits_cnn_small", shape=(1, 8, 8))) < count(make("digits_cnn", shape=(1, 8, 8)))
 
 
