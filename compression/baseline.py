@@ -1,4 +1,4 @@
-"""Models by address: a run, a registered model, a folder; and whether they fit the task."""
+"""Models by what people call them: a run, a registered model, a folder, a name; and whether they fit the task."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from compression.errors import UserError
 from compression.tasks.task import Task, forward
 
 
-def opened(address: str, task: Task) -> nn.Module:
-    """The model at `address`, on the CPU, in eval mode; UserError if it does not fit the task."""
-    if Path(address).is_dir():
-        return require_fit(artifacts.load(Path(address)), task, address)
-    with tempfile.TemporaryDirectory() as scratch:
-        return require_fit(artifacts.load(tracking.download(address, Path(scratch))), task, address)
+def opened(spec: str, task: Task) -> nn.Module:
+    """The model that `spec` names, on the CPU, in eval mode; UserError if it does not fit the task.
 
-
-def student(spec: str, task: Task) -> nn.Module:
-    """The model at an address; a plain name is an untrained model (a hub name: with its pretrained weights)."""
-    return opened(spec, task) if is_address(spec) else require_fit(models.build(spec, task), task, spec)
-
-
-def is_address(spec: str) -> bool:
-    return spec.startswith(("runs:/", "models:/")) or (Path(spec) / artifacts.STRUCTURE).exists()
+    `runs:/…`, `models:/…` and folders of the lab hold trained models; a hub name or a Hugging Face folder is taken
+    with the weights it has; a name of the lab is a model yet to train.
+    """
+    if spec.startswith(("runs:/", "models:/")):
+        with tempfile.TemporaryDirectory() as scratch:
+            model = artifacts.load(tracking.download(spec, Path(scratch)))
+    elif (Path(spec) / artifacts.STRUCTURE).exists():
+        model = artifacts.load(Path(spec))
+    else:
+        model = models.build(spec, task)
+    return require_fit(model, task, spec)
 
 
 @torch.no_grad()

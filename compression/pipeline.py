@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from compression import baseline, command, machine, methods, params, results, tasks, tracking
+from compression import baseline, command, machine, methods, models, params, results, tasks, tracking
 from compression.context import Context
 from compression.errors import UserError
 from compression.measure import measure
@@ -46,25 +46,23 @@ class Job:
             seed=self.settings.seed,
             folder=self.run.folder,
             load=lambda spec: baseline.opened(self.address(spec), self.task),
-            build=lambda spec: baseline.student(spec, self.task),
+            build=lambda spec: baseline.opened(spec, self.task),
             resume=resumed(self.settings),
         )
 
     def address(self, spec: str) -> str:
-        """Where the trained model that `spec` names lies: `runs:/…`, `models:/…` or a folder.
+        """Where the trained model lies that `spec` names; what is no name of the lab is such a place itself."""
+        return self.trained(spec) if spec in models.MODELS else spec
 
-        A name (the task's own where `spec` is empty) means the newest finished `train` run of the same task, model
-        and data; there being none, one is made now.
-        """
-        if baseline.is_address(spec):
-            return spec
-        name = spec or self.task.model
+    def trained(self, name: str) -> str:
+        """The address of the newest finished `train` run of the task, this model and this data, made now if need be."""
         found = self.machine.shared(lambda: tracking.find_baseline(self.task.name, name, self.task.digest))
         return f"runs:/{found}/model" if found else self.train_child(name)
 
     def with_baseline(self) -> Job:
         """This job with the address of its baseline in its settings, so that its command repeats it exactly."""
-        found = self.address(self.settings.baseline or self.settings.model)
+        given = self.settings.baseline
+        found = self.address(given) if given else self.trained(self.model_name)
         self.run.tag("baseline", found)
         return replace(self, settings=replace(self.settings, baseline=found))
 
@@ -113,7 +111,7 @@ def train_in(job: Job, step: Method) -> dict[str, Any]:
     """Train within a run that has begun."""
     [step] = resolved(job, [step])
     began = time.perf_counter()
-    model = baseline.student(job.model_name, job.task)
+    model = baseline.opened(job.model_name, job.task)
     model = step.apply(model, job.context(model))
     seconds = time.perf_counter() - began
     job.run.tag("model", job.model_name)

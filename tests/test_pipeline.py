@@ -45,6 +45,10 @@ def files(run, path=""):
     return {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id, path)}
 
 
+def fetched(run, path):
+    return Path(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/{path}"))
+
+
 def test_a_run_finishes_with_every_metric_of_the_design(distilled):
     _, run = distilled
     assert run.info.status == "FINISHED"
@@ -94,7 +98,7 @@ def test_the_artifacts_are_there_and_the_model_answers_as_reported(distilled, tm
 
 def test_the_report_is_one_file_that_asks_for_nothing_else(distilled, tmp_path):
     _, run = distilled
-    page = open(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/report.html")).read()
+    page = fetched(run, "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", page)
     for part in ("Before and after", "Layer by layer", "Repeat it", "these are not the figures"):
         assert part in page
@@ -123,7 +127,7 @@ def children(run):
 
 def test_the_layer_table_sets_before_beside_after(distilled):
     _, run = distilled
-    rows = list(csv.DictReader(open(mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/layers.csv"))))
+    rows = list(csv.DictReader(fetched(run, "layers.csv").read_text().splitlines()))
     assert {"layer", "shape", "shape_before", "sparsity", "bits", "macs", "params_before"} <= set(rows[0])
 
 
