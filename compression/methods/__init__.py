@@ -32,6 +32,8 @@ METHODS = {
     "obd": "prune.obd:Obd",
     "wanda": "prune.wanda:Wanda",
     "sparsegpt": "prune.sparsegpt:SparseGpt",
+    "movement": "prune.movement:Movement",
+    "block_movement": "prune.block_movement:BlockMovement",
 }
 
 

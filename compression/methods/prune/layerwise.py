@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -162,15 +162,6 @@ def least(saliency: Tensor, counts: Sequence[int]) -> Tensor:
     """A mask, true at the `counts[i]` smallest entries of row i of `saliency` `(rows, columns)`."""
     ranks = saliency.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < torch.tensor(counts, device=saliency.device)[:, None]
-
-
-def shares(sizes: Sequence[int], sparsity: float) -> Iterator[int]:
-    """Whole numbers near `sparsity` times each size, whose sum is as near to that of the whole as can be."""
-    total, given = 0, 0
-    for size in sizes:
-        total += size
-        yield (upto := round(total * sparsity)) - given
-        given = upto
 
 
 def least_of_each(saliency: Tensor, kept: int, of: int) -> Tensor:

@@ -51,11 +51,6 @@ def test_the_least_of_each_row_are_found_and_ties_do_not_change_the_count():
     assert layerwise.least_of_each(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 1, 2).tolist() == [[False, True, True, False]]
 
 
-def test_shares_add_up_to_the_share_of_the_whole():
-    assert list(layerwise.shares([9, 9, 9, 9], 0.5)) == [4, 5, 5, 4]
-    assert sum(layerwise.shares([7] * 100, 0.3)) == 210
-
-
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 class TestBoth:
     @pytest.mark.parametrize("wanted", [0.0, 0.3, 0.75])

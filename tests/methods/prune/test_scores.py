@@ -49,3 +49,8 @@ def test_logits_are_softened_for_classes_alone(task, make_context):
     logits, targets = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([0])
     softened = scores.loss_of(nn.Identity(), logits, targets, context, temperature=4.0)
     assert softened.item() == pytest.approx(-math.log(math.e / (math.e + 2)))
+
+
+def test_shares_add_up_to_the_share_of_the_whole():
+    assert list(scores.shares([9, 9, 9, 9], 0.5)) == [4, 5, 5, 4]
+    assert sum(scores.shares([7] * 100, 0.3)) == 210

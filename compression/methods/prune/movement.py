@@ -1,0 +1,183 @@
+"""Movement pruning: weights that move towards zero in a training go, whatever their size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compression import layers
+from compression.context import Context
+from compression.errors import UserError
+from compression.methods.base import Method
+from compression.methods.distill.response import soft_loss
+from compression.methods.prune import blocks, schedule
+from compression.params import param
+from compression.tasks.task import Inputs, forward
+from compression.training import Loss, Recipe, complete, decay_groups, fit
+
+START = math.log(0.9 / 0.1)  # scores of the sigmoid variant begin at 0.9, as those of Sanh et al. do
+
+
+@dataclass(frozen=True)
+class Learned(Recipe, Method):
+    """What the pruners with learned scores share: the training in which weights and scores are learned together."""
+
+    family: ClassVar[str] = "prune"
+    trains: ClassVar[bool] = True
+
+    keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
+    sparsity: float = param(0.5, "share of the weights to prune", interval="[0, 1)", search=(0.3, 0.95))
+    variant: str = param(
+        "topk",
+        "topk keeps the share of the highest scores (hard); sigmoid those above a threshold, which a penalty pushes "
+        "them below (soft), and the highest once the cool-down begins",
+        choices=("topk", "sigmoid"),
+    )
+    scope: str = param("local", "topk: rank within each layer, or all layers together", choices=("local", "global"))
+    score_learning_rate: float = param(
+        0.01, "peak learning rate of the scores", interval="(0, inf)", search=(1e-3, 1.0), log=True
+    )
+    ramp_start: float = param(0.1, "share of the training before pruning begins (warm-up)", interval="[0, 1)")
+    ramp_end: float = param(0.7, "share of the training after which nothing more goes (cool-down)", interval="(0, 1]")
+    threshold: float = param(0.1, "sigmoid: what a score's sigmoid must exceed in the end", interval="(0, 1)")
+    regularization: float = param(
+        100.0,
+        "sigmoid: weight of the scores' mean sigmoid in the loss",
+        interval="[0, inf)",
+        search=(1.0, 1000.0),
+        log=True,
+    )
+    distill_alpha: float = param(0.0, "weight of the original model's answers in the loss", interval="[0, 1]")
+    temperature: float = param(2.0, "softening of both answers, if the original's count", interval="(0, inf)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ramp_start >= self.ramp_end:
+            raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
+
+    def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
+        """The layers to score, cut into blocks; those whose blocks live and die together in one list."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        if complete(self, context.task).epochs == 0:
+            raise UserError("Scores are learned in a training: epochs=0 leaves nothing to prune by; take 1 or more.")
+        model = model.to(context.device)
+        start = START if self.variant == "sigmoid" else 0.0
+        course = Course(self, blocks.attach(model, self.groups(model), start), context)
+        fit(model, context, self, loss=course.loss(), on_step=course.on_step, groups=course.parameter_groups)
+        course.report()
+        return blocks.detach(model)
+
+
+@dataclass(frozen=True)
+class Movement(Learned):
+    """Prune single weights by scores learned with them, which rise where a weight moves away from zero.
+
+    Sanh et al. 2020, arXiv:2005.07683: a score's gradient is dL/dW' * W, as though its mask were the score itself
+    (eq. 3 and 5); sparsity rises by a cubic schedule between warm-up and cool-down (section 4).
+    """
+
+    def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
+        return [[(name, blocks.Blocks.of(layer, 1, 1))] for name, layer in layers.prunable(model).items()]
+
+
+@dataclass
+class Course:
+    """A training with scores: what is kept at each step, and what the loss adds for it."""
+
+    method: Learned
+    scored: Sequence[blocks.Scores]
+    context: Context
+    progress: float = 0.0
+    points: list[tuple[float, float, float]] = field(default_factory=list)  # step, target, reached
+
+    @property
+    def risen(self) -> float:
+        """How much of the way to the target is to be done by now, by the cubic schedule."""
+        return schedule.target("agp", self.progress, 0.0, 1.0, self.method.ramp_start, 1 - self.method.ramp_end)
+
+    @property
+    def soft(self) -> bool:
+        """Whether a threshold decides now, and not yet the share."""
+        return self.method.variant == "sigmoid" and self.progress < self.method.ramp_end
+
+    def on_step(self, step: int, steps: int) -> None:
+        was_soft, self.progress = self.soft, step / steps
+        if self.soft:
+            exceed(self.scored, self.method.threshold * self.risen)
+        else:
+            if was_soft:
+                self.look_at_gap()
+            self.choose(self.method.sparsity * self.risen)
+        if step % math.ceil(steps / 100) == 0 or step == steps:
+            self.points.append((step, self.method.sparsity * self.risen, blocks.pruned_share(self.scored)))
+
+    def choose(self, sparsity: float) -> None:
+        if self.method.variant == "topk" and self.method.scope == "local":
+            blocks.choose_locally(self.scored, sparsity)
+        else:  # a sigmoid's threshold is the same for a block of any size
+            blocks.choose_globally(self.scored, sparsity, per_weight=self.method.variant == "topk")
+
+    def look_at_gap(self) -> None:
+        """Say so where the penalty has led far from the target, which is met from now on."""
+        reached, m = blocks.pruned_share(self.scored), self.method
+        if abs(reached - m.sparsity) > 0.1:
+            self.context.record.warn(
+                f"The penalty pruned {reached:.0%} for a target of {m.sparsity:.0%}, which was then met at once: "
+                f"regularization={m.regularization:g} is too {'much' if reached > m.sparsity else 'little'} for "
+                f"score_learning_rate={m.score_learning_rate:g} and so many steps."
+            )
+
+    def loss(self) -> Loss:
+        """The task's loss, the answers of the original model, the penalty on the scores."""
+        task, method = self.context.task, complete(self.method, self.context.task)
+        teacher = self.context.original.to(self.context.device).eval()
+
+        def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+            answer = forward(model, inputs)
+            value = (1 - method.distill_alpha) * task.loss(
+                answer, targets, label_smoothing=method.label_smoothing or 0.0
+            )
+            if method.distill_alpha:
+                with torch.no_grad():
+                    known = forward(teacher, inputs)
+                value = value + method.distill_alpha * soft_loss(answer, known, method.temperature)
+            return value + method.regularization * self.risen * penalty(self.scored) if self.soft else value
+
+        return loss
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The weights as always, the scores at their own learning rate and without decay."""
+        scores = [s.scores for s in self.scored]
+        own = {id(s) for s in scores}
+        groups = [g | {"params": [p for p in g["params"] if id(p) not in own]} for g in decay_groups(model)]
+        return [*groups, {"params": scores, "lr": self.method.score_learning_rate, "weight_decay": 0.0}]
+
+    def report(self) -> None:
+        """Draw target and reached sparsity; say so where blocks were too large to meet the target."""
+        reached, wanted = blocks.pruned_share(self.scored), self.method.sparsity
+        self.context.record.metrics({"pruned_share": reached})
+        if self.points:
+            self.context.record.figure("sparsity-schedule", schedule.curve(self.points))
+        if abs(reached - wanted) > 0.02:
+            self.context.record.warn(
+                f"Blocks were too large to meet the target: {reached:.1%} of the weights went, not {wanted:.1%}."
+            )
+
+
+def exceed(scored: Sequence[blocks.Scores], threshold: float) -> None:
+    """Keep what has a score whose sigmoid is above `threshold`."""
+    for scores in scored:
+        scores.keep.copy_(scores.scores.detach().sigmoid() > threshold)
+
+
+def penalty(scored: Sequence[blocks.Scores]) -> Tensor:
+    """The mean over all weights of the sigmoid of their score (Sanh et al. 2020, section 4)."""
+    sums = torch.stack([(s.scores.sigmoid() * s.sizes).sum() for s in scored])
+    return sums.sum() / sum(s.total for s in scored)

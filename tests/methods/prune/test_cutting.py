@@ -1,0 +1,63 @@
+import copy
+
+import pytest
+import torch
+
+from compression import artifacts, deploy, surgery
+from compression.methods.prune import cutting
+from compression.tasks.task import forward, predict
+from tests.conftest import tiny_bert, words_task
+
+
+def hollow():
+    """A BERT with biases, in which heads and neurons are empty on one side or the other."""
+    torch.manual_seed(0)
+    model = tiny_bert(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    parts = surgery.blocks(model)
+    parts[0].value.weight.data[:8] = 0  # head 0 says the same of everything
+    parts[0].output.weight.data[:, 24:] = 0  # head 3 is not heard
+    parts[1].up.weight.data[::2] = 0
+    parts[1].down.weight.data[:, 1] = 0
+    parts[2].value.weight.data[:] = 0
+    parts[2].up.weight.data[:] = 0
+    return model.eval()
+
+
+def test_empty_heads_and_neurons_are_cut_and_the_answers_stay():
+    model, task = hollow(), words_task()
+    inputs = task.example(8)
+    before = forward(model, inputs)
+    cut = cutting.cut_empty(copy.deepcopy(model))
+    assert cutting.sizes(cut) == [(2, 48), (4, 23), (1, 1)]
+    torch.testing.assert_close(forward(cut, inputs), before, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_cut_reloads_and_exports(tmp_path):
+    cut, task = cutting.cut_empty(hollow()), words_task()
+    again = artifacts.load(artifacts.save(cut, tmp_path / "model", {}))
+    torch.testing.assert_close(predict(again, task.test)[0], predict(cut, task.test)[0])
+    file = deploy.export(cut, task.example(4), tmp_path / "model.onnx")
+    assert deploy.parity(cut, file, task.test, task.metrics, threads=1).agreement == 1.0
+
+
+def test_a_whole_model_is_left_alone():
+    model = tiny_bert(3)
+    before = [p.clone() for p in model.parameters()]
+    cutting.cut_empty(model)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("before", "after"), [([(4, 8), (4, 8)], [(1, 8), (4, 3)])])
+def test_the_table_and_the_picture_show_what_each_layer_kept(before, after):
+    assert cutting.rows(before, after)[0] == {
+        "layer": 0,
+        "heads_before": 4,
+        "heads": 1,
+        "neurons_before": 8,
+        "neurons": 8,
+    }
+    heads, neurons = cutting.picture(before, after).axes
+    assert [bar.get_height() for bar in heads.patches] == [4, 4, 1, 4]
+    assert [bar.get_height() for bar in neurons.patches] == [8, 8, 8, 3]
