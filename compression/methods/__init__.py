@@ -20,6 +20,7 @@ FAMILIES = {
     "train": "train the model itself",
     "distill": "train a student on what a teacher knows",
     "prune": "take away the weights, channels, heads or layers that matter least",
+    "quantize": "keep weights and activations in few bits",
 }
 
 METHODS = {
@@ -34,6 +35,9 @@ METHODS = {
     "sparsegpt": "prune.sparsegpt:SparseGpt",
     "movement": "prune.movement:Movement",
     "block_movement": "prune.block_movement:BlockMovement",
+    "lsq": "quantize.lsq:Lsq",
+    "dorefa": "quantize.dorefa:Dorefa",
+    "bnn": "quantize.bnn:Bnn",
 }
 
 

@@ -1,0 +1,1 @@
+"""Quantization: every method only chooses numbers; compression.quantized holds them, computes and deploys."""
