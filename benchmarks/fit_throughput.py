@@ -93,9 +93,8 @@ def main(batches: int, rounds: int, workers: int, threads: int) -> None:
         figures["compression.fit"].append(images_per_second(ours(*here, device), device))
         figures["DataLoader"].append(images_per_second(usual(), device))
     for name, speeds in figures.items():
-        print(
-            f"{name:16} {statistics.median(speeds):8.0f} images/s  (of {rounds}: {min(speeds):.0f} to {max(speeds):.0f})"
-        )
+        spread = f"(of {rounds}: {min(speeds):.0f} to {max(speeds):.0f})"
+        print(f"{name:16} {statistics.median(speeds):8.0f} images/s  {spread}")
     ratios = [a / b for a, b in zip(*figures.values(), strict=True)]
     print(f"ratio            {statistics.median(ratios):8.2f}           ({min(ratios):.2f} to {max(ratios):.2f})")
 

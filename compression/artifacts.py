@@ -17,8 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from compression import layers, models
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 
 FORMAT = 1
 STRUCTURE, WEIGHTS = "model.json", "model.safetensors"

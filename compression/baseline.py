@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from compression import artifacts, models, tracking
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.tasks.task import Task, forward
 
 
@@ -28,6 +27,16 @@ def opened(spec: str, task: Task) -> nn.Module:
     else:
         model = models.build(spec, task)
     return require_fit(model, task, spec)
+
+
+def name_of(spec: str) -> str:
+    """The name under which the model at an address of the lab was built; any other `spec` names it itself."""
+    if spec.startswith(("runs:/", "models:/")):
+        whole = spec if spec.count("/") > 1 else f"{spec}/model"
+        with tempfile.TemporaryDirectory() as scratch:
+            return artifacts.about(tracking.download(f"{whole}/{artifacts.STRUCTURE}", Path(scratch)).parent)["model"]
+    folder = Path(spec)
+    return artifacts.about(folder)["model"] if (folder / artifacts.STRUCTURE).exists() else spec
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.context import Context
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,3 @@ def load_plain(path: Path) -> dict[str, Any]:
         raise UserError(
             f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.quantized.deployed import define_functions, deployable
 from compression.tasks.task import Inputs, Split, forward, map_inputs, predict
 

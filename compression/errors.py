@@ -7,3 +7,8 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with 1; the run's note in MLflow shows the same
     sentence. Raise it for anything the user can mend; let programming errors raise what they raise.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's first line, short enough to stand in a sentence."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compression import deploy, layers
-from compression.tasks.task import Inputs, Task, forward, predict
+from compression.tasks.task import Inputs, Task, evaluate, forward, predict
 
 BATCH = 32  # examples in a timed batch
 FIGURES = (
@@ -63,7 +63,7 @@ def _measurement(model: nn.Module, task: Task, file: Path, check: deploy.Parity,
     sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     timed = {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)}
     return Measurement(
-        quality=task.metrics(logits, targets),
+        quality=task.metrics(logits, targets) | also(model, task),
         figures=structure(model, task.example()) | sizes | timed,
         layers=layer_table(model, task.example()),
         onnx={"onnx_max_difference": check.max_difference, "onnx_agreement": check.agreement}
@@ -72,6 +72,11 @@ def _measurement(model: nn.Module, task: Task, file: Path, check: deploy.Parity,
         logits=logits,
         targets=targets,
     )
+
+
+def also(model: nn.Module, task: Task) -> dict[str, float]:
+    """The task's metric on its further test splits, `accuracy_mismatched` say."""
+    return {f"{task.metric}_{name}": evaluate(model, split, task)[task.metric] for name, split in task.also.items()}
 
 
 def structure(model: nn.Module, example: Inputs) -> dict[str, float]:

@@ -165,9 +165,9 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
     here = machine.prepare(settings)
     name = settings.run_name or " ".join([*map(methods.name_of, steps), settings.task])
     with begun(here, name, tags(settings, stage, steps), settings.experiment) as run:
-        task = tasks.load(
-            settings.task, data=settings.data, limit=settings.limit, seed=settings.seed, model=settings.model
-        )
+        if settings.baseline and not settings.model:
+            settings = replace(settings, model=baseline.name_of(settings.baseline))
+        task = tasks.load(settings.task, data=settings.data, limit=settings.limit, model=settings.model)
         if task.limited:
             run.tag("limited", str(settings.limit))
             run.warn(f"Only {settings.limit} examples were used: these are not the figures of {task.name}.")

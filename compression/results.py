@@ -49,6 +49,8 @@ def keep(
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
     artifacts.save(model, folder / "model", about)
+    if task.tokenizer is not None:
+        task.tokenizer.save_pretrained(folder / "model")
     tracking.describe_model(folder / "model")
     shutil.copyfile(run.folder / "onnx" / f"{len(measured) - 1}.onnx", folder / "model.onnx")
     draw(run, task, measured)

@@ -80,7 +80,7 @@ def fit(
     train, validation = context.task.train.to(device), context.task.validation.to(device)
     loss = loss or task_loss(context.task, recipe)
     everything = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
-    per_epoch = math.ceil(len(train) / recipe.batch_size)
+    per_epoch = len(shares(train, context, recipe, torch.Generator()))
 
     optimizer = make_optimizer((groups or decay_groups)(everything), recipe)
     scheduler = make_scheduler(optimizer, recipe, steps=max(1, per_epoch * recipe.epochs))
@@ -186,11 +186,20 @@ class Steps:
 def shuffled(train: Split, context: Context, recipe: Recipe, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
     """The epoch's batches, this process's share of each; order and augmentation follow from seed and epoch."""
     generator = torch.Generator().manual_seed(context.seed * 1_000_003 + epoch)
+    varied = augmentation(context.task, recipe, generator)
+    for chosen in shares(train, context, recipe, generator):
+        yield from train.batches(len(chosen), chosen, varied)
+
+
+def shares(train: Split, context: Context, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:
+    """The indices of this process's part of each batch of an epoch, equally many in every process."""
+    assert recipe.batch_size is not None
     order = torch.randperm(len(train), generator=generator)
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
-    share = order[: len(order) // world * world][rank::world]
-    assert recipe.batch_size is not None
-    return train.batches(max(1, recipe.batch_size // world), share, augmentation(context.task, recipe, generator))
+    parts = list(order[: len(order) // world * world][rank::world].split(max(1, recipe.batch_size // world)))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts.pop()  # a batch norm has no variance to learn from a single example
+    return parts
 
 
 def augmentation(task: Task, recipe: Recipe, generator: torch.Generator) -> Callable[[Inputs], Inputs] | None:

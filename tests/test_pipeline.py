@@ -5,12 +5,14 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
+import torch
 
-from compression import comparison, methods, pipeline, tasks
+from compression import artifacts, comparison, methods, pipeline, tasks
 from compression.errors import UserError
 from compression.measure import FIGURES
 from compression.settings import Settings
@@ -94,6 +96,7 @@ def test_the_artifacts_are_there_and_the_model_answers_as_reported(distilled, tm
     again = pipeline.evaluate(quick(baseline=f"runs:/{run.info.run_id}/model"))
     assert again["metrics"]["accuracy"] == pytest.approx(content["metrics"]["accuracy"])
     assert again["metrics"]["params"] == content["metrics"]["params"]
+    assert again["model"] == "digits_cnn"  # as the run that made it was told
 
 
 def test_the_report_is_one_file_that_asks_for_nothing_else(distilled, tmp_path):
@@ -168,7 +171,7 @@ def test_bad_input_fails_the_run_with_the_sentence_in_its_note(store, settings, 
 
 
 def test_a_teacher_of_another_task_is_refused(store, tmp_path):
-    from compression import artifacts, models
+    from compression import models
     from tests.conftest import stripes_task
 
     other = models.build("digits_cnn", stripes_task())
@@ -197,6 +200,24 @@ def test_mlflow_loads_the_model_without_a_pickle(distilled):
     task = tasks.load("digits", limit=300)
     answers = served.predict(task.example(50).numpy())
     assert answers.shape == (50, 10)
+
+
+def test_a_killed_run_resumes_to_the_weights_of_an_uninterrupted_one(store, tmp_path):
+    finetune = methods.method("finetune")(epochs=150, keep="last")
+    whole = pipeline.train(quick(limit=100, model="mlp"), finetune)
+    words = ["--task", "digits", "--limit", "100", "--threads", "1", "--model", "mlp", "--experiment", "killed"]
+    entry = str(Path(__file__).parents[1] / "entrypoints" / "train.py")
+    child = subprocess.Popen([sys.executable, entry, *words, "--epochs", "150", "--keep", "last"])
+    while child.poll() is None and not (checkpoints := list(store.glob("home/runs/*/train.pt"))):
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    [checkpoint] = checkpoints
+    assert 0 < torch.load(checkpoint, weights_only=True)["epoch"] < 150
+    resumed = pipeline.train(quick(limit=100, model="mlp", resume=checkpoint.parent.name), finetune)
+    one, other = (artifacts.load(fetched(mlflow.get_run(c["run"]), "model")) for c in (whole, resumed))
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    assert mlflow.get_run(resumed["run"]).data.tags["resumed_from"] == checkpoint.parent.name
 
 
 def test_two_processes_train_into_one_run(store):

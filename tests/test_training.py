@@ -181,3 +181,11 @@ def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(task, make_context, t
     with pytest.raises(UserError, match="Could not write .*train.pt: .*COMPRESSION_HOME"):
         fit(built(task), make_context(task, built(task)), Recipe(epochs=1))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_last_batch_of_one_example_does_not_break_batch_norm(task, make_context):
+    task = dataclasses.replace(task, train=task.train.take(torch.arange(65)))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    context = make_context(task, model)
+    fit(model, context, Recipe(epochs=2))
+    assert len(context.record.history["train_loss"]) == 2

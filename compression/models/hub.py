@@ -13,7 +13,7 @@ from functools import cache
 import requests
 from huggingface_hub import constants
 
-from compression.checkpoint import first_line
+from compression.errors import first_line
 
 SECONDS = 5.0  # a mirror on the other side of the world answers in one
 

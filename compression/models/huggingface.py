@@ -21,8 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.models import hub
 
 if TYPE_CHECKING:

@@ -34,8 +34,8 @@ class Request:
     model: str = ""  # whose tokenizer reads the text
 
 
-def load(name: str, *, data: str = "", limit: int | None = None, seed: int = 0, model: str = "") -> Task:
-    """The task `name`, in the same splits whatever the run's `seed`, so that runs can be compared.
+def load(name: str, *, data: str = "", limit: int | None = None, model: str = "") -> Task:
+    """The task `name`, in the same splits whatever a run's seed, so that runs can be compared.
 
     `data` is a folder, `limit` the most examples of each split, `model` whose tokenizer reads the text.
     Raises UserError for an unknown name, a limit below 1, and data that cannot be found or read.

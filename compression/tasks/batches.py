@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name differs between NumPy 1 and 2
 

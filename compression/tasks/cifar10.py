@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.tasks import Request, batches, tables
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.images import flip, normalise, shift
@@ -64,7 +63,7 @@ def cifar10(request: Request) -> Task:
             "label_smoothing": 0.0,  # it spoils a teacher: Müller et al. 2019, arXiv:1906.02629
         },
         input_shape=(3, SIDE, SIDE),
-        augment=augment,  # type: ignore[arg-type]  # images go in, images come out
+        augment=augment,
         source=found.source,
         digest=digest([train, validation, test]),
         limited=request.limit is not None,
@@ -80,13 +79,13 @@ def decoded(files: Files) -> Tensors:
     """uint8 images `(n, 3, 32, 32)` and labels `(n,)` of every split."""
     tensors = {}
     for split, parts in files.items():
-        pairs = [_parquet(file) if file.suffix == ".parquet" else batches.read_batch(file) for file in parts]
+        pairs = [_table(file) if file.suffix else batches.read_batch(file) for file in parts]
         tensors[f"{split}.images"] = torch.cat([images for images, _ in pairs])
         tensors[f"{split}.labels"] = torch.cat([labels for _, labels in pairs])
     return tensors
 
 
-def _parquet(file: Path) -> tuple[Tensor, Tensor]:
+def _table(file: Path) -> tuple[Tensor, Tensor]:
     table = tables.read([file], ["img"], LABELS)
     images = np.empty((len(table), SIDE, SIDE, 3), np.uint8)
     for i, image in enumerate(table.column("img").to_pylist()):

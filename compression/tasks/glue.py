@@ -58,7 +58,7 @@ CORPORA = {
 def glue(request: Request) -> Task:
     """The text as the tokenizer of the request's model reads it.
 
-    `extras` holds the `tokenizer` and, of MNLI, the split `mismatched` where the data has it.
+    MNLI has a second test split, `mismatched`, where the data has it.
     """
     name = request.name.removeprefix("glue/")
     corpus, reader = CORPORA[name], encoder(request.model or MODEL)
@@ -91,8 +91,8 @@ def glue(request: Request) -> Task:
         source=found.source,
         digest=digest(splits.values()),
         limited=request.limit is not None,
-        extras={"tokenizer": reader.tokenizer}
-        | {name: split for name, split in splits.items() if name == "mismatched"},
+        also={name: split for name, split in splits.items() if name == "mismatched"},
+        tokenizer=reader.tokenizer,
     )
 
 

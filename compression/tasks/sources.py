@@ -1,7 +1,7 @@
-"""Where data comes from: a folder, COMPRESSION_DATA, or the Hugging Face hub (a mirror, its cache here).
+"""Where data comes from: a folder, COMPRESSION_DATA, or the Hugging Face hub (a mirror, the copies here).
 
-Whatever the place, data is files as they lie on the hub. From the hub it is fetched as files too, so that
-there is one way to read it.
+Whatever the place, data is files. Those in folders are read as they lie, where `datasets` would first write a
+copy of them; from the hub come the Arrow files that `datasets.load_dataset` makes, or made before.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import huggingface_hub
 from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
 
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.models import hub
 
 Files = dict[str, list[Path]]  # by split
@@ -29,7 +28,7 @@ class Origin:
 
     name: str  # its folder below COMPRESSION_DATA
     repository: str  # on the hub
-    folders: tuple[str, ...]  # where its files may lie below its own folder; the first is the hub's
+    folders: tuple[str, ...]  # where its files may lie below its own; the first is its configuration on the hub
     splits: tuple[str, ...]
     optional: tuple[str, ...] = ()  # splits that may be missing
     named: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # files that are no parquet, by split
@@ -77,29 +76,34 @@ def _in_folder(origin: Origin, data: str) -> Found:
 
 
 def _on_hub(origin: Origin, looked: str) -> Found:
+    from datasets import config, exceptions  # takes seconds, which data in folders does not need
+
     try:
-        files = _below(_snapshot(origin), origin)
-        if not files:
-            raise FileNotFoundError(f"no {origin.folders[0]}/*.parquet in {origin.repository}")
-    except (OSError, HTTPError) as error:
+        return Found(_prepared(origin), f"{origin.repository} from {constants.ENDPOINT}")
+    except exceptions.DatasetGenerationError as error:  # a full disk, a damaged file: its cause says which
         raise UserError(
-            f"The data of {origin.name} was not found: {looked}, it is not in the hub's cache here, and "
-            f"{hub.trouble(error)}, or give data=FOLDER with its parquet files, or set COMPRESSION_DATA to a "
-            f"folder that holds {origin.name}/."
+            f"{origin.repository} from {constants.ENDPOINT} cannot be prepared in {config.HF_DATASETS_CACHE}: "
+            f"{first_line(error.__cause__ or error)}; make room there, or give data=FOLDER with its parquet files."
         ) from error
-    return Found(files, f"{origin.repository} from {constants.ENDPOINT}")
+    except (OSError, ValueError, HTTPError, exceptions.DatasetsError) as error:
+        raise UserError(
+            f"The data of {origin.name} was not found: {looked}, no whole copy made by load_dataset is in "
+            f"{config.HF_DATASETS_CACHE}, and {hub.trouble(error)}, or give data=FOLDER with its parquet files, or "
+            f"set COMPRESSION_DATA to a folder that holds {origin.name}/."
+        ) from error
 
 
-def _snapshot(origin: Origin) -> Path:
-    """The repository's copy on this disk, fetched or completed now where the hub can be reached."""
-    return Path(
-        huggingface_hub.snapshot_download(
-            origin.repository,
-            repo_type="dataset",
-            allow_patterns=f"{origin.folders[0]}/*.parquet",
-            local_files_only=not hub.reachable(),
-        )
-    )
+def _prepared(origin: Origin) -> Files:
+    """The Arrow files that `datasets` keeps of every split, made now if they are not here and the hub is."""
+    import datasets
+
+    if not hub.reachable():
+        datasets.config.HF_HUB_OFFLINE = True  # it is read at each call
+    made = datasets.load_dataset(origin.repository, origin.folders[0], keep_in_memory=False)
+    if missing := set(origin.splits) - set(made):
+        raise FileNotFoundError(f"{origin.repository} has no split {' and '.join(sorted(missing))}")
+    wanted = [split for split in (*origin.splits, *origin.optional) if split in made]
+    return {split: [Path(part["filename"]) for part in made[split].cache_files] for split in wanted}
 
 
 def _below(folder: Path, origin: Origin) -> Files | None:

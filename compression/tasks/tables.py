@@ -1,4 +1,4 @@
-"""Reading parquet files as they lie on the hub."""
+"""Reading parquet files as they lie on the hub, and the Arrow files that `datasets` makes of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from compression.checkpoint import first_line
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 
 
 def read(files: list[Path], columns: list[str], labels: tuple[str, ...]) -> pa.Table:
@@ -23,16 +22,28 @@ def read(files: list[Path], columns: list[str], labels: tuple[str, ...]) -> pa.T
 
 def _table(file: Path, columns: list[str], labels: tuple[str, ...]) -> pa.Table:
     try:
-        with pq.ParquetFile(file) as opened:
-            table = opened.read(columns)
+        table = _arrow(file, columns) if file.suffix == ".arrow" else _parquet(file, columns)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is not an intact parquet file: {first_line(error)}.") from error
+        raise UserError(f"{file} is not an intact {file.suffix[1:]} file: {first_line(error)}.") from error
     if missing := set(columns) - set(table.column_names):
         raise UserError(f"{file} has no column {' and '.join(sorted(missing))}; it needs {', '.join(columns)}.")
     if (known := _classes(table)) and labels and known != labels:
         raise UserError(f"{file} holds the classes {', '.join(known)}; the task has {', '.join(labels)}.")
     _check_range(file, table.column("label"), len(labels))
     return table.replace_schema_metadata()  # so that tables with different notes can be joined
+
+
+def _parquet(file: Path, columns: list[str]) -> pa.Table:
+    with pq.ParquetFile(file) as opened:
+        return opened.read(columns)
+
+
+def _arrow(file: Path, columns: list[str]) -> pa.Table:
+    """As it is stored: images stay encoded."""
+    from datasets import Dataset  # takes seconds, which parquet files do not need
+
+    stored = Dataset.from_file(str(file))
+    return stored.select_columns([name for name in columns if name in stored.column_names]).with_format("arrow")[:]
 
 
 def _classes(table: pa.Table) -> tuple[str, ...]:

@@ -97,11 +97,12 @@ class Task:
     student: str
     recipe: dict[str, Any]
     input_shape: tuple[int, ...] = ()  # (channels, height, width) for images
-    augment: Callable[[Inputs, torch.Generator], Inputs] | None = None
+    augment: Callable[[Any, torch.Generator], Any] | None = None  # stored inputs in, varied ones out
     source: str = ""  # where the data came from, in words
     digest: str = ""  # a checksum of the data: equal digests mean the same examples
     limited: bool = False  # only the first `limit` examples: not the real figures
-    extras: dict[str, Any] = field(default_factory=dict)  # e.g. the tokenizer of a text task
+    also: dict[str, Split] = field(default_factory=dict)  # further test splits, measured as `<metric>_<name>`
+    tokenizer: Any = None  # of a text task
 
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

@@ -1,4 +1,4 @@
-"""A server that answers as the Hugging Face hub does, as far as fetching files goes."""
+"""A server that answers as the Hugging Face hub does, as far as listing and fetching files goes."""
 
 from __future__ import annotations
 
@@ -48,21 +48,32 @@ class _Handler(BaseHTTPRequestHandler):
         if not path:
             return 200, {}, b""
         for name, files in self.repositories.items():
-            if path == f"api/{name}/revision/main":
+            if path in (f"api/{name}/revision/main", f"api/{name}/revision/{COMMIT}", f"api/{name}"):
                 return 200, {}, json.dumps({"id": name, "sha": COMMIT, "siblings": []}).encode()
-            if path == f"api/{name}/tree/{COMMIT}":
-                return 200, {}, json.dumps([_entry(file, content) for file, content in files.items()]).encode()
-            file = path.removeprefix(f"{name}/resolve/{COMMIT}/")
-            if file in files:
-                return 200, {"ETag": f'"{_checksum(files[file])}"', "X-Repo-Commit": COMMIT}, files[file]
+            if f"{path}/".startswith(f"api/{name}/tree/{COMMIT}/"):
+                return 200, {}, json.dumps(_listed(files, path.partition(COMMIT)[2].strip("/"))).encode()
+            if path.startswith(f"{name}/resolve/"):
+                return _content(files.get(path.split("/", 5)[5]))
         return 404, {"X-Error-Code": "RepoNotFound"}, b""
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def _entry(file: str, content: bytes) -> dict[str, object]:
-    return {"type": "file", "path": file, "size": len(content), "oid": _checksum(content)}
+def _content(content: bytes | None) -> tuple[int, dict[str, str], bytes]:
+    if content is None:
+        return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+    return 200, {"ETag": f'"{_checksum(content)}"', "X-Repo-Commit": COMMIT}, content
+
+
+def _listed(files: dict[str, bytes], folder: str) -> list[dict[str, object]]:
+    """What lies in `folder` ("" for the top) itself, as files are at most one folder deep here."""
+    inside = {file: content for file, content in files.items() if file.rpartition("/")[0] == folder}
+    folders = {file.rpartition("/")[0] for file in files if not folder} - {""}
+    return [{"type": "directory", "path": name, "oid": COMMIT} for name in folders] + [
+        {"type": "file", "path": file, "size": len(content), "oid": _checksum(content)}
+        for file, content in inside.items()
+    ]
 
 
 def _checksum(content: bytes) -> str:

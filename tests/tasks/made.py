@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,14 @@ def write_parquet(file: Path, columns: dict[str, list], classes: tuple[str, ...]
     table = pa.table(columns)
     pq.write_table(table.replace_schema_metadata({"huggingface": note}) if classes else table, file)
     return file
+
+
+def published(folder: Path, configuration: str, splits: Iterable[str]) -> dict[str, bytes]:
+    """The parquet files of `folder`, as the hub's repository of them has them: by path, with a card on top."""
+    files = [{"split": split, "path": f"{configuration}/{split}-*"} for split in splits]
+    card = json.dumps({"configs": [{"config_name": configuration, "data_files": files}]})  # JSON is YAML
+    content = {f"{configuration}/{file.name}": file.read_bytes() for file in folder.glob("*.parquet")}
+    return content | {"README.md": f"---\n{card}\n---\n".encode()}
 
 
 def pictures(count: int, seed: int) -> tuple[np.ndarray, list[int]]:

@@ -95,7 +95,7 @@ def test_training_and_validation_rows_are_disjoint_and_fixed(tmp_path, bert):
     train, validation = set(task.train.targets.tolist()), set(task.validation.targets.tolist())
     assert not train & validation
     assert train | validation == {i / 8 for i in range(40)}
-    again = load("glue/stsb", data=str(tmp_path), model=bert, seed=5)
+    again = load("glue/stsb", data=str(tmp_path), model=bert)
     assert torch.equal(again.validation.targets, task.validation.targets)
 
 
@@ -104,7 +104,8 @@ def test_from_the_cache_comes_the_same_task(tmp_path, bert):
     first, second = (load("glue/mnli", data=folder, model=bert) for _ in range(2))
     assert first.digest == second.digest
     assert list(first.train.inputs) == list(second.train.inputs)
-    assert list(first.extras) == list(second.extras) == ["tokenizer", "mismatched"]
+    assert list(first.also) == list(second.also) == ["mismatched"]
+    assert first.tokenizer is not None
 
 
 def test_another_tokenizer_is_another_data_set(tmp_path, bert):
@@ -128,9 +129,9 @@ def test_a_limit_takes_the_first_of_each_split_and_says_so(tmp_path, bert):
 
 def test_mnli_has_its_mismatched_genres_beside_the_test_split(tmp_path, bert):
     folder = write(tmp_path, "mnli")
-    assert len(load("glue/mnli", data=folder, model=bert).extras["mismatched"]) == 10
+    assert len(load("glue/mnli", data=folder, model=bert).also["mismatched"]) == 10
     (tmp_path / "mnli/validation_mismatched-00000-of-00001.parquet").unlink()
-    assert "mismatched" not in load("glue/mnli", data=folder, model=bert).extras
+    assert "mismatched" not in load("glue/mnli", data=folder, model=bert).also
 
 
 def test_the_data_of_another_corpus_is_refused(tmp_path, bert):
