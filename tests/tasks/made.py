@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +25,14 @@ def write_parquet(file: Path, columns: dict[str, list], classes: tuple[str, ...]
     return file
 
 
-def published(folder: Path, configuration: str, splits: Iterable[str]) -> dict[str, bytes]:
-    """The parquet files of `folder`, as the hub's repository of them has them: by path, with a card on top."""
-    files = [{"split": split, "path": f"{configuration}/{split}-*"} for split in splits]
-    card = json.dumps({"configs": [{"config_name": configuration, "data_files": files}]})  # JSON is YAML
-    content = {f"{configuration}/{file.name}": file.read_bytes() for file in folder.glob("*.parquet")}
-    return content | {"README.md": f"---\n{card}\n---\n".encode()}
+def published(folder: Path, name: str, splits: Iterable[str], features: Sequence[dict] = ()) -> dict[str, bytes]:
+    """The parquet files of `folder` as a repository of the hub: by path, with a card that makes them `name`."""
+    files = [{"split": split, "path": f"{name}/{split}-*"} for split in splits]
+    card: dict[str, list] = {"configs": [{"config_name": name, "data_files": files}]}
+    if features:
+        card["dataset_info"] = [{"config_name": name, "features": list(features)}]
+    content = {f"{name}/{file.name}": file.read_bytes() for file in folder.glob("*.parquet")}
+    return content | {"README.md": f"---\n{json.dumps(card)}\n---\n".encode()}  # JSON is YAML
 
 
 def pictures(count: int, seed: int) -> tuple[np.ndarray, list[int]]:

@@ -6,7 +6,8 @@ import torch
 
 from compression.errors import UserError
 from compression.tasks import cifar10, load
-from tests.tasks.made import LABELS, cifar_batches, cifar_folder, cifar_parquet, pictures, png, write_parquet
+from tests.tasks.fake_hub import serve
+from tests.tasks.made import LABELS, cifar_batches, cifar_folder, cifar_parquet, pictures, png, published, write_parquet
 
 
 @pytest.fixture
@@ -43,6 +44,22 @@ def test_torchvisions_batches_give_the_same_task_as_parquet_files_of_their_image
     cifar_parquet(tmp_path / "parquet/test-00000-of-00001.parquet", 20, seed=5)
     pickled, parquet = load("cifar10", data=str(tmp_path)), load("cifar10", data=f"{tmp_path}/parquet")
     assert pickled.digest == parquet.digest
+
+
+IMAGES_AND_CLASSES = (
+    {"name": "img", "dtype": "image"},
+    {"name": "label", "dtype": {"class_label": {"names": dict(enumerate(LABELS))}}},
+)
+
+
+@pytest.mark.parametrize("features", [(), IMAGES_AND_CLASSES])
+def test_the_hub_gives_the_same_task_as_a_folder_of_its_files(folder, point_at, features):
+    repository = published(folder, "plain_text", ["train", "test"], features)
+    with serve({"datasets/uoft-cs/cifar10": repository}) as endpoint:
+        point_at(endpoint)
+        task = load("cifar10")
+    assert task.source == f"uoft-cs/cifar10 from {endpoint}"
+    assert task.digest == load("cifar10", data=str(folder)).digest
 
 
 def test_the_root_of_all_data_is_used_and_named(folder, monkeypatch, tmp_path):

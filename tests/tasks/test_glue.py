@@ -7,7 +7,8 @@ from compression.tasks import load
 from compression.tasks.glue import CORPORA
 from compression.tasks.task import forward
 from tests.models.tiny_bert import VOCABULARY, save_bert
-from tests.tasks.made import write_parquet
+from tests.tasks.fake_hub import serve
+from tests.tasks.made import published, write_parquet
 
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
@@ -132,6 +133,16 @@ def test_mnli_has_its_mismatched_genres_beside_the_test_split(tmp_path, bert):
     assert len(load("glue/mnli", data=folder, model=bert).also["mismatched"]) == 10
     (tmp_path / "mnli/validation_mismatched-00000-of-00001.parquet").unlink()
     assert "mismatched" not in load("glue/mnli", data=folder, model=bert).also
+
+
+def test_the_hub_gives_the_same_task_as_a_folder_of_its_files(tmp_path, bert, point_at):
+    folder = write(tmp_path, "mnli")
+    splits = ["train", "validation_matched", "validation_mismatched"]
+    with serve({"datasets/nyu-mll/glue": published(tmp_path / "mnli", "mnli", splits)}) as endpoint:
+        point_at(endpoint)
+        task = load("glue/mnli", model=bert)
+    assert task.digest == load("glue/mnli", data=folder, model=bert).digest
+    assert len(task.also["mismatched"]) == 10
 
 
 def test_the_data_of_another_corpus_is_refused(tmp_path, bert):

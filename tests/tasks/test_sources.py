@@ -1,11 +1,14 @@
-import huggingface_hub
+import os
+
+import datasets
 import pytest
 
 from compression.errors import UserError
 from compression.models import hub
+from compression.tasks import tables
 from compression.tasks.sources import Origin, find
 from tests.tasks.fake_hub import serve
-from tests.tasks.made import write_parquet
+from tests.tasks.made import published, write_parquet
 
 ORIGIN = Origin(
     "glue/toy",
@@ -90,7 +93,7 @@ def test_the_root_of_all_data_holds_a_folder_per_task(tmp_path, monkeypatch):
 def test_data_found_nowhere_says_at_once_where_it_looked_and_what_to_set(monkeypatch, caplog, root):
     monkeypatch.setenv("COMPRESSION_DATA", root)
     looked = "not below COMPRESSION_DATA=/nowhere" if root else "COMPRESSION_DATA is not set"
-    with pytest.raises(UserError, match=f"{looked}.*hub's cache.*127.0.0.1:9.*HF_ENDPOINT.*data=FOLDER"):
+    with pytest.raises(UserError, match=f"{looked}.*no whole copy.*127.0.0.1:9.*HF_ENDPOINT.*data=FOLDER"):
         find(ORIGIN)
     assert "Retrying" not in caplog.text  # as the hub's libraries would, for most of a minute
 
@@ -102,21 +105,38 @@ def test_an_endpoint_that_never_answers_is_given_up(monkeypatch, point_at):
         assert not hub.reachable()
 
 
-def published(folder):
-    fill(folder / "toy", *WHOLE)
-    (folder / "README.md").write_text("toys")
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.*")}
-
-
-def test_a_mirror_gives_the_files_once_and_the_hubs_cache_from_then_on(tmp_path, point_at):
-    with serve({"datasets/somebody/toys": published(tmp_path / "published")}) as endpoint:
+@pytest.fixture
+def mirror(tmp_path, point_at):
+    """The endpoint of a hub that has the toys."""
+    toys = published(fill(tmp_path / "toys", *WHOLE), "toy", ["train", "test"])
+    with serve({"datasets/somebody/toys": toys}) as endpoint:
         point_at(endpoint)
-        first = find(ORIGIN)
-    assert first.source == f"somebody/toys from {endpoint}"
-    assert names(first) == {"train": list(WHOLE[:2]), "test": [WHOLE[2]]}
-    assert not list((tmp_path / "hub").rglob("README.md"))  # nothing but the data is fetched
+        yield endpoint
+
+
+def test_a_mirror_gives_the_data_and_the_copy_here_from_then_on(mirror, point_at):
+    first = find(ORIGIN)
+    assert first.source == f"somebody/toys from {mirror}"
+    assert tables.read(first.files["train"], [], ())["label"].to_pylist() == [0, 1]
+    assert tables.read(first.files["test"], [], ())["label"].to_pylist() == [2]
     point_at("http://127.0.0.1:9")
     assert find(ORIGIN).fingerprint() == first.fingerprint()
+
+
+def test_a_copy_that_load_dataset_made_elsewhere_is_found_without_a_network(mirror, point_at):
+    made = datasets.load_dataset("somebody/toys", "toy")
+    point_at("http://127.0.0.1:9")
+    files = {split: [str(file) for file in files] for split, files in find(ORIGIN).files.items()}
+    assert files == {split: [part["filename"] for part in made[split].cache_files] for split in made}
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.95])
+def test_a_damaged_copy_is_not_taken(mirror, point_at, share):
+    file = find(ORIGIN).files["train"][0]
+    os.truncate(file, int(file.stat().st_size * share))
+    point_at("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="no whole copy made by load_dataset is in .*/datasets, "):
+        find(ORIGIN)
 
 
 def test_a_mirror_without_the_data_is_named(point_at):
@@ -126,20 +146,34 @@ def test_a_mirror_without_the_data_is_named(point_at):
             find(ORIGIN)
 
 
-def test_a_repository_without_the_files_is_named(tmp_path, point_at):
-    with serve({"datasets/somebody/toys": {"README.md": b"toys"}}) as endpoint:
+@pytest.mark.parametrize(
+    ("splits", "trouble"), [([], "'toy' not found"), (["train"], "somebody/toys has no split test")]
+)
+def test_a_repository_without_the_data_is_named(tmp_path, point_at, splits, trouble):
+    toys = published(fill(tmp_path / "toys", *WHOLE), "toy" if splits else "other", splits or ["train"])
+    with serve({"datasets/somebody/toys": toys}) as endpoint:
         point_at(endpoint)
-        with pytest.raises(UserError, match=r"no toy/\*\.parquet in somebody/toys"):
+        with pytest.raises(UserError, match=trouble):
             find(ORIGIN)
 
 
-def test_a_full_disk_while_fetching_is_said(monkeypatch):
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:4] + b"\xff" * 60 + whole[64:], lambda whole: whole[:-9]])
+def test_a_corrupt_file_on_the_hub_is_refused(tmp_path, point_at, spoil):
+    toys = published(fill(tmp_path / "toys", *WHOLE), "toy", ["train", "test"])
+    toys[f"toy/{WHOLE[0]}"] = spoil(toys[f"toy/{WHOLE[0]}"])
+    with serve({"datasets/somebody/toys": toys}) as endpoint:
+        point_at(endpoint)
+        for _ in range(2):  # nothing half-made is taken for a copy the second time
+            with pytest.raises(UserError, match="(?i)parquet|thrift|page header"):
+                find(ORIGIN)
+
+
+def test_a_full_disk_while_preparing_is_said(mirror, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", full)
-    monkeypatch.setattr(hub, "reachable", lambda: True)
-    with pytest.raises(UserError, match="No space left on device"):
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "finalize", full)
+    with pytest.raises(UserError, match="cannot be prepared in .*No space left on device; make room"):
         find(ORIGIN)
 
 

@@ -1,12 +1,20 @@
 import os
+from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 from compression.errors import UserError
 from compression.tasks.tables import read
 from tests.tasks.made import write_parquet
 
 LABELS = ("bad", "good")
+
+
+def write_arrow(parquet):
+    """The file that `datasets` makes of a parquet file."""
+    made = Dataset.from_parquet(str(parquet), cache_dir=str(parquet.parent / "arrow"))
+    return Path(made.cache_files[0]["filename"])
 
 
 def test_files_are_joined_whatever_their_notes(tmp_path):
@@ -32,14 +40,33 @@ def test_a_corrupt_file_is_refused_by_name(tmp_path, spoil):
         read([file], ["text"], LABELS)
 
 
-def test_a_missing_column_is_named(tmp_path):
-    file = write_parquet(tmp_path / "train.parquet", {"words": ["a"], "label": [0]})
+def test_arrow_files_are_read_as_parquet_files_are(tmp_path):
+    file = write_parquet(tmp_path / "1.parquet", {"idx": [0, 1], "text": ["a", "b"], "label": [0, 1]}, LABELS)
+    assert read([write_arrow(file)], ["text"], LABELS).equals(read([file], ["text"], LABELS))
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+def test_a_corrupt_arrow_file_is_refused_by_name(tmp_path, share):
+    file = write_arrow(write_parquet(tmp_path / "1.parquet", {"text": ["a"] * 50, "label": [0] * 50}))
+    os.truncate(file, int(file.stat().st_size * share))
+    with pytest.raises(UserError, match=f"{file} is not an intact arrow file"):
+        read([file], ["text"], LABELS)
+
+
+def whole(file):
+    return file
+
+
+@pytest.mark.parametrize("stored", [whole, write_arrow])
+def test_a_missing_column_is_named(tmp_path, stored):
+    file = stored(write_parquet(tmp_path / "train.parquet", {"words": ["a"], "label": [0]}))
     with pytest.raises(UserError, match="has no column text; it needs text, label"):
         read([file], ["text"], LABELS)
 
 
-def test_the_data_of_another_task_is_refused(tmp_path):
-    file = write_parquet(tmp_path / "train.parquet", {"text": ["a"], "label": [0]}, ("spam", "ham"))
+@pytest.mark.parametrize("stored", [whole, write_arrow])
+def test_the_data_of_another_task_is_refused(tmp_path, stored):
+    file = stored(write_parquet(tmp_path / "train.parquet", {"text": ["a"], "label": [0]}, ("spam", "ham")))
     with pytest.raises(UserError, match="holds the classes spam, ham; the task has bad, good"):
         read([file], ["text"], LABELS)
 
