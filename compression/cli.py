@@ -121,7 +121,10 @@ def report(run: tuple[str, ...], output: str) -> None:
     """Write the report of stored runs: of one its report.html, of several how they compare."""
     from compression import comparison
 
-    click.echo(f"Wrote {comparison.write(run, output)}.")
+    page = comparison.write(run, output)
+    if in_project():
+        comparison.keep(page, run)
+    click.echo(f"Wrote {page}.")
 
 
 def sync() -> None:
@@ -130,6 +133,11 @@ def sync() -> None:
 
     sent = tracking.sync()
     click.echo(f"Sent {sent} records; {tracking.unsent() or 'none'} left.")
+
+
+def in_project() -> bool:
+    """Whether `mlflow run` started this command, and made a run for it."""
+    return "MLFLOW_RUN_ID" in os.environ
 
 
 def overview() -> str:
@@ -177,7 +185,7 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def refuse(sentence: str, code: int) -> NoReturn:
     """Exit with `code`; a run that `mlflow run` made and nobody joined yet fails with the same sentence."""
-    if "MLFLOW_RUN_ID" in os.environ:  # else there is nothing to tell, and no reason to import mlflow
+    if in_project():
         from compression import tracking
 
         tracking.refuse(sentence)

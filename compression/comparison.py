@@ -24,6 +24,13 @@ def write(runs: Sequence[str], output: str) -> Path:
     return Path(output)
 
 
+def keep(page: Path, runs: Sequence[str]) -> None:
+    """Keep the page in the run that `mlflow run -e report` made."""
+    with tracking.start(name="report", tags={"stage": "report"}) as run:
+        run.params({"run": " ".join(runs)})
+        run.artifact(page)
+
+
 def fetched(run: str, folder: Path) -> Path:
     """The parts of the report of `run`, in `folder`."""
     status = tracking.stored(run).status

@@ -134,11 +134,16 @@ def test_the_layer_table_sets_before_beside_after(distilled):
     assert {"layer", "shape", "shape_before", "sparsity", "bits", "macs", "params_before"} <= set(rows[0])
 
 
-def test_a_stored_run_is_reported_again_and_two_side_by_side(distilled, tmp_path):
+def test_a_stored_run_is_reported_again_and_two_side_by_side(distilled, tmp_path, monkeypatch):
     content, run = distilled
     other = pipeline.evaluate(quick(baseline=f"runs:/{run.info.run_id}/model"))
     alone = comparison.write([content["run"]], str(tmp_path / "one.html")).read_text()
     assert content["command"].split("--baseline")[0] in alone
+    with mlflow.start_run() as made:  # as mlflow run -e report does it
+        pass
+    monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
+    comparison.keep(tmp_path / "one.html", [content["run"]])
+    assert "one.html" in files(mlflow.get_run(made.info.run_id))
     both = comparison.write([content["run"], other["run"]], str(tmp_path / "two.html")).read_text()
     assert "2 runs on digits" in both
 
