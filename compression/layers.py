@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from compression.quantized import QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
+from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, QuantLinear, QuantConv2d)
+INTEGER = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d)
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *INTEGER)
 
 
 class Add(nn.Module):
@@ -27,10 +29,9 @@ REBUILT: tuple[type[nn.Module], ...] = (
     nn.Embedding,
     nn.Identity,
     nn.ReLU,
+    nn.MaxPool2d,
     Add,
     Quantize,
-    QuantLinear,
-    QuantConv2d,
     QuantEmbedding,
     QuantAdd,
 )
@@ -78,5 +79,5 @@ def bits(module: nn.Module) -> int:
 
 def count_parameters(model: nn.Module) -> int:
     """Learned numbers of the model, each counted once; an integer weight is a buffer, and counts."""
-    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, Weighted))
+    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (Weighted, Clustered)))
     return sum(p.numel() for p in model.parameters()) + integers

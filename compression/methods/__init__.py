@@ -28,6 +28,8 @@ METHODS = {
     "response": "distill.response:Response",
     "magnitude": "prune.magnitude:Magnitude",
     "ln_structured": "prune.ln_structured:LnStructured",
+    "structured": "prune.structured:Structured",
+    "drop_layers": "prune.drop_layers:DropLayers",
     "snip": "prune.snip:Snip",
     "grasp": "prune.grasp:Grasp",
     "obd": "prune.obd:Obd",
@@ -38,6 +40,10 @@ METHODS = {
     "lsq": "quantize.lsq:Lsq",
     "dorefa": "quantize.dorefa:Dorefa",
     "bnn": "quantize.bnn:Bnn",
+    "dynamic": "quantize.dynamic:Dynamic",
+    "static": "quantize.static:Static",
+    "weight_only": "quantize.weight_only:WeightOnly",
+    "cluster": "quantize.cluster:Cluster",
 }
 
 

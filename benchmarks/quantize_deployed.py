@@ -1,0 +1,118 @@
+"""Our static quantization beside ONNX Runtime's own: latency, quality and file size, the same calibration data.
+
+    python benchmarks/quantize_deployed.py resnet20 resnet56 resnet18 --threads 2
+    python benchmarks/quantize_deployed.py --baseline runs:/… --task cifar10 resnet20
+    python benchmarks/quantize_deployed.py --task glue/sst2 PATH_OF_A_BERT
+
+Without a baseline the weights are untrained (after a few batches through the batch norms): good for latency and size,
+and the quality column then says how often the integers answer as the floats do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from compression import artifacts, deploy, methods, models, tasks
+from compression.context import Context
+from compression.machine import accelerator
+from compression.methods.quantize.calibration import batches
+
+
+class Reader(CalibrationDataReader):
+    """The calibration batches as ONNX Runtime wants them."""
+
+    def __init__(self, data):
+        self.rest = iter({name: t.numpy() for name, t in deploy.named(inputs).items()} for inputs in data)
+
+    def get_next(self):
+        return next(self.rest, None)
+
+
+def theirs(fp32, data, folder, **options):
+    """The file that ONNX Runtime's quantizer makes of the float file, prepared as its documentation says."""
+    prepared, made = folder / "prepared.onnx", folder / "theirs.onnx"
+    quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(str(prepared), str(made), Reader(data), quant_format=QuantFormat.QDQ, **types, **options)
+    return made
+
+
+def answers(file, task, threads):
+    return deploy.Session(file, threads).predict(task.test)
+
+
+def settled(model, task):
+    """Untrained, but with batch norms that have seen data."""
+    model.train()
+    with torch.no_grad():
+        for inputs, _ in list(task.train.take(torch.arange(min(512, len(task.train)))).batches(64)):
+            deploy.forward(model, inputs)
+    return model.eval()
+
+
+def compare(model, task, step, threads, folder):
+    """A row for the float file, for ONNX Runtime's two usual settings, and for ours."""
+    record = SimpleNamespace(figure=lambda *_: None, warn=print, table=lambda *_: None)
+    context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None)
+    data = batches(context, step.calibration_samples)
+    files = {"float32": deploy.export(model, task.example(4), folder / "float32.onnx")}
+    for name, options in {
+        "onnxruntime": {},
+        "onnxruntime per channel, reduced": {"per_channel": True, "reduce_range": True},
+    }.items():
+        files[name] = theirs(files["float32"], data, folder, **options).rename(folder / f"{len(files)}.onnx")
+    ours = step.apply(copy.deepcopy(model), context)
+    files["ours"] = deploy.export(ours, task.example(4), folder / "ours.onnx")
+    timings = deploy.time_files(list(files.values()), task.example(32), threads)
+    true = answers(files["float32"], task, threads)
+    return [
+        {
+            "file": name,
+            "latency_ms": timing.latency_ms,
+            "batch_ms": 32e3 / timing.throughput,
+            "size_mb": file.stat().st_size / 1e6,
+            "agreement": (answers(file, task, threads).argmax(1) == true.argmax(1)).float().mean().item(),
+            **task.metrics(answers(file, task, threads), task.test.targets),
+        }
+        for (name, file), timing in zip(files.items(), timings, strict=True)
+    ]
+
+
+def table(name, rows):
+    columns = list(rows[0])
+    print(f"\n{name}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for row in rows:
+        cells = [f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in row.values()]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--task", default="cifar10")
+    parser.add_argument("--baseline", default="", help="folder of the trained model, as a run's artifact `model`")
+    parser.add_argument("--step", default="static", help="the step to compare, as in a chain")
+    parser.add_argument("--limit", type=int, default=None, help="use only so many examples")
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(0)
+    [step] = methods.parse(given.step)
+    for name in given.models:
+        task = tasks.load(given.task, limit=given.limit, model=name)
+        model = artifacts.load(Path(given.baseline)) if given.baseline else settled(models.build(name, task), task)
+        with tempfile.TemporaryDirectory() as folder:
+            table(name, compare(model.eval(), task, step, given.threads, Path(folder)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What all post-training methods are told of weights, and which layers they change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from matplotlib.figure import Figure
+from torch import nn
+
+from compression.errors import UserError
+from compression.layers import weight
+from compression.methods.base import Method
+from compression.methods.quantize import pictures
+from compression.methods.quantize.weights import weight_numbers
+from compression.params import param
+from compression.quantized import Numbers, merge, split
+
+
+@dataclass(frozen=True)
+class Scheme(Method):
+    """How weights become integers, and which layers stay as they are."""
+
+    family: ClassVar[str] = "quantize"
+    seals: ClassVar[bool] = True
+
+    bits: int = param(8, "bits of a weight", interval="[1, 8]", search=(2, 8))
+    granularity: str = param(
+        "channel", "weights that share a scale", choices=("tensor", "channel", "group"), search=("tensor", "channel")
+    )
+    group_size: int = param(32, "weights to a group, along the inputs, if granularity=group", interval="[2, inf)")
+    symmetric: bool = param(True, "spread a weight's codes evenly around zero")
+    weight_observer: str = param(
+        "mse", "range of a weight: all of it, or that of the least squared error", choices=("minmax", "mse")
+    )
+    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+
+    def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> Numbers:
+        """The numbers of a layer's weight beside activations of so many bits (None: not quantized)."""
+        return weight_numbers(
+            weight(layer),
+            self.bits,
+            self.granularity,
+            self.group_size,
+            self.symmetric,
+            activation_bits,
+            self.weight_observer,
+        )
+
+    def weight_picture(self, model: nn.Module, names: list[str], activation_bits: int | None) -> Figure:
+        """Histograms of some of the weights in steps of their scales, with the range of the codes."""
+        values, chosen = {}, {}
+        for name in pictures.spread(names):
+            layer = model.get_submodule(name)
+            numbers = self.weight_numbers(layer, activation_bits)
+            groups = split(weight(layer), numbers.granularity, numbers.group_size)
+            steps = groups / numbers.scale.unsqueeze(2) + numbers.zero_point.unsqueeze(2)
+            values[name] = merge(steps, weight(layer).shape).float().cpu().numpy()
+            chosen[name] = (numbers.low, numbers.high)
+        return pictures.ranges(values, chosen, "weight in steps")
+
+    def layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+        """The layers of exactly these kinds by name, without the skipped ones; UserError if none are left."""
+        found = {name: module for name, module in model.named_modules() if type(module) in kinds}
+        skipped = [self._begins(name, found) for name in self.skip.split("/") if name]
+        left = {name: m for name, m in found.items() if not any(name in names for names in skipped)}
+        if not left:
+            spoken = ", ".join(kind.__name__ for kind in kinds)
+            raise UserError(f"There is nothing to quantize: the model has no {spoken} that is not skipped.")
+        return left
+
+    @staticmethod
+    def _begins(wanted: str, found: dict[str, nn.Module]) -> list[str]:
+        names = [name for name in found if name == wanted or name.startswith(f"{wanted}.")]
+        if not names:
+            raise UserError(f"skip={wanted!r} is no layer of the model; its layers are {', '.join(found)}.")
+        return names

@@ -1,0 +1,124 @@
+"""Static quantization: weights and activations in integers, ranges chosen from calibration data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.context import Context
+from compression.layers import Add
+from compression.methods.quantize import observers, pictures
+from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
+from compression.methods.quantize.observers import Observed
+from compression.methods.quantize.scheme import Scheme
+from compression.params import param
+from compression.quantized import (
+    Numbers,
+    QuantAdd,
+    QuantConv2d,
+    QuantEmbedding,
+    QuantLinear,
+    Weighted,
+    choose_range,
+    code_range,
+)
+
+
+@dataclass(frozen=True)
+class Static(Scheme):
+    """Weights and activations in integers, with ranges chosen from calibration data.
+
+    Jacob et al. 2018, arXiv:1712.05877; batch norms are folded into the layers before them. Calibration looks at
+    training examples. Eight-bit weights use the codes -64..64, so that no CPU adds them up wrongly.
+    """
+
+    activation_bits: int = param(8, "bits of an activation", interval="[2, 8]", search=(4, 8))
+    observer: str = param(
+        "minmax",
+        "range of an activation",
+        choices=("minmax", "moving_average", "percentile", "entropy", "mse"),
+        search=("minmax", "moving_average", "percentile", "entropy", "mse"),
+    )
+    percentile: float = param(99.99, "share of an activation's values to cover, in percent", interval="(50, 100]")
+    calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")
+    activation_symmetric: bool = param(False, "spread an activation's codes evenly around zero")
+    equalize: bool = param(False, "first equalise the ranges of neighbouring layers; Nagel et al. 2019")
+    bias_correction: bool = param(False, "take the mean error of the weights out of the bias; Nagel et al. 2019")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        model = model.to(context.device).eval()
+        fold_batch_norms(model)
+        relu_before_pool(model)
+        if self.equalize:
+            equalize(model)
+        layers = self.layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
+        sums = {name: m for name, m in model.named_modules() if type(m) is Add}
+        watched = {name: m for name, m in layers.items() if name not in tables} | sums
+        seen = observe(model, watched, batches(context, self.calibration_samples))
+        self.draw(model, seen, context)
+        for name, held in seen.items():
+            model.set_submodule(name, self.replaced(model.get_submodule(name), held))
+        for name, table in tables.items():
+            model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
+        return model.to(context.device)
+
+    def bounds(self, observed: Observed) -> observers.Bounds:
+        """The range of an activation, as the chosen observer sees it."""
+        if self.observer == "percentile":
+            return observers.percentile(observed, self.percentile)
+        if self.observer in ("entropy", "mse"):
+            return getattr(observers, self.observer)(observed, self.activation_bits)
+        return getattr(observers, self.observer)(observed)
+
+    def activation(self, observed: Observed) -> Numbers:
+        """The numbers of an activation."""
+        codes = code_range(self.activation_bits, signed=False)
+        scale, zero_point = choose_range(*self.bounds(observed), *codes, self.activation_symmetric)
+        return Numbers(self.activation_bits, scale, zero_point, *codes)
+
+    def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
+        """The quantized form of a layer or a sum that was given what `held` says."""
+        inputs = [self.activation(observed) for observed in held]
+        if isinstance(layer, Add):
+            return QuantAdd.from_numbers(*inputs)
+        numbers = self.weight_numbers(layer, self.activation_bits)
+        made = quantized(layer, numbers, inputs[0])
+        if not self.bias_correction:
+            return made
+        error = mean_error(made.weight - layer.weight.detach(), held[0].means, getattr(layer, "groups", 1))
+        bias = layer.bias.detach() if layer.bias is not None else 0.0
+        layer.bias = nn.Parameter(bias - error, requires_grad=False)
+        return quantized(layer, numbers, inputs[0])
+
+    def draw(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
+        """Pictures of some activations and weights with their ranges."""
+        first = {name: held[0] for name, held in seen.items()}
+        shown = pictures.spread(list(first))
+        values = {name: first[name].sample.numpy() for name in shown}
+        chosen = {name: tuple(float(end) for end in self.bounds(first[name])) for name in shown}
+        context.record.figure("activation-ranges", pictures.ranges(values, chosen, "activation"))
+        weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
+        context.record.figure("weight-ranges", self.weight_picture(model, weighted, self.activation_bits))
+
+
+def quantized(layer: nn.Module, weight: Numbers, activation: Numbers) -> Weighted:
+    """The integer form of a convolution or linear layer."""
+    if isinstance(layer, nn.Conv2d):
+        return QuantConv2d.from_float(layer, weight, activation)
+    assert isinstance(layer, nn.Linear)
+    return QuantLinear.from_float(layer, weight, activation)
+
+
+def mean_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:
+    """What the error of a weight adds to a layer's outputs on average, `(outputs,)`, from its inputs' means.
+
+    Nagel et al. 2019, arXiv:1906.04721, eq. 17.
+    """
+    kernels = error.flatten(2).sum(2) if error.ndim > 2 else error
+    grouped = kernels.unflatten(0, (groups, -1))
+    return torch.einsum("goi,gi->go", grouped, means.to(error).view(groups, -1)).flatten()
