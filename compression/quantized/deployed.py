@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
+from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.quantized.layers import (
     QuantAdd,
     QuantConv2d,
@@ -216,6 +217,21 @@ class OnnxFloatWeight(nn.Module):
         return merge(dequantize(self.codes().to(torch.float32), self.scale, self.zero_point), self.shape)
 
 
+class OnnxSharedWeight(nn.Module):
+    """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
+
+    values: Tensor
+
+    def __init__(self, source: Clustered) -> None:
+        super().__init__()
+        self.first = 2 ** (source.bits - 1)
+        self.codes = Codes(source.indices - self.first, source.bits)
+        self.register_buffer("values", source.codebook)
+
+    def forward(self) -> Tensor:
+        return F.embedding(self.codes().long() + self.first, self.values.unsqueeze(1)).squeeze(-1)
+
+
 class OnnxLinear(nn.Module):
     """The layer on a dequantized input; with integers on both sides ONNX Runtime makes it one of their kernels.
 
@@ -392,6 +408,22 @@ def _fits_blocks(source: QuantLinear) -> bool:
     return blocks and source.bits in (4, 8) and source.levels != "odd" and source.activation == "none"
 
 
+class OnnxClustered(nn.Module):
+    """The layer in floats, with a weight from the codebook."""
+
+    def __init__(self, source: ClusteredLinear | ClusteredConv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = OnnxSharedWeight(source), source.bias
+        self.geometry: Any = None
+        if isinstance(source, ClusteredConv2d):
+            self.geometry = (source.stride, source.padding, source.dilation, source.groups)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        if self.geometry is None:
+            return F.linear(inputs, self.weight(), self.bias)
+        return F.conv2d(inputs, self.weight(), self.bias, *self.geometry)
+
+
 class OnnxAdd(nn.Module):
     """A sum of two dequantized inputs."""
 
@@ -410,4 +442,6 @@ FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     QuantConv2d: OnnxConv2d,
     QuantEmbedding: OnnxEmbedding,
     QuantAdd: OnnxAdd,
+    ClusteredLinear: OnnxClustered,
+    ClusteredConv2d: OnnxClustered,
 }
