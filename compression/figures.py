@@ -131,13 +131,13 @@ def per_class(before: np.ndarray | None, after: np.ndarray, labels: Sequence[str
 @styled
 def layers(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], column: str, title: str) -> Figure:
     """A column of the layer table as bars, before and after."""
-    figure, [axes] = canvas(width=max(6.0, 0.22 * len(after) + 2), height=3.4)
-    earlier = {row["layer"]: row[column] for row in before or []}
-    names = [row["layer"] for row in after]
+    earlier, later = ({row["layer"]: row[column] for row in rows or []} for rows in (before, after))
+    names = list(earlier | later)
+    figure, [axes] = canvas(width=max(6.0, 0.22 * len(names) + 2), height=3.4)
     places = np.arange(len(names))
     if before:
         axes.bar(places - 0.2, [earlier.get(name, 0) for name in names], 0.4, color=BEFORE, label="before")
-    axes.bar(places + 0.2, [row[column] for row in after], 0.4, color=AFTER, label="after")
+    axes.bar(places + 0.2, [later.get(name, 0) for name in names], 0.4, color=AFTER, label="after")
     axes.set_xticks(places, names, rotation=90, fontsize=max(5, 9 - len(names) // 20))
     axes.set(title=title)
     axes.legend()
