@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check
