@@ -44,6 +44,7 @@ METHODS = {
     "static": "quantize.static:Static",
     "weight_only": "quantize.weight_only:WeightOnly",
     "cluster": "quantize.cluster:Cluster",
+    "qat": "quantize.qat:Qat",
 }
 
 

@@ -15,6 +15,7 @@ from compression.context import Context
 from compression.methods.base import Method
 from compression.methods.quantize import coded
 from compression.methods.quantize.aware import named
+from compression.methods.quantize.rounding import geometry
 from compression.params import param
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.training import Recipe, complete, decay_groups, fit
@@ -182,19 +183,15 @@ class SharedLinear(Shared, nn.Linear):
 class SharedConv2d(Shared, nn.Conv2d):
     """`nn.Conv2d` with shared weights, in training."""
 
-    GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-
     def __init__(self, layer: nn.Conv2d, bits: int) -> None:
-        geometry = {name: getattr(layer, name) for name in self.GEOMETRY}
-        nn.Conv2d.__init__(self, **geometry, bias=layer.bias is not None, device="meta")
+        nn.Conv2d.__init__(self, **geometry(layer), bias=layer.bias is not None, device="meta")
         self.share(layer, bits)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self._conv_forward(inputs, self.looked_up(), self.bias)
 
     def clustered(self) -> Clustered:
-        geometry: dict[str, Any] = {name: getattr(self, name) for name in self.GEOMETRY}
-        made = ClusteredConv2d(**geometry, bias=self.bias is not None, bits=self.bits)
+        made = ClusteredConv2d(**geometry(self), bias=self.bias is not None, bits=self.bits)
         return made.hold(self.index, self.codebook * self.live, self.bias)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +31,14 @@ class InputRounding(Rounding):
         raise NotImplementedError
 
 
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+
+
+def geometry(layer: nn.Conv2d) -> dict[str, Any]:
+    """The arguments of a convolution, but for its bias."""
+    return {name: getattr(layer, name) for name in GEOMETRY}
+
+
 class RoundedLinear(nn.Linear):
     """`nn.Linear` on a rounded input, with a rounded weight."""
 
@@ -49,9 +60,7 @@ class RoundedConv2d(nn.Conv2d):
     source: nn.Module
 
     def __init__(self, layer: nn.Conv2d, rounding: Rounding, source: nn.Module) -> None:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        geometry = {name: getattr(layer, name) for name in names}
-        super().__init__(**geometry, bias=layer.bias is not None, device="meta")
+        super().__init__(**geometry(layer), bias=layer.bias is not None, device="meta")
         _take(self, layer, rounding, source)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -85,20 +94,23 @@ def deployed(layer: Rounded, norm: nn.BatchNorm2d | nn.BatchNorm1d | None = None
     """The layer in integers; `norm`, which follows it, is folded into its scales and bias, its codes stay."""
     numbers, values = layer.rounding.numbers(layer.weight), layer.rounding(layer.weight)
     source = layer.source.activation() if isinstance(layer.source, InputRounding) else None
-    plain = _plain(layer, values)
+    plain = unrounded(layer, values)
     if norm is not None:
-        numbers = _fold(plain, norm, numbers)
+        by = factors(norm)
+        fold(plain, norm, by)
+        scale = numbers.scale * by.abs().unsqueeze(1)
+        numbers = replace(numbers, scale=scale, zero_point=numbers.zero_point.expand_as(scale))
     made = QuantLinear if isinstance(plain, nn.Linear) else QuantConv2d
     return made.from_float(plain, numbers, source)  # type: ignore[arg-type]
 
 
-def _plain(layer: Rounded, values: Tensor) -> nn.Linear | nn.Conv2d:
+def unrounded(layer: nn.Linear | nn.Conv2d, values: Tensor) -> nn.Linear | nn.Conv2d:
+    """A plain layer like `layer`, with copies of its bias and of `values` as its weight."""
     plain: nn.Linear | nn.Conv2d
     if isinstance(layer, nn.Linear):
         plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
     else:
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        plain = nn.Conv2d(**{name: getattr(layer, name) for name in names}, device="meta")
+        plain = nn.Conv2d(**geometry(layer), device="meta")
     plain.weight = nn.Parameter(values.detach().clone())
     plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
     return plain
@@ -126,17 +138,18 @@ def foldable(layer: Rounded, norm: nn.BatchNorm2d | nn.BatchNorm1d) -> bool:
     return not bool((lowest & (by < 0)).any())
 
 
-def _fold(plain: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d | nn.BatchNorm1d, numbers: Numbers) -> Numbers:
-    """Fold `norm` into the weight and bias of `plain`; the numbers of its new weight."""
-    by = factors(norm)
+def fold(plain: nn.Linear | nn.Conv2d, norm: nn.BatchNorm2d | nn.BatchNorm1d, by: Tensor) -> None:
+    """Put `norm`, whose factors are `by`, into the weight and bias of `plain`, in place."""
     assert norm.running_mean is not None
     shift = norm.bias if norm.affine else torch.zeros_like(by)
     before = torch.zeros_like(by) if plain.bias is None else plain.bias
-    plain.bias = nn.Parameter(shift + (before - norm.running_mean) * by)
-    plain.weight = nn.Parameter(plain.weight * by.view(-1, *[1] * (plain.weight.ndim - 1)))
-    scale = numbers.scale * by.abs().unsqueeze(1)
-    zero_point = numbers.zero_point.expand_as(scale)
-    return Numbers(numbers.bits, scale, zero_point, numbers.low, numbers.high)
+    plain.bias = nn.Parameter((shift + (before - norm.running_mean) * by).detach())
+    plain.weight = nn.Parameter((plain.weight * along(by, plain.weight)).detach())
+
+
+def along(by: Tensor, weight: Tensor) -> Tensor:
+    """`by` `(outputs,)`, shaped to multiply a weight's outputs."""
+    return by.view(-1, *[1] * (weight.ndim - 1))
 
 
 def round_through(values: Tensor) -> Tensor:

@@ -1,0 +1,129 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compression import layers, models
+from compression.methods import method, parse
+from compression.methods.quantize.observers import Observed
+from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+def seen(low, high):
+    ends = torch.tensor([float(low)]), torch.tensor([float(high)])
+    return Observed(*ends, torch.zeros(1), torch.zeros(1))
+
+
+def test_gradients_pass_within_the_range_only():
+    values = torch.tensor([-9.0, -1.0, 0.2, 3.0, 9.0], requires_grad=True)
+    rounded = fake_quantize(values, torch.tensor(0.5), torch.tensor(4.0), 0, 15)  # -2 to 5.5
+    rounded.sum().backward()
+    assert rounded.tolist() == [-2.0, -1.0, 0.0, 3.0, 5.5]
+    assert values.grad.tolist() == [0, 1, 1, 1, 0]
+
+
+def test_a_range_follows_the_data_until_it_is_frozen():
+    source = InputRange(8, seen(-1, 1)).train()
+    source(torch.tensor([-3.0, 2.0]))
+    assert (source.low.item(), source.high.item()) == pytest.approx((-1 - 2 * RATE, 1 + RATE))
+    freeze(source, observers=True, norms=False)
+    source(torch.tensor([-30.0, 20.0]))
+    assert source.high.item() == pytest.approx(1 + RATE)
+    again = InputRange(8, seen(-1, 1))
+    again.load_state_dict(source.state_dict())
+    assert again.frozen
+
+
+def pair(kind):
+    """A layer, the norm after it, and inputs."""
+    if kind == "conv":
+        layer, norm, inputs = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), torch.randn(9, 3, 7, 7)
+    else:
+        layer, norm, inputs = nn.Linear(12, 6), nn.BatchNorm1d(6), torch.randn(30, 12)
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([1.0, -0.5, 2.0, 0.7, 1.3, 0.0]))
+        norm.bias.normal_()
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return layer, norm, inputs
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+@pytest.mark.parametrize("bits", [3, 8])
+def test_the_deployed_layer_computes_what_training_ended_with(kind, bits):
+    layer, norm, inputs = pair(kind)
+    fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, InputRange(8, seen(-4, 4))).eval()
+    made = fake.deployed()
+    assert made.bits == bits
+    with torch.no_grad():
+        torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=5e-3)  # a bias is a whole number of steps
+
+
+@pytest.mark.parametrize("kind", ["conv", "linear"])
+def test_in_training_a_norm_sees_what_it_would_have_seen(kind):
+    layer, norm, inputs = pair(kind)
+    plain, alone = copy.deepcopy(layer), copy.deepcopy(norm).train()
+    fake = FakeLayer.of(layer, norm, method("qat")().rounding, InputRange(8, seen(-5, 5))).train()
+    expected = alone(plain(inputs))
+    alive = expected[:, :5]  # the last channel's factor is zero: its rounded weight means nothing
+    assert (fake(inputs)[:, :5] - alive).norm() < 0.03 * alive.norm()
+    torch.testing.assert_close(norm.running_var[:5], alone.running_var[:5], rtol=0.03, atol=0.03)
+    held = norm.running_var.clone()
+    fake.frozen = True
+    fake(inputs)
+    assert torch.equal(norm.running_var, held)
+
+
+def kinds(model):
+    return {name: type(m).__name__ for name, m in model.named_modules()}
+
+
+def test_what_is_deployed_is_what_static_deploys(task, make_context):
+    model = models.build("resnet8", task)
+    context = make_context(task, copy.deepcopy(model))
+    trained = method("qat")(epochs=0, bits=5, activation_bits=6).apply(copy.deepcopy(model), context)
+    calibrated = method("static")(bits=5, activation_bits=6).apply(copy.deepcopy(model), context)
+    assert kinds(trained) == kinds(calibrated)
+    assert "QuantAdd" in kinds(trained).values()
+    bits = {m.bits for m in trained.modules() if hasattr(m, "codes")}
+    assert bits == {5}
+
+
+def test_observers_and_norms_freeze_at_their_share_of_the_training(task, make_context):
+    model = models.build("digits_cnn", task)
+    context = make_context(task, copy.deepcopy(model))
+    states = []
+
+    def remember(module, *_):
+        if module.training:
+            states.append((module.source.frozen, module.frozen))
+
+    [step] = parse("qat:epochs=1,batch_size=64,freeze_observers=0.5,freeze_norm=1.0")
+    insert = type(step).insert
+
+    def watched(self, model, *rest):
+        insert(self, model, *rest)
+        model.hidden.fc.register_forward_hook(remember)
+
+    type(step).insert = watched
+    try:
+        step.apply(model, context)
+    finally:
+        type(step).insert = insert
+    assert states == [(False, False), (False, False), (True, False), (True, False)]
+
+
+def test_pruned_weights_stay_zero_and_skipped_layers_floats(task, make_context):
+    model = models.build("digits_cnn", task)
+    context = make_context(task, copy.deepcopy(model))
+    layers.set_mask(model.hidden.fc, torch.rand_like(model.hidden.fc.weight) > 0.5)
+    zero = model.hidden.fc.weight == 0
+    found = parse("qat:epochs=1,batch_size=128,skip=stages.0")[0].apply(model, context)
+    assert (found.hidden.fc.weight[zero] == 0).all()
+    assert type(found.stages[0].conv) is nn.Conv2d
