@@ -45,6 +45,7 @@ METHODS = {
     "weight_only": "quantize.weight_only:WeightOnly",
     "cluster": "quantize.cluster:Cluster",
     "qat": "quantize.qat:Qat",
+    "mixed": "quantize.mixed:Mixed",
 }
 
 

@@ -61,8 +61,8 @@ def test_the_deployed_layer_computes_what_training_ended_with(kind, bits):
     fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, InputRange(8, seen(-4, 4))).eval()
     made = fake.deployed()
     assert made.bits == bits
-    with torch.no_grad():
-        torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=5e-3)  # a bias is a whole number of steps
+    with torch.no_grad():  # a bias is a whole number of steps
+        torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])

@@ -1,0 +1,89 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from compression import layers, models
+from compression.errors import UserError
+from compression.methods import method, parse
+from compression.methods.quantize.knapsack import Option, assign
+from compression.methods.quantize.mixed import fisher, replaced, rounded
+from compression.methods.quantize.weights import weight_numbers
+
+
+def brute(options, budget):
+    """The least cost of any choice that fits."""
+    fitting = [c for c in itertools.product(*options.values()) if sum(o.size for o in c) <= budget]
+    return min(sum(o.cost for o in choice) for choice in fitting)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_the_assignment_is_the_best_of_all(seed, share):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda low, high: int(torch.randint(low, high, (), generator=generator))  # noqa: E731
+    sizes = [draw(10, 200) for _ in range(6)]
+    options = {str(i): [Option(b, size * b, draw(0, 50) / b) for b in (2, 4, 8)] for i, size in enumerate(sizes)}
+    budget = int(share * 8 * sum(sizes))
+    chosen = assign(options, budget)
+    assert sum(o.size for o in chosen.values()) <= budget
+    assert sum(o.cost for o in chosen.values()) == pytest.approx(brute(options, budget))
+
+
+def test_a_budget_that_nothing_meets_is_refused():
+    with pytest.raises(UserError, match="budget allows 5 bytes, but the narrowest widths take 8"):
+        assign({"a": [Option(2, 8, 0.0), Option(4, 16, 0.0)]}, 5)
+
+
+@pytest.mark.parametrize("widths", ["", "2/9", "2,4", "0/4", "2//4", "12"])
+def test_widths_that_are_none_are_refused(widths):
+    with pytest.raises(UserError, match="is not a list of bits from 1 to 8"):
+        method("mixed")(widths=widths)
+
+
+def test_a_weight_is_replaced_for_a_while():
+    layer = nn.Linear(4, 3)
+    before = layer.weight.detach().clone()
+    with replaced(layer, torch.ones(3, 4)):
+        assert (layer.weight == 1).all()
+    assert torch.equal(layer.weight, before)
+
+
+def test_fisher_is_the_mean_of_squared_gradients(task, make_context):
+    """One example alone: its squared gradient, whatever the batch."""
+    torch.manual_seed(0)
+    model = models.build("mlp", task).eval()
+    context = make_context(task, copy.deepcopy(model))
+    one = fisher(model, {"fc": model.fc}, context, samples=1)["fc"]
+    chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:1]
+    inputs, targets = next(task.train.take(chosen).batches(1))
+    model.zero_grad()
+    task.loss(model(inputs), targets).backward()
+    torch.testing.assert_close(one, model.fc.weight.grad.square())
+
+
+def test_the_model_keeps_its_budget_and_gives_bits_where_they_count(task, make_context):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task)
+    context = make_context(task, copy.deepcopy(model))
+    method("finetune")(epochs=2).apply(model, context)
+    found = {}
+    for budget in (0.13, 0.2):
+        [step] = parse(f"mixed:budget={budget},calibration_samples=64")
+        made = step.apply(copy.deepcopy(model), context)
+        rows = context.record.tables["widths"]
+        assert {row["layer"]: row["bits"] for row in rows} == {n: m.bits for n, m in layers.prunable(made).items()}
+        held = sum(m.packed.numel() + 4 * m.scale.numel() for m in layers.prunable(made).values())
+        assert held == sum(row["bytes"] for row in rows)
+        assert held <= budget * 4 * sum(m.weight.numel() for m in layers.prunable(model).values())
+        found[budget] = sum(max(0.0, row[f"loss_{row['bits']}"]) for row in rows)
+    assert found[0.2] <= found[0.13]
+    assert set(context.record.figures) >= {"widths"}
+
+
+def test_wider_is_less_sensitive():
+    weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
+    errors = [(rounded(weight, weight_numbers(weight, bits)) - weight).square().sum() for bits in (1, 2, 4, 8)]
+    assert errors == sorted(errors, reverse=True)
