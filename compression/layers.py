@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from compression.quantized import QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
 
-INTEGER = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d)
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *INTEGER)
+COMPRESSED = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED)
 
 
 class Add(nn.Module):
@@ -34,6 +35,7 @@ REBUILT: tuple[type[nn.Module], ...] = (
     Quantize,
     QuantEmbedding,
     QuantAdd,
+    HalfEmbedding,
 )
 
 

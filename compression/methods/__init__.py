@@ -46,6 +46,7 @@ METHODS = {
     "cluster": "quantize.cluster:Cluster",
     "qat": "quantize.qat:Qat",
     "mixed": "quantize.mixed:Mixed",
+    "half": "quantize.half:HalfPrecision",
 }
 
 
