@@ -107,7 +107,8 @@ def names(model: nn.Module) -> Names:
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """The list of the transformer's layers."""
-    return model.base_model.get_submodule(names(model).layers)  # type: ignore[return-value, union-attr, operator]
+    where = names(model).layers
+    return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr, operator]
 
 
 def blocks(model: nn.Module) -> list[Block]:

@@ -1,0 +1,110 @@
+"""Whole layers of a transformer are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compression import figures, surgery
+from compression.context import Context
+from compression.methods.base import Method
+from compression.methods.prune import scores
+from compression.params import param
+from compression.tasks.task import forward
+
+ORDERS = ("every_other", "first", "last", "importance")
+
+
+@dataclass(frozen=True)
+class DropLayers(Method):
+    """Drop whole layers of a transformer.  Sajjad et al. 2023, arXiv:2004.03844; by importance: Men et al. 2024,
+    arXiv:2403.03853, eq. 1.
+
+    What is left reads with from_pretrained: the config counts the layers.
+    """
+
+    family: ClassVar[str] = "prune"
+    trains: ClassVar[bool] = True
+    unfinished: ClassVar[bool] = True
+    needs: ClassVar[str] = "text"
+
+    sparsity: float = param(0.5, "share of the layers to drop", interval="[0, 1)", search=(0.1, 0.75))
+    order: str = param(
+        "last",
+        "the layers that go: evenly spaced, the first, the last, or those that change the hidden states least",
+        choices=ORDERS,
+        search=ORDERS,
+    )
+    examples: int = param(256, "importance: training examples the hidden states are seen on", interval="[1, inf)")
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        model = model.to(context.device)
+        total = len(surgery.layers(model))
+        count = min(total - 1, round(self.sparsity * total))
+        if count != self.sparsity * total:
+            context.record.warn(f"{count} of {total} layers are dropped: sparsity={self.sparsity} is no whole number.")
+        influence = block_influence(model, self.examples, context) if self.order == "importance" else torch.ones(total)
+        gone = chosen(self.order, count, influence)
+        context.record.figure("dropped-layers", picture(influence, gone))
+        surgery.keep_layers(model, [layer for layer in range(total) if layer not in gone])
+        return model
+
+
+def chosen(order: str, count: int, influence: Tensor) -> list[int]:
+    """The `count` layers to drop of as many as have an `influence`; every other one: the 2nd, 4th, … for a half."""
+    total = len(influence)
+    return {
+        "every_other": [(i + 1) * total // count - 1 for i in range(count)] if count else [],
+        "first": list(range(count)),
+        "last": list(range(total - count, total)),
+        "importance": influence.argsort(stable=True)[:count].tolist(),
+    }[order]
+
+
+@torch.no_grad()
+def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor:
+    """How much each layer changes the hidden states, `(layers,)`: 1 - cosine of what goes in and what comes out.
+
+    The mean over the tokens of random training examples, padding left out (Men et al. 2024, eq. 1).
+    """
+    model.eval()
+    sums, tokens = torch.zeros(len(surgery.layers(model))), 0
+    for inputs, _ in scores.batches(context, examples):
+        assert isinstance(inputs, dict)
+        there = inputs["attention_mask"].bool()
+        with watched(model) as seen:
+            forward(model, inputs)
+        for layer, (before, after) in enumerate(seen):
+            sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()
+        tokens += int(there.sum())
+    return sums / tokens
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What goes into each layer and what comes out, of the forward passes within."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        seen.append((given[0], output[0] if isinstance(output, tuple) else output))
+
+    hooks = [layer.register_forward_hook(look) for layer in surgery.layers(model)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def picture(influence: Tensor, gone: list[int]) -> Any:
+    """The layers by what they change, the dropped ones in the colour of before."""
+    figure, [axes] = figures.canvas()
+    colours = [figures.BEFORE if layer in gone else figures.AFTER for layer in range(len(influence))]
+    axes.bar(range(len(influence)), influence.tolist(), color=colours)
+    axes.set(title="Layers dropped (pale) and kept", xlabel="layer", ylabel="1 - cosine of input and output")
+    return figure

@@ -1,0 +1,130 @@
+"""Structured pruning: channels, heads and neurons are cut out, so that the model is smaller and faster."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from compression import figures, layers, surgery
+from compression.context import Context
+from compression.errors import UserError
+from compression.methods.base import Method
+from compression.methods.prune import encoder
+from compression.methods.prune.channels import Channels, widths
+from compression.methods.prune.importance import CRITERIA, importance
+from compression.methods.prune.removal import COSTS, Cut, closest
+from compression.methods.prune.sparse import bn_penalty, group_penalty
+from compression.params import param
+from compression.tasks.task import Inputs, map_inputs
+from compression.training import Recipe, complete, fit, task_loss
+
+TOLERANCE = 0.02  # of what was there: a target missed by more is said loudly
+PENALTIES = {"bn_scale": 1e-4, "group": 5e-4}  # of Liu et al. 2017, section 4.2, and of Fang et al. 2023 on CIFAR-10
+
+
+@dataclass(frozen=True)
+class Structured(Recipe, Method):
+    """Cut out channels with all that hangs on them (Fang et al. 2023, arXiv:2301.12900): the model gets smaller.
+
+    bn_scale and group first train with a penalty that makes channels small, for which the recipe is used: Liu et al.
+    2017, arXiv:1708.06519 (network slimming), and group sparsity by Fang et al. Of a transformer, heads, feed-forward
+    neurons or hidden dimensions go, as many from every layer. Its config then says so and from_pretrained reads the
+    model, unless `parts` has one of heads and hidden without the other: a config cannot tell that (see surgery.py),
+    and only this lab reads it.
+    """
+
+    family: ClassVar[str] = "prune"
+    trains: ClassVar[bool] = True
+    unfinished: ClassVar[bool] = True
+
+    keep: str = param("last", "weights to keep of the training with a penalty: the sparsest", choices=("last",))
+    sparsity: float = param(0.5, "share of the target to remove", interval="[0, 1)", search=(0.2, 0.9))
+    target: str = param("macs", "what sparsity is a share of", choices=("channels", "params", "macs"))
+    criterion: str = param(
+        "l1", "what channels are ranked by", choices=tuple(CRITERIA), search=("l1", "fpgm", "taylor")
+    )
+    scope: str = param("local", "the same share of each layer, or rank all together", choices=("local", "global"))
+    round_to: int = param(1, "numbers of channels left are multiples of it", interval="[1, inf)")
+    steps: int = param(1, "times to rank anew on the way to the target", interval="[1, inf)")
+    examples: int = param(512, "taylor, hessian: training examples to differentiate the loss on", interval="[1, inf)")
+    penalty: float | None = param(None, "bn_scale, group: weight of the penalty (1e-4, 5e-4)", interval="[0, inf)")
+    parts: str = param("heads/ffn", "of a transformer: any of heads, ffn and hidden, with / between them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        encoder.parts(self.parts)
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        model = model.to(context.device)
+        example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
+        units = self.units(model, example)
+        before = widths(model)
+        if self.criterion in PENALTIES:
+            self.sparsify(model, units, context)
+        masked = lift_masks(model)
+        self.remove(model, units, context)
+        for name in masked:
+            layer = model.get_submodule(name)
+            layers.set_mask(layer, layers.weight(layer) != 0)
+        context.record.figure("kept-channels", figures.layers(before, widths(model), "channels", "Channels by layer"))
+        return model
+
+    def units(self, model: nn.Module, example: Inputs) -> Channels | encoder.Encoder:
+        """What of `model` can go."""
+        if surgery.is_transformer(model):
+            return encoder.Encoder(model, example, encoder.parts(self.parts))
+        return Channels(model, example)
+
+    def remove(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:
+        """Rank and cut until the target is met, in equal steps; say so where it is missed."""
+        cost = COSTS.get(self.target, lambda model, example: units.count(model))
+        start = cost(model, units.example)
+
+        def removed(cut: Cut) -> float:
+            copied = copy.deepcopy(model)
+            units.cut(copied, cut)
+            return 1 - cost(copied, units.example) / start
+
+        for step in range(1, self.steps + 1):
+            scores = importance(model, self.criterion, self.examples, context)
+            blocks = units.blocks(scores, self.scope == "global", self.round_to)
+            units.cut(model, closest(blocks, removed, self.sparsity * step / self.steps, self.target))
+        reached = 1 - cost(model, units.example) / start
+        if abs(reached - self.sparsity) > TOLERANCE:
+            context.record.warn(
+                f"{reached:.1%} of the {self.target} are gone instead of {self.sparsity:.1%}: channels are removed "
+                f"whole, in multiples of round_to={self.round_to}."
+            )
+
+    def sparsify(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:
+        """Train with the penalty of the criterion; UserError for a model that it is not made for."""
+        weight = PENALTIES[self.criterion] if self.penalty is None else self.penalty
+        penalty = self.penalty_of(model, units)
+        plain = task_loss(context.task, complete(self, context.task))
+
+        def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+            return plain(model, inputs, targets) + weight * penalty()
+
+        fit(model, context, self, loss=loss)
+
+    def penalty_of(self, model: nn.Module, units: Channels | encoder.Encoder) -> Callable[[], Tensor]:
+        if self.criterion == "group" and isinstance(units, Channels):
+            return group_penalty(group for _, group in units.groups())
+        if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            raise UserError(
+                f"criterion={self.criterion} is made for networks of convolutions with batch norms; "
+                f"a {type(model).__name__} takes l1, l2, fpgm, lamp, taylor, hessian or random."
+            )
+        return bn_penalty(model)
+
+
+def lift_masks(model: nn.Module) -> list[str]:
+    """Take the masks off, which torch-pruning does not cut; the names of the layers that had one."""
+    names = list(layers.masked(model))
+    for name in names:
+        delattr(model.get_submodule(name), "mask")
+    return names
