@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from compression.quantized import QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
+from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
 
@@ -35,6 +35,7 @@ REBUILT: tuple[type[nn.Module], ...] = (
     Quantize,
     QuantEmbedding,
     QuantAdd,
+    QuantAvgPool2d,
     HalfEmbedding,
 )
 

@@ -1,9 +1,8 @@
 """Quantized layers as ONNX: what ONNX Runtime fuses into integer kernels.
 
 Activations become QuantizeLinear (Clip, below 8 bits) DequantizeLinear, weights integer initializers with a
-DequantizeLinear. Codes of fewer than 8 bits stay packed in the file at their width, whatever it is: the function
-`Unpack`, defined in the file itself out of standard operators, has only constants to work on, so ONNX Runtime
-evaluates it once, when it loads the file, and then fuses as if the bytes had been there.
+DequantizeLinear. Codes of fewer than 8 bits stay packed in the file at their width, whatever it is: `Unpack` (see
+functions.py) is evaluated once, when the file is loaded, and then ONNX Runtime fuses as if the bytes had been there.
 """
 
 from __future__ import annotations
@@ -17,8 +16,11 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.quantized.functions import DOMAIN
+from compression.quantized.half import HalfConv2d, HalfLinear
 from compression.quantized.layers import (
     QuantAdd,
+    QuantAvgPool2d,
     QuantConv2d,
     QuantEmbedding,
     Quantize,
@@ -30,43 +32,6 @@ from compression.quantized.numbers import dequantize, merge, split
 from compression.quantized.packing import pack
 
 OPSET = 20
-DOMAIN = "compression"
-# codes = step * unsigned + offset; bits come lowest first, as `packing.pack` writes them.
-UNPACK = """
-<domain: "compression", opset_import: ["" : 20]>
-Unpack<bits, step, offset>(packed, shape) => (codes)
-{
-  all = Constant<value_ints: ints = [-1]>()
-  width = Constant<value_int: int = @bits>()
-  places = Constant<value = uint8[8] {0, 1, 2, 3, 4, 5, 6, 7}>()
-  one = Constant<value = uint8 {1}>()
-  column = Unsqueeze(packed, all)
-  shifted = BitShift<direction: string = "RIGHT">(column, places)
-  stream = BitwiseAnd(shifted, one)
-  flat = Reshape(stream, all)
-  count = ReduceProd<keepdims: int = 1>(shape)
-  used = Mul(count, width)
-  start = Constant<value_ints: ints = [0]>()
-  kept = Slice(flat, start, used)
-  row = Reshape(width, all)
-  by_code = Concat<axis: int = 0>(all, row)
-  digits = Reshape(kept, by_code)
-  digits_float = Cast<to: int = 1>(digits)
-  first = Constant<value_int: int = 0>()
-  next = Constant<value_int: int = 1>()
-  exponents = Range(first, width, next)
-  exponents_float = Cast<to: int = 1>(exponents)
-  two = Constant<value_float: float = 2.0>()
-  powers = Pow(two, exponents_float)
-  unsigned = MatMul(digits_float, powers)
-  factor = Constant<value_float: float = @step>()
-  shift = Constant<value_float: float = @offset>()
-  scaled = Mul(unsigned, factor)
-  signed = Add(scaled, shift)
-  bytes = Cast<to: int = 3>(signed)
-  codes = Reshape(bytes, shape)
-}
-"""
 
 
 def deployable(model: nn.Module) -> nn.Module:
@@ -76,16 +41,6 @@ def deployable(model: nn.Module) -> nn.Module:
     for name, child in model.named_children():
         setattr(model, name, deployable(child))
     return model
-
-
-def define_functions(program: torch.onnx.ONNXProgram) -> None:
-    """Put the definition of `Unpack` into an exported program that calls it."""
-    if DOMAIN in program.model.opset_imports:
-        import onnx.parser
-        from onnxscript import ir
-
-        function = ir.serde.deserialize_function(onnx.parser.parse_function(UNPACK))
-        program.model.functions[function.identifier()] = function
 
 
 def _op(name: str, *inputs: Tensor, dtype: torch.dtype, shape: Any, version: int = OPSET, **attributes: Any) -> Tensor:
@@ -265,19 +220,20 @@ class OnnxBias(nn.Module):
     """A bias in 32-bit integers, in steps of the input's scale times the weight's."""
 
     codes: Tensor
-    scale: Tensor
-    zero_point: Tensor
+    input_scale: Tensor
+    weight_scale: Tensor
 
-    def __init__(self, bias: Tensor, step: Tensor) -> None:
+    def __init__(self, source: QuantLinear | QuantConv2d, step: Tensor) -> None:
         super().__init__()
-        self.axis: dict[str, Any] = {"axis": 0} if step.ndim else {}
-        self.register_buffer("codes", (bias / step).round().to(torch.int32))
-        self.register_buffer("scale", step)
-        self.register_buffer("zero_point", torch.zeros_like(step, dtype=torch.int32))
+        assert source.bias is not None
+        assert isinstance(source.input, Quantize)
+        self.register_buffer("codes", (source.bias.data / step).round().to(torch.int32))
+        self.register_buffer("input_scale", source.input.scale)
+        self.register_buffer("weight_scale", source.unit.reshape(-1 if source.granularity == "channel" else ()))
 
     def forward(self) -> Tensor:
-        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.codes.shape}
-        return _op("DequantizeLinear", self.codes, self.scale, self.zero_point, **made, **self.axis)
+        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.codes.shape, "version": 1}
+        return _op(f"{DOMAIN}::DequantizeBias", self.codes, self.input_scale, self.weight_scale, **made)
 
 
 class Plain(nn.Module):
@@ -297,7 +253,7 @@ def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
     step = bias_step(source)
     if source.bias is None or step is None:
         return Plain(None if source.bias is None else source.bias.data)
-    return OnnxBias(source.bias.data, step.squeeze() if source.granularity == "tensor" else step)
+    return OnnxBias(source, step)
 
 
 def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
@@ -408,6 +364,27 @@ def _fits_blocks(source: QuantLinear) -> bool:
     return blocks and source.bits in (4, 8) and source.levels != "odd" and source.activation == "none"
 
 
+class OnnxHalf(nn.Module):
+    """The layer in floats, its weight widened when the file is loaded."""
+
+    halves: Tensor
+
+    def __init__(self, source: HalfLinear | HalfConv2d) -> None:
+        super().__init__()
+        self.bias = Plain(None if source.bias is None else source.bias.data)
+        self.register_buffer("halves", source.weight.data)
+        self.geometry: Any = None
+        if isinstance(source, HalfConv2d):
+            self.geometry = (source.stride, source.padding, source.dilation, source.groups)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.halves.shape, "version": 1}
+        weight = _op(f"{DOMAIN}::Widen", self.halves, **made)
+        if self.geometry is None:
+            return F.linear(inputs, weight, self.bias())
+        return F.conv2d(inputs, weight, self.bias(), *self.geometry)
+
+
 class OnnxClustered(nn.Module):
     """The layer in floats, with a weight from the codebook."""
 
@@ -435,6 +412,20 @@ class OnnxAdd(nn.Module):
         return self.left(left) + self.right(right)
 
 
+class OnnxAvgPool2d(nn.Module):
+    """The mean of a dequantized image as the operator that has an integer kernel; other poolings as they are."""
+
+    def __init__(self, source: QuantAvgPool2d) -> None:
+        super().__init__()
+        self.input, self.output_size = quantize(source.input), source.output_size
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        images = self.input(inputs)
+        if self.output_size not in (1, (1, 1)):
+            return F.adaptive_avg_pool2d(images, self.output_size)
+        return _op("GlobalAveragePool", images, dtype=torch.float32, shape=(*images.shape[:2], 1, 1))
+
+
 # A layer class of the lab that the exporter should write otherwise than its forward joins this table.
 FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Quantize: quantize,
@@ -442,6 +433,9 @@ FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     QuantConv2d: OnnxConv2d,
     QuantEmbedding: OnnxEmbedding,
     QuantAdd: OnnxAdd,
+    QuantAvgPool2d: OnnxAvgPool2d,
     ClusteredLinear: OnnxClustered,
     ClusteredConv2d: OnnxClustered,
+    HalfLinear: OnnxHalf,
+    HalfConv2d: OnnxHalf,
 }

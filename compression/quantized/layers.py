@@ -333,3 +333,22 @@ class QuantAdd(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         return self.left(left) + self.right(right)
+
+
+class QuantAvgPool2d(nn.Module):
+    """`nn.AdaptiveAvgPool2d` on a rounded input: the sum before it can stay in integers, and so can the mean."""
+
+    def __init__(self, output_size: int | tuple[int, int], bits: int = 8) -> None:
+        super().__init__()
+        self.output_size, self.bits = output_size, bits
+        self.input = Quantize(bits=bits)
+
+    @classmethod
+    def from_float(cls, layer: nn.AdaptiveAvgPool2d, activation: Numbers) -> Self:
+        """`layer` on an input in the chosen numbers."""
+        made = cls(layer.output_size, activation.bits)  # type: ignore[arg-type]
+        made.input = Quantize.of(activation)  # type: ignore[assignment]
+        return made
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.adaptive_avg_pool2d(self.input(inputs), self.output_size)

@@ -19,6 +19,7 @@ from compression.params import param
 from compression.quantized import (
     Numbers,
     QuantAdd,
+    QuantAvgPool2d,
     QuantConv2d,
     QuantEmbedding,
     QuantLinear,
@@ -57,8 +58,8 @@ class Static(Scheme):
             equalize(model)
         layers = self.layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
         tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
-        sums = {name: m for name, m in model.named_modules() if type(m) is Add}
-        watched = {name: m for name, m in layers.items() if name not in tables} | sums
+        others = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
+        watched = {name: m for name, m in layers.items() if name not in tables} | others
         seen = observe(model, watched, batches(context, self.calibration_samples))
         self.draw(model, seen, context)
         for name, held in seen.items():
@@ -82,10 +83,12 @@ class Static(Scheme):
         return Numbers(self.activation_bits, scale, zero_point, *codes)
 
     def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
-        """The quantized form of a layer or a sum that was given what `held` says."""
+        """The quantized form of a layer, sum or pooling that was given what `held` says."""
         inputs = [self.activation(observed) for observed in held]
         if isinstance(layer, Add):
             return QuantAdd.from_numbers(*inputs)
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            return QuantAvgPool2d.from_float(layer, inputs[0])
         numbers = self.weight_numbers(layer, self.activation_bits)
         made = quantized(layer, numbers, inputs[0])
         if not self.bias_correction:
