@@ -37,6 +37,7 @@ METHODS = {
     "sparsegpt": "prune.sparsegpt:SparseGpt",
     "movement": "prune.movement:Movement",
     "block_movement": "prune.block_movement:BlockMovement",
+    "l0": "prune.l0:L0",
     "lsq": "quantize.lsq:Lsq",
     "dorefa": "quantize.dorefa:Dorefa",
     "bnn": "quantize.bnn:Bnn",

@@ -16,6 +16,7 @@ from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.response import soft_loss
 from compression.methods.prune import blocks, schedule
+from compression.methods.prune.clock import Clock
 from compression.params import param
 from compression.tasks.task import Inputs, forward
 from compression.training import Loss, Recipe, complete, decay_groups, fit
@@ -70,7 +71,15 @@ class Learned(Recipe, Method):
         model = model.to(context.device)
         start = START if self.variant == "sigmoid" else 0.0
         course = Course(self, blocks.attach(model, self.groups(model), start), context)
-        fit(model, context, self, loss=course.loss(), on_step=course.on_step, groups=course.parameter_groups)
+        fit(
+            model,
+            context,
+            self,
+            loss=course.loss(),
+            on_step=course.on_step,
+            extra=course.clock,
+            groups=course.parameter_groups,
+        )
         course.report()
         return blocks.detach(model)
 
@@ -94,21 +103,21 @@ class Course:
     method: Learned
     scored: Sequence[blocks.Scores]
     context: Context
-    progress: float = 0.0
+    clock: Clock = field(default_factory=Clock)
     points: list[tuple[float, float, float]] = field(default_factory=list)  # step, target, reached
 
     @property
     def risen(self) -> float:
         """How much of the way to the target is to be done by now, by the cubic schedule."""
-        return schedule.target("agp", self.progress, 0.0, 1.0, self.method.ramp_start, 1 - self.method.ramp_end)
+        return schedule.target("agp", self.clock.done, 0.0, 1.0, self.method.ramp_start, 1 - self.method.ramp_end)
 
     @property
     def soft(self) -> bool:
         """Whether a threshold decides now, and not yet the share."""
-        return self.method.variant == "sigmoid" and self.progress < self.method.ramp_end
+        return self.method.variant == "sigmoid" and self.clock.done < self.method.ramp_end
 
     def on_step(self, step: int, steps: int) -> None:
-        was_soft, self.progress = self.soft, step / steps
+        was_soft, self.clock.done = self.soft, step / steps
         if self.soft:
             exceed(self.scored, self.method.threshold * self.risen)
         else:

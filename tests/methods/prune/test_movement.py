@@ -104,16 +104,17 @@ class Stop(Exception):
     pass
 
 
-def test_a_killed_training_resumes_to_the_same_masks(task, make_context, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", ["topk", "sigmoid"])
+def test_a_killed_training_resumes_to_the_same_masks(variant, task, make_context, tmp_path, monkeypatch):
     torch.manual_seed(0)
     start = models.build("digits_cnn_small", task)
-    step = method("movement")(epochs=3)
+    step = method("movement")(epochs=3, variant=variant, score_learning_rate=1.0)
     whole = step.apply(copy.deepcopy(start), make_context(task, start, folder=tmp_path / "whole"))
     on_step = movement.Course.on_step
 
     def kill(self, number, steps):
         on_step(self, number, steps)
-        if number == 20:
+        if number == 12:
             raise Stop
 
     killed = make_context(task, start, folder=tmp_path / "killed")
