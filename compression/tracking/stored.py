@@ -110,7 +110,7 @@ def _copied(source: Path, to: Path) -> Path:
 
 
 def describe_model(folder: Path | str) -> None:
-    """Write the file `MLmodel` that lets MLflow register, load and serve the model saved in `folder`, without pickle."""
+    """Write the file `MLmodel` that lets MLflow register, load and serve the model in `folder`, without pickle."""
     described = Model(flavors={"compression": {"version": __version__}})
     pyfunc.add_to_model(described, loader_module="compression.artifacts", data=".")
     described.save(str(Path(folder) / "MLmodel"))

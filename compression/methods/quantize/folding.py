@@ -79,11 +79,12 @@ def relu_before_pool(model: nn.Module) -> None:
     if not any(isinstance(m, nn.MaxPool2d) for m in model.modules()):
         return
     for node in trace(model).nodes:
-        if node.op == "call_module" and isinstance(relu := model.get_submodule(node.target), nn.ReLU):
-            if found := _follows(node, model, (nn.MaxPool2d,)):
-                name, pool = found
-                model.set_submodule(node.target, pool)
-                model.set_submodule(name, relu)
+        if node.op != "call_module" or not isinstance(relu := model.get_submodule(node.target), nn.ReLU):
+            continue
+        if found := _follows(node, model, (nn.MaxPool2d,)):
+            name, pool = found
+            model.set_submodule(node.target, pool)
+            model.set_submodule(name, relu)
 
 
 def equalize(model: nn.Module) -> list[tuple[str, str]]:
