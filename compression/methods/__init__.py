@@ -38,16 +38,16 @@ METHODS = {
     "movement": "prune.movement:Movement",
     "block_movement": "prune.block_movement:BlockMovement",
     "l0": "prune.l0:L0",
+    "qat": "quantize.qat:Qat",
     "lsq": "quantize.lsq:Lsq",
     "dorefa": "quantize.dorefa:Dorefa",
     "bnn": "quantize.bnn:Bnn",
     "dynamic": "quantize.dynamic:Dynamic",
     "static": "quantize.static:Static",
     "weight_only": "quantize.weight_only:WeightOnly",
-    "cluster": "quantize.cluster:Cluster",
-    "qat": "quantize.qat:Qat",
     "mixed": "quantize.mixed:Mixed",
     "half": "quantize.half:HalfPrecision",
+    "cluster": "quantize.cluster:Cluster",
 }
 
 

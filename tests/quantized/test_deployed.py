@@ -14,6 +14,7 @@ from compression.layers import Add
 from compression.quantized import (
     DYNAMIC,
     QuantAdd,
+    QuantAvgPool2d,
     QuantConv2d,
     QuantEmbedding,
     Quantize,
@@ -29,7 +30,7 @@ class Block(nn.Module):
     def __init__(self):
         super().__init__()
         self.first, self.second = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
-        self.relu, self.add, self.pool = nn.ReLU(), Add(), nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1))
+        self.relu, self.add, self.pool = nn.ReLU(), Add(), nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(16, 10)
 
     def forward(self, images):
@@ -49,7 +50,7 @@ def quantized_block(bits=8, activation_bits=8, granularity="channel", group_size
     model.first = QuantConv2d.from_float(model.first, numbers(model.first), signed)
     model.second = QuantConv2d.from_float(model.second, numbers(model.second), positive)
     model.fc = QuantLinear.from_float(model.fc, numbers(model.fc), positive)
-    model.add, model.pool[0] = QuantAdd.from_numbers(signed, positive), Quantize.of(positive)
+    model.add, model.pool = QuantAdd.from_numbers(signed, positive), QuantAvgPool2d.from_float(model.pool, positive)
     return model
 
 
@@ -82,6 +83,7 @@ def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granul
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     ran = optimised(path, tmp_path)
     assert (ran["QLinearConv"], ran["QLinearAdd"], ran["QGemm"]) == (2, 1, 1)
+    assert ran["QLinearGlobalAveragePool"] == 1
     assert not ran.keys() & {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "Relu", "Unpack", "BitShift"}
 
 

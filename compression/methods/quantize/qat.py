@@ -24,6 +24,7 @@ from compression.params import param
 from compression.quantized import (
     Numbers,
     QuantAdd,
+    QuantAvgPool2d,
     QuantEmbedding,
     choose_range,
     code_range,
@@ -71,21 +72,23 @@ class Qat(Recipe, Scheme):
 
         model = fit(model, context, self, on_step=on_step)
         for name, module in list(model.named_modules()):
-            if isinstance(module, (FakeLayer, FakeAdd)):
+            if isinstance(module, (FakeLayer, FakeAdd, FakeAvgPool)):
                 model.set_submodule(name, module.deployed())
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
         return model.to(context.device)
 
     def insert(self, model: nn.Module, layers: dict[str, nn.Module], context: Context) -> None:
-        """Swap `layers` and sums for those that round, in place; batch norms move into the layers before them."""
-        sums = {name: m for name, m in model.named_modules() if type(m) is Add}
+        """Swap `layers`, sums and mean poolings for those that round, in place; batch norms move into the layers."""
+        others = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
         data = batches(context, self.calibration_samples)
         order = Order.of(model, data[0])
-        for name, held in observe(model, layers | sums, data).items():
+        for name, held in observe(model, layers | others, data).items():
             inputs = [InputRange(self.activation_bits, observed) for observed in held]
-            if name in sums:
-                model.set_submodule(name, FakeAdd(*inputs))
+            if name in others:
+                pool = others[name]
+                rounded = FakeAvgPool(pool, *inputs) if isinstance(pool, nn.AdaptiveAvgPool2d) else FakeAdd(*inputs)
+                model.set_submodule(name, rounded)
                 continue
             norm = order.norms.get(name)
             follows = model.get_submodule(norm) if norm else None
@@ -174,6 +177,21 @@ class FakeAdd(nn.Module):
     def deployed(self) -> nn.Module:
         """The sum in integers."""
         return QuantAdd.from_numbers(self.left.activation(), self.right.activation())
+
+
+class FakeAvgPool(nn.Module):
+    """The mean of each channel of a rounded input."""
+
+    def __init__(self, pool: nn.AdaptiveAvgPool2d, source: InputRange) -> None:
+        super().__init__()
+        self.pool, self.source = pool, source
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.pool(self.source(values))
+
+    def deployed(self) -> nn.Module:
+        """The pooling in integers."""
+        return QuantAvgPool2d.from_float(self.pool, self.source.activation())
 
 
 Rounding = Callable[[Tensor], Numbers]

