@@ -33,9 +33,9 @@ class Block:
 def runs(order: Sequence[int], round_to: int) -> Iterable[list[int]]:
     """`order`, a group's channels with the least important first, in runs whose ends leave a multiple of `round_to`.
 
-    The last `round_to` channels stay.
+    The last `round_to` channels stay. A group that has fewer to begin with goes one by one, but for the last.
     """
-    start = 0
+    start, round_to = 0, round_to if len(order) >= round_to else 1
     for end in range(1, len(order)):
         left = len(order) - end
         if left % round_to == 0:

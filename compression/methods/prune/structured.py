@@ -23,7 +23,7 @@ from compression.tasks.task import Inputs, map_inputs
 from compression.training import Recipe, complete, fit, task_loss
 
 TOLERANCE = 0.02  # of what was there: a target missed by more is said loudly
-PENALTIES = {"bn_scale": 1e-4, "group": 5e-4}  # of Liu et al. 2017, section 4.2, and of Fang et al. 2023 on CIFAR-10
+SPARSE = ("bn_scale", "group")  # criteria with a training of their own
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class Structured(Recipe, Method):
     neurons or hidden dimensions go, as many from every layer. Its config then says so and from_pretrained reads the
     model, unless `parts` has one of heads and hidden without the other: a config cannot tell that (see surgery.py),
     and only this lab reads it.
+
+    ONNX Runtime's convolutions work on eight channels at a time on AVX2: at other numbers a ResNet-20 of half the MACs
+    ran slower than the whole one, at multiples of 8 it took 0.7 of the time.
     """
 
     family: ClassVar[str] = "prune"
@@ -48,10 +51,16 @@ class Structured(Recipe, Method):
         "l1", "what channels are ranked by", choices=tuple(CRITERIA), search=("l1", "fpgm", "taylor")
     )
     scope: str = param("local", "the same share of each layer, or rank all together", choices=("local", "global"))
-    round_to: int = param(1, "numbers of channels left are multiples of it", interval="[1, inf)")
+    round_to: int = param(
+        8,
+        "what is left of a layer with at least as many channels is a multiple of it: 8 runs fast",
+        interval="[1, inf)",
+    )
     steps: int = param(1, "times to rank anew on the way to the target", interval="[1, inf)")
     examples: int = param(512, "taylor, hessian: training examples to differentiate the loss on", interval="[1, inf)")
-    penalty: float | None = param(None, "bn_scale, group: weight of the penalty (1e-4, 5e-4)", interval="[0, inf)")
+    penalty: float = param(
+        5e-4, "bn_scale, group: weight of the penalty", interval="[0, inf)", search=(1e-5, 1e-2), log=True
+    )
     parts: str = param("heads/ffn", "of a transformer: any of heads, ffn and hidden, with / between them")
 
     def __post_init__(self) -> None:
@@ -63,7 +72,7 @@ class Structured(Recipe, Method):
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
         units = self.units(model, example)
         before = widths(model)
-        if self.criterion in PENALTIES:
+        if self.criterion in SPARSE:
             self.sparsify(model, units, context)
         masked = lift_masks(model)
         self.remove(model, units, context)
@@ -102,12 +111,11 @@ class Structured(Recipe, Method):
 
     def sparsify(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:
         """Train with the penalty of the criterion; UserError for a model that it is not made for."""
-        weight = PENALTIES[self.criterion] if self.penalty is None else self.penalty
         penalty = self.penalty_of(model, units)
         plain = task_loss(context.task, complete(self, context.task))
 
         def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-            return plain(model, inputs, targets) + weight * penalty()
+            return plain(model, inputs, targets) + self.penalty * penalty()
 
         fit(model, context, self, loss=loss)
 
