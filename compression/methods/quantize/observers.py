@@ -10,6 +10,7 @@ from torch import Tensor
 from compression.quantized import choose_range, code_range, dequantize, quantize
 
 BINS = 2048  # of the histogram that `entropy` looks at; Migacz 2017
+FEW = 2**14  # values that `mse` rounds again and again
 Bounds = tuple[Tensor, Tensor]
 
 
@@ -53,8 +54,9 @@ def mse(observed: Observed, bits: int) -> Bounds:
     """The range of the least squared error of the rounded values; first its upper end is drawn in, then its lower."""
     low, high = minmax(observed)
     shares = torch.linspace(0.05, 1.0, 96)
-    high = min((high * share for share in shares), key=lambda end: rounding_error(observed.sample, low, end, bits))
-    low = min((low * share for share in shares), key=lambda end: rounding_error(observed.sample, end, high, bits))
+    values = observed.sample[:: max(1, len(observed.sample) // FEW)]
+    high = min((high * share for share in shares), key=lambda end: rounding_error(values, low, end, bits))
+    low = min((low * share for share in shares), key=lambda end: rounding_error(values, end, high, bits))
     return low, high
 
 
@@ -75,16 +77,24 @@ def entropy(observed: Observed, bits: int) -> Bounds:
     width = (high - low) / BINS
     if width == 0:
         return low, high
-    counts = torch.histc(observed.sample, BINS, low.item(), high.item())
-    levels = 2**bits
-    reach = torch.linspace(0.05, 1.0, 96) * torch.maximum(-low, high)
+    counts = without_zeros(torch.histc(observed.sample, BINS, low.item(), high.item()), int(-low / width))
+    cuts = {_cut(low, high, width, share, 2**bits) for share in torch.linspace(0.05, 1.0, 96).tolist()}
+    start, stop = min(sorted(cuts), key=lambda cut: clipping_divergence(counts, *cut, 2**bits))
+    return low + start * width, low + stop * width
 
-    def cut(threshold: Tensor) -> tuple[int, int]:
-        start, stop = (torch.stack([-threshold, threshold]).clamp(low, high) - low) / width
-        return int(start.floor()), max(int(stop.ceil()), int(start.floor()) + levels)
 
-    best = min(reach, key=lambda threshold: clipping_divergence(counts, *cut(threshold), levels))
-    return torch.maximum(low, -best), torch.minimum(high, best)
+def _cut(low: Tensor, high: Tensor, width: Tensor, share: float, levels: int) -> tuple[int, int]:
+    """First and last bin of the range that reaches `share` of the way from zero; at least a bin for each level."""
+    reach = share * torch.maximum(-low, high)
+    start = int(((torch.maximum(low, -reach) - low) / width).floor())
+    stop = int(((torch.minimum(high, reach) - low) / width).ceil())
+    stop = min(BINS, max(stop, start + levels))
+    return min(start, max(0, stop - levels)), stop
+
+
+def without_zeros(counts: Tensor, zero: int) -> Tensor:
+    """The counts with zero's bin as full as the next: zeros are exact in any range, and would drown the rest."""
+    return counts.index_copy(0, torch.tensor([min(zero, BINS - 1)]), counts[min(zero + 1, BINS - 1)].view(1))
 
 
 def clipping_divergence(counts: Tensor, start: int, stop: int, levels: int) -> float:

@@ -79,6 +79,16 @@ def test_entropy_cuts_off_an_outlier_and_keeps_a_flat_distribution():
     assert high > 0.95
 
 
+def test_zeros_do_not_make_entropy_cut_off_the_rest():
+    """Behind a ReLU half of the values are zero; their one bin outweighed all others, which were cut off."""
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    positive = values[values > 0]
+    low, high = observers.entropy(observed(values.relu()), bits=8)
+    assert low == 0
+    assert high == observers.entropy(observed(torch.cat([positive, torch.zeros(1)])), bits=8)[1]
+    assert (positive > high).float().mean() < 0.01
+
+
 @pytest.mark.parametrize("name", ["minmax", "moving_average"])
 def test_a_constant_activation_has_a_range(name):
     low, high = getattr(observers, name)(observed(torch.zeros(10)))

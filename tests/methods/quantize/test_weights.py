@@ -54,3 +54,10 @@ def test_pruned_weights_stay_zero(weight):
         groups = split(weight, "channel")
         back = dequantize(quantize(groups, scale, zero_point, numbers.low, numbers.high), scale, zero_point)
         assert (back[groups == 0] == 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_finer_scales_are_closer_to_the_weights(weight, bits):
+    weight *= torch.logspace(-1, 0, 8).view(-1, 1, 1, 1)
+    errors = [error(weight, weight_numbers(weight, bits, g, 9)).sum() for g in ("tensor", "channel", "group")]
+    assert errors == sorted(errors, reverse=True)
