@@ -79,7 +79,7 @@ def entropy(observed: Observed, bits: int) -> Bounds:
         return low, high
     counts = without_zeros(torch.histc(observed.sample, BINS, low.item(), high.item()), int(-low / width))
     cuts = {_cut(low, high, width, share, 2**bits) for share in torch.linspace(0.05, 1.0, 96).tolist()}
-    start, stop = min(sorted(cuts), key=lambda cut: clipping_divergence(counts, *cut, 2**bits))
+    start, stop = min(sorted(cuts), key=lambda cut: clipping_divergence(counts, cut[0], cut[1], 2**bits))
     return low + start * width, low + stop * width
 
 
