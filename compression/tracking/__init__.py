@@ -5,8 +5,8 @@ that goes away in the middle of a run costs nothing; questions go to the server 
 when it does not answer.
 """
 
-from compression.journal import home
 from compression.tracking.delivery import sync, unsent
+from compression.tracking.journal import home
 from compression.tracking.lifecycle import child, refuse, start
 from compression.tracking.run import Run, folder_of
 from compression.tracking.server import check_server

@@ -18,9 +18,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from compression.journal import JOURNAL, REFUSED, Busy, Journal, Record, waiting, write_whole
-from compression.outbox import Refused, Undelivered, deliver
 from compression.tracking import server
+from compression.tracking.journal import JOURNAL, REFUSED, Busy, Journal, Record, waiting, write_whole
+from compression.tracking.outbox import Refused, Undelivered, deliver
 from compression.tracking.run import NOTE, folder_of, last_words, runs_folder, say
 
 KEY = "compression.key"  # marks a run from before it has an id, so that it is never made twice

@@ -23,10 +23,10 @@ from mlflow.tracking.context.default_context import DefaultRunContext
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 
 from compression.errors import UserError
-from compression.journal import Busy, Journal, cannot_write, waiting
-from compression.outbox import Outbox, Undelivered
 from compression.tracking import server
 from compression.tracking.delivery import KEY, Delivery, refused_for_good, sync, tidy
+from compression.tracking.journal import Busy, Journal, cannot_write, waiting
+from compression.tracking.outbox import Outbox, Undelivered
 from compression.tracking.run import Run, folder_of, milliseconds, say
 
 PATIENCE = 5.0  # seconds that the end of a run waits for a server that is gone

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compression.journal import home, write_whole
-from compression.outbox import Outbox
+from compression.tracking.journal import home, write_whole
+from compression.tracking.outbox import Outbox
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.huffman import Coded, decode, encode
 from compression.quantized.clustered import Clustered
+from compression.quantized.huffman import Coded, decode, encode
 
 GAPS = 256  # a symbol stands for 0 to 255 zeros; a longer gap is filled with a weight that is zero
 

@@ -1,7 +1,7 @@
 """A journal on disk: what is said is here before it is anywhere else, and outlives the process.
 
 A record is a small JSON object. It is appended to `journal.jsonl`; `delivered` holds how many bytes of that
-have arrived where they should. `compression.outbox` delivers it.
+have arrived where they should. `compression.tracking.outbox` delivers it.
 """
 
 from __future__ import annotations

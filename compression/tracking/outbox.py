@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from compression.errors import UserError
-from compression.journal import Journal, Record
+from compression.tracking.journal import Journal, Record
 
 Send = Callable[[list[Record]], None]
 

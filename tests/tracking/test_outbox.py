@@ -11,10 +11,10 @@ import time
 
 import pytest
 
-from compression import outbox
 from compression.errors import UserError
-from compression.journal import JOURNAL, LOCK, REFUSED, Busy, Journal, home, waiting, write_whole
-from compression.outbox import BATCH, Outbox, Refused, Undelivered, deliver
+from compression.tracking import outbox
+from compression.tracking.journal import JOURNAL, LOCK, REFUSED, Busy, Journal, home, waiting, write_whole
+from compression.tracking.outbox import BATCH, Outbox, Refused, Undelivered, deliver
 
 
 class Receiver:
@@ -153,7 +153,7 @@ def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
     code = """if True:
         import sys
         from pathlib import Path
-        from compression.journal import Journal
+        from compression.tracking.journal import Journal
         journal = Journal(Path(sys.argv[1]))
         n = 0
         while True:
@@ -209,7 +209,8 @@ def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
     held = Journal(tmp_path)
     with pytest.raises(Busy):
         Journal(tmp_path)
-    code = "import sys, pathlib; from compression.journal import *; Journal(pathlib.Path(sys.argv[1]), create=False)"
+    journal = "from compression.tracking.journal import Journal"
+    code = f"import sys, pathlib; {journal}; Journal(pathlib.Path(sys.argv[1]), create=False)"
     other = python(code, tmp_path, stderr=subprocess.PIPE)
     assert "Busy" in other.communicate()[1]
     held.close()
@@ -256,7 +257,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_no_record_is_left_half_written(tm
     code = """if True:
         import signal, sys
         from pathlib import Path
-        from compression.journal import Journal
+        from compression.tracking.journal import Journal
         from compression.errors import UserError
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         journal = Journal(Path(sys.argv[1]))
@@ -277,7 +278,7 @@ def test_a_file_is_whole_or_as_it_was_before(tmp_path):
     code = """if True:
         import io, signal, sys
         from pathlib import Path
-        from compression.journal import write_whole
+        from compression.tracking.journal import write_whole
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(100)))
         write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(5000)))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compression.huffman import Coded, canonical, code_lengths, decode, encode
+from compression.quantized.huffman import Coded, canonical, code_lengths, decode, encode
 
 
 def test_lengths_of_a_code_by_hand():

@@ -20,9 +20,9 @@ from mlflow import MlflowClient
 
 from compression import outbox, tracking
 from compression.errors import UserError
-from compression.journal import REFUSED, Journal, waiting
 from compression.tracking import lifecycle
 from compression.tracking.delivery import Delivery
+from compression.tracking.journal import REFUSED, Journal, waiting
 from compression.tracking.server import tracking_uri
 
 NOTE, HOURS = "mlflow.note.content", "participant.time_hours"
@@ -195,7 +195,7 @@ def test_a_full_disk_still_takes_the_last_words(client, monkeypatch, tmp_path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(file, data)
 
-    monkeypatch.setattr("compression.journal.os.write", full_while_the_reserve_is_kept)
+    monkeypatch.setattr("compression.tracking.journal.os.write", full_while_the_reserve_is_kept)
     with pytest.raises(UserError, match="No space left") as raised, tracking.start() as run:
         run.metrics({"accuracy": 0.5})
     seen = client.get_run(run.id)
