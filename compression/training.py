@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
@@ -21,7 +21,7 @@ from compression.progress import Progress
 from compression.tasks.images import cutout
 from compression.tasks.task import Inputs, Split, Task, evaluate, forward, map_inputs
 
-Loss = Callable[[nn.Module, Inputs, Tensor], Tensor]
+Loss = Callable[..., Tensor]  # (model, inputs, targets, *rows of what `fit` was given beside them)
 LOSS_CHECK = 16  # steps between looks for a loss that is not finite: each look waits for the device
 
 
@@ -63,22 +63,24 @@ def fit(
     on_step: Callable[[int, int], None] | None = None,
     extra: nn.Module | None = None,
     groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
+    beside: Sequence[Tensor] = (),
     name: str = "",
 ) -> nn.Module:
     """Train `model` in place on the task's training split and return it in eval mode.
 
     `loss(model, inputs, targets)` gives a scalar, the task's own loss if left out. `on_step(step, steps)` is
     called after every optimizer step (steps counted from 1). `extra` holds further modules to train along with
-    the model (a regressor of hints, say). `groups` replaces the parameter groups of the optimizer. Masks are
-    re-applied after every step. A checkpoint is written every epoch under `name`, and `context.resume` goes on
-    from it. Raises UserError where the loss stops being finite.
+    the model (a regressor of hints, say). `groups` replaces the parameter groups of the optimizer. `beside` are
+    tensors with a row for every training example (a teacher's logits, say); the rows of a batch are handed to
+    `loss` after its targets. Masks are re-applied after every step. A checkpoint is written every epoch under
+    `name`, and `context.resume` goes on from it. Raises UserError where the loss stops being finite.
     """
     recipe = complete(recipe, context.task)
     assert recipe.epochs is not None
     assert recipe.batch_size is not None
     accelerator, device = context.accelerator, context.device
     train, validation = context.task.train.to(device), context.task.validation.to(device)
-    loss = loss or task_loss(context.task, recipe)
+    loss, beside = loss or task_loss(context.task, recipe), [rows.to(device) for rows in beside]
     everything = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
     everything.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.3 times the images/s
     per_epoch = len(shares(train, context, recipe, torch.Generator()))
@@ -95,8 +97,8 @@ def fit(
     for epoch in range(checkpoint.epoch, recipe.epochs):
         everything.train()
         started, losses = time.perf_counter(), []
-        for inputs, targets in shuffled(train, context, recipe, epoch):
-            losses.append(step_of(inputs, targets))
+        for inputs, *rows in shuffled(train, beside, context, recipe, epoch):
+            losses.append(step_of(inputs, *rows))
             scheduler.step()
             layers.apply_masks(model)
             step = epoch * per_epoch + len(losses)
@@ -144,12 +146,12 @@ class Steps:
     recipe: Recipe
     parts: int = 1
 
-    def __call__(self, inputs: Inputs, targets: Tensor) -> Tensor:
+    def __call__(self, inputs: Inputs, targets: Tensor, *beside: Tensor) -> Tensor:
         """The mean loss of the batch, detached."""
         while True:
             try:
                 self.optimizer.zero_grad()
-                value = self.backward(inputs, targets)
+                value = self.backward(inputs, targets, *beside)
                 break
             except torch.OutOfMemoryError:
                 self.halve(len(targets))
@@ -158,7 +160,7 @@ class Steps:
         self.optimizer.step()
         return value
 
-    def backward(self, inputs: Inputs, targets: Tensor) -> Tensor:
+    def backward(self, inputs: Inputs, targets: Tensor, *beside: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss, part by part."""
         total = torch.zeros((), device=targets.device)
         size = math.ceil(len(targets) / self.parts)
@@ -166,7 +168,8 @@ class Steps:
             part = slice(start, start + size)
             share = len(targets[part]) / len(targets)
             with self.context.accelerator.autocast():
-                value = self.loss(self.model, map_inputs(itemgetter(part), inputs), targets[part])
+                rows = (each[part] for each in (targets, *beside))
+                value = self.loss(self.model, map_inputs(itemgetter(part), inputs), *rows)
             self.context.accelerator.backward(value * share)
             total += value.detach() * share
         return total
@@ -185,12 +188,18 @@ class Steps:
         )
 
 
-def shuffled(train: Split, context: Context, recipe: Recipe, epoch: int) -> Iterator[tuple[Inputs, Tensor]]:
-    """The epoch's batches, this process's share of each; order and augmentation follow from seed and epoch."""
+def shuffled(
+    train: Split, beside: Sequence[Tensor], context: Context, recipe: Recipe, epoch: int
+) -> Iterator[tuple[Any, ...]]:
+    """The epoch's inputs, targets and rows `beside` them, this process's share of each batch.
+
+    Order and augmentation follow from seed and epoch.
+    """
     generator = torch.Generator().manual_seed(context.seed * 1_000_003 + epoch)
     varied = augmentation(context.task, recipe, generator)
     for chosen in shares(train, context, recipe, generator):
-        yield from train.batches(len(chosen), chosen, varied)
+        [(inputs, targets)] = train.batches(len(chosen), chosen, varied)
+        yield inputs, targets, *(rows[chosen.to(rows.device)] for rows in beside)
 
 
 def shares(train: Split, context: Context, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:

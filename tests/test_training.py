@@ -189,3 +189,22 @@ def test_a_last_batch_of_one_example_does_not_break_batch_norm(task, make_contex
     context = make_context(task, model)
     fit(model, context, Recipe(epochs=2))
     assert len(context.record.history["train_loss"]) == 2
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_what_stands_beside_the_examples_reaches_the_loss_with_them(task, make_context, tight):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    brightness = task.train.inputs.float().mean((1, 2, 3)) / 255 - 0.5
+    seen = []
+
+    def loss(model, inputs, targets, beside, number):
+        if tight and len(targets) > 20:
+            raise torch.OutOfMemoryError("out of memory")
+        torch.testing.assert_close(inputs.mean((1, 2, 3)), beside)
+        assert torch.equal(task.train.targets[number], targets)
+        seen.extend(number.tolist())
+        return nn.functional.cross_entropy(forward(model, inputs), targets)
+
+    beside = [brightness, torch.arange(len(task.train))]
+    fit(model, make_context(task, model), Recipe(epochs=1), loss=loss, beside=beside)
+    assert sorted(seen) == list(range(256))
