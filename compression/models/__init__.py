@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compression.errors import UserError
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from compression.tasks.task import Task
 
@@ -27,6 +27,9 @@ MODELS: dict[str, str] = {
     "digits_cnn": "compression.models.small:digits_cnn",
     "digits_cnn_small": "compression.models.small:digits_cnn_small",
     "mlp": "compression.models.small:mlp",
+    "alexnet": "compression.models.torchvision:alexnet",
+    "vgg16": "compression.models.torchvision:vgg16",
+    "resnet50": "compression.models.torchvision:resnet50",
 }
 
 
@@ -59,6 +62,17 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
 
         return huggingface.from_config(spec["config"])
     return _ours(spec["builder"], spec["arguments"])
+
+
+def example(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
+    """`n` inputs of the shape that `model` takes, all zeros: for what looks at shapes alone."""
+    import torch
+
+    if hasattr(model, "config"):
+        from compression.models import huggingface
+
+        return huggingface.example(model.config, n)
+    return torch.zeros(n, *spec_of(model)["arguments"]["input_shape"])
 
 
 def _ours(name: str, arguments: Mapping[str, Any]) -> nn.Module:
