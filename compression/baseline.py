@@ -19,14 +19,15 @@ def opened(spec: str, task: Task) -> nn.Module:
     `runs:/…`, `models:/…` and folders of the lab hold trained models; a hub name or a Hugging Face folder is taken
     with the weights it has; a name of the lab is a model yet to train.
     """
+    return require_fit(stored(spec) or models.build(spec, task), task, spec)
+
+
+def stored(spec: str) -> nn.Module | None:
+    """The lab's model at `runs:/…`, `models:/…` or in a folder; None where `spec` is no such place."""
     if spec.startswith(("runs:/", "models:/")):
         with tempfile.TemporaryDirectory() as scratch:
-            model = artifacts.load(tracking.download(spec, Path(scratch)))
-    elif (Path(spec) / artifacts.STRUCTURE).exists():
-        model = artifacts.load(Path(spec))
-    else:
-        model = models.build(spec, task)
-    return require_fit(model, task, spec)
+            return artifacts.load(tracking.download(spec, Path(scratch)))
+    return artifacts.load(Path(spec)) if (Path(spec) / artifacts.STRUCTURE).exists() else None
 
 
 def name_of(spec: str) -> str:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -127,6 +128,13 @@ def report(run: tuple[str, ...], output: str) -> None:
     click.echo(f"Wrote {page}.")
 
 
+def export(model: str, kind: str, output: str) -> None:
+    """Write a stored MODEL (runs:/ID/model, models:/NAME/VERSION, a folder) as one file for other tools."""
+    from compression import export as files
+
+    click.echo(f"Wrote {files.write(model, kind, Path(output))}.")
+
+
 def sync() -> None:
     """Send what runs could not deliver while the tracking server was gone."""
     from compression import tracking
@@ -157,11 +165,21 @@ for name, about in methods.FAMILIES.items():
         cli.add_command(Family(name, help=f"{about[0].upper()}{about[1:]}.", context_settings=CONTEXT))
 chain = click.Argument(["chain"])
 runs = click.Option(["--run"], multiple=True, required=True, help="run id; once for each run to compare")
+model = click.Argument(["model"])
+kind = click.Option(
+    ["--format", "kind"],
+    type=click.Choice(["onnx", "qcdq", "pth"]),
+    default="onnx",
+    show_default=True,
+    help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone",
+)
+file = click.Option(["--output"], required=True, help="file to write")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[chain], help=compress.__doc__))
 cli.add_command(FieldCommand("train", lambda: [methods.method("finetune"), Settings], train, help=train.__doc__))
 cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=evaluate.__doc__))
 cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))
+cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
 
 

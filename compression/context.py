@@ -30,6 +30,9 @@ class Record(Protocol):
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Keep rows as `<name>.csv` and show them in the report."""
 
+    def artifact(self, path: Path) -> None:
+        """Keep a file beside the model."""
+
 
 @dataclass
 class Context:

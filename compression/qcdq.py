@@ -49,6 +49,8 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
     """
     refuse(model)
     layers = {name: m for name, m in model.named_modules() if isinstance(m, Weighted)}
+    if not layers:
+        raise UserError("The model has no quantized layer, and QCDQ is for quantized models; take the format onnx.")
     plain = deployable(copy.deepcopy(model).cpu().eval())
     for name, layer in layers.items():
         form = plain.get_submodule(name)

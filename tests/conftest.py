@@ -21,6 +21,7 @@ class Kept:
 
     def __init__(self):
         self.history, self.tags, self.warnings, self.figures, self.tables = {}, {}, [], {}, {}
+        self.artifacts = []
 
     def metrics(self, values, step=None):
         for name, value in values.items():
@@ -37,6 +38,9 @@ class Kept:
 
     def table(self, name, rows):
         self.tables[name] = rows
+
+    def artifact(self, path):
+        self.artifacts.append(path)
 
 
 def stripes(count: int, seed: int) -> Split:

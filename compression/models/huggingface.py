@@ -10,8 +10,9 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
@@ -73,6 +74,13 @@ def input_names(name: str) -> set[str]:
     return set(inspect.signature(kind.forward).parameters)
 
 
+def example(config: Any, n: int, length: int = 8) -> dict[str, Tensor]:
+    """`n` texts of `length` times the first word."""
+    kinds = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
+    ids = {name: torch.zeros(n, length, dtype=torch.int64) for name in ("input_ids", *kinds)}
+    return ids | {"attention_mask": torch.ones(n, length, dtype=torch.int64)}
+
+
 def _config(name: str) -> PretrainedConfig:
     config = _fetch(name, AutoConfig.from_pretrained)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
@@ -90,6 +98,8 @@ def _check_outputs(name: str, config: PretrainedConfig, task: Task) -> None:
 def _fetch(name: str, load: Callable[..., Any], **arguments: Any) -> Any:
     """`load(name)`, from this disk alone where `name` is a folder or the hub cannot be reached."""
     here = Path(name).is_dir()
+    transformers.logging.set_verbosity_error()  # a new classifier is announced in a page of text
+    transformers.logging.disable_progress_bar()
     try:
         return load(name, local_files_only=here or not hub.reachable(), **arguments)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:

@@ -67,12 +67,13 @@ class Cluster(Recipe, Method):
 
     def keep_file(self, model: nn.Module, context: Context) -> None:
         """Write the coded file, read it back, and say what it took."""
-        path = context.folder / f"{context.step_name}.huffman"
+        path = context.folder / "model.huffman"
         sizes = coded.write(model, path)
         require_equal(coded.read(path), model)
         original = sum(4 * t.numel() for t in context.original.state_dict().values() if t.is_floating_point())
         size = path.stat().st_size
         context.record.metrics({"huffman_mb": size / 1e6, "huffman_ratio": original / size})
+        context.record.artifact(path)
         rows = table(model, sizes)
         context.record.table("huffman", rows)
         context.record.figure("huffman-bits", picture(rows))

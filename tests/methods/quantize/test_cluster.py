@@ -146,7 +146,7 @@ def test_after_pruning_the_ratio_is_that_of_the_bytes(task, make_context):
     gone = {name: layer.weight == 0 for name, layer in layers.prunable(model).items()}
     [step] = parse("cluster:epochs=1")
     found = step.apply(model, context)
-    size = (context.folder / "train.huffman").stat().st_size
+    size = (context.folder / "model.huffman").stat().st_size
     original = sum(4 * t.numel() for t in context.original.state_dict().values() if t.is_floating_point())
     [(_, ratio)] = context.record.history["huffman_ratio"]
     assert ratio == pytest.approx(original / size)
