@@ -1,0 +1,91 @@
+"""Students that are cut from their teacher, and settings that contradict one another."""
+
+import copy
+
+import pytest
+import torch
+
+from compression import artifacts, layers, models, surgery
+from compression.errors import UserError
+from compression.methods import method, parse
+from compression.methods.distill.students import evenly, shallower, thinner
+from compression.tasks.task import predict
+from tests.conftest import stripes_task, tiny_bert, words_task
+
+Response = method("response")
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "kept"), [(12, 4, [2, 5, 8, 11]), (6, 3, [1, 3, 5]), (3, 2, [0, 2]), (5, 5, [0, 1, 2, 3, 4])]
+)
+def test_layers_are_taken_evenly_and_the_last_is_among_them(total, count, kept):
+    assert evenly(total, count) == kept
+
+
+def test_a_thinner_copy_has_that_share_of_the_channels_and_a_spec_that_says_so():
+    teacher = models.build("resnet8", stripes_task())
+    student = thinner(thinner(teacher, 0.5), 0.5)
+    assert student.stages[2][0].conv1.out_channels == 16
+    assert models.spec_of(student)["arguments"]["width"] == 0.25
+
+
+def test_a_shallower_transformer_is_made_of_the_teachers_layers():
+    teacher = tiny_bert(num_hidden_layers=4).requires_grad_(False)
+    student = shallower(teacher, 2)
+    ours, theirs = surgery.blocks(student), surgery.blocks(teacher)
+    assert student.config.num_hidden_layers == len(ours) == 2
+    assert len(theirs) == 4
+    for one, other in zip(ours, (theirs[1], theirs[3]), strict=True):
+        assert torch.equal(one.query.weight, other.query.weight)
+        assert one.query.weight is not other.query.weight
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_shallower_residual_network_keeps_as_many_blocks_in_each_stage_and_reloads(tmp_path):
+    task = stripes_task()
+    teacher = models.build("resnet20", task).eval()
+    student = shallower(teacher, 6)
+    assert [len(stage) for stage in student.stages] == [2, 2, 2]
+    assert torch.equal(student.stages[1][1].conv1.weight, teacher.stages[1][2].conv1.weight)
+    assert layers.count_parameters(student) < layers.count_parameters(teacher)
+    again = artifacts.load(artifacts.save(student, tmp_path, {}))
+    torch.testing.assert_close(predict(again, task.test)[0], predict(student, task.test)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sentence"),
+    [
+        ("digits_cnn", {"layers": 2}, "layers=2 drops layers of .* a ConvNet is neither"),
+        ("resnet20", {"layers": 4}, "3 stages; take a multiple of it, 9 at most"),
+        ("resnet20", {"layers": 12}, "3 stages; take a multiple of it, 9 at most"),
+    ],
+)
+def test_a_copy_that_cannot_be_is_refused_in_a_sentence(task, make_context, name, fields, sentence):
+    model = models.build(name, task)
+    with pytest.raises(UserError, match=sentence):
+        Response(**fields).apply(copy.deepcopy(model), make_context(task, model))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"), [({"width": 0.5}, "width=0.5 makes thinner"), ({"layers": 9}, "more than the 3 layers")]
+)
+def test_a_transformer_gets_no_thinner_and_no_deeper(make_context, fields, sentence):
+    task, model = words_task(), tiny_bert()
+    with pytest.raises(UserError, match=sentence):
+        Response(**fields).apply(copy.deepcopy(model), make_context(task, model))
+
+
+def test_two_ways_to_say_the_student_are_refused():
+    with pytest.raises(UserError, match="student=resnet8 and width=0.5 each say what the student is; give one"):
+        parse("response:student=resnet8,width=0.5")
+
+
+def test_without_a_small_model_the_task_says_what_to_name(make_context):
+    task, model = words_task(), tiny_bert()
+    with pytest.raises(UserError, match="has no small model of its own; name one, .* layers=NUMBER"):
+        Response().apply(copy.deepcopy(model), make_context(task, model))
+
+
+def test_the_student_of_a_chain_is_the_chains_model(task, make_context):
+    model, original = models.build("digits_cnn", task), models.build("digits_cnn", task)
+    assert Response(epochs=1).apply(model, make_context(task, original, changed=True)) is model
