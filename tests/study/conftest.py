@@ -1,0 +1,82 @@
+"""A study of its own for every test: a SQLite file, a tracking store, and people in it."""
+
+from __future__ import annotations
+
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from compression.study import definition, people, stages, store, texts
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """The folder in which this test's lab, study and tracking store lie."""
+    monkeypatch.setenv("COMPRESSION_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    for name in ("COMPRESSION_STUDY_URL", "COMPRESSION_PARTICIPANT", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    token = texts.language.set("en")
+    yield tmp_path
+    texts.language.reset(token)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """A database with the shipped study, made once; every test takes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        home = tmp_path_factory.mktemp("study")
+        patch.setenv("COMPRESSION_HOME", str(home))
+        patch.delenv("COMPRESSION_STUDY_URL", raising=False)
+        store.define(definition.DEFAULT.read_text(encoding="utf-8"))
+        store.engine(store.url()).dispose()
+    return home / "study.db"
+
+
+@pytest.fixture
+def study(place, made):
+    """The shipped study, with nobody in it."""
+    (place / "home").mkdir()
+    shutil.copy(made, place / "home")
+    with store.session() as opened:
+        return store.study(opened)
+
+
+@pytest.fixture
+def session(study):
+    with store.session() as opened:
+        yield opened
+
+
+def join(opened, id="p07", until="", **changes):
+    """A participant who consented and has done every stage before `until` (all but the first if it is empty)."""
+    person = people.invite(opened, id, changes.pop("background", "student"), **changes)
+    people.consent(opened, person)
+    for stage in store.study(opened).stages:
+        if stage.name == until:
+            break
+        if until:
+            stages.complete(opened, person, stage)
+    return person
+
+
+def answers_for(questionnaire) -> dict[str, list[str]]:
+    """What a form with the first choice everywhere would send."""
+    first = {"text": ["a word"]}
+    return {
+        q.name: first.get(q.kind) or ([str(q.low)] if q.kind == "scale" else [next(iter(q.choices))])
+        for q in questionnaire.questions
+    }
+
+
+@pytest.fixture
+def lab(study):
+    """`lab.join("p07", until="practice")` in a session of its own."""
+
+    def joined(*args, **kwargs):
+        with store.session() as opened:
+            return join(opened, *args, **kwargs)
+
+    return SimpleNamespace(join=joined, study=study)
