@@ -47,9 +47,12 @@ def start(name: str = "", tags: Mapping[str, str] | None = None, experiment: str
     with server.asking("start a run") as client:
         if joined:
             found = client.get_run(joined)
+            server.require_files(client, found.info.experiment_id)
             folder = _joined(joined, found.info.experiment_id)
         else:
-            folder = _new(_experiment(client, experiment), name, tags, may_wait=False)
+            into = _experiment(client, experiment)
+            server.require_files(client, into)
+            folder = _new(into, name, tags, may_wait=False)
     seen, known = (found.data.tags, found.data.params) if joined else (tags, {})
     leftovers = threading.Thread(target=_deliver_leftovers, name="sync", daemon=True)
     leftovers.start()

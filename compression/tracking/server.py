@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from compression.errors import UserError
@@ -85,9 +87,22 @@ def check_server() -> None:
         _check_database(uri)
 
 
+def require_files(client: MlflowClient, experiment: str) -> None:
+    """UserError for an experiment that a server made, which hands out its files, where there is no server."""
+    found = client.get_experiment(experiment)
+    behind = found.artifact_location.startswith("mlflow-artifacts:")
+    if behind and not tracking_uri().startswith(("http://", "https://")):
+        raise UserError(
+            f"The experiment {found.name!r} keeps its files behind an MLflow server: set MLFLOW_TRACKING_URI to that "
+            "server, or name another experiment (and run `mlflow server` with --no-serve-artifacts)."
+        )
+
+
 def _check_database(uri: str) -> None:
     if uri.startswith(SQLITE):
         _check_file(uri)
+    else:
+        _check_port(uri)
     with asking("open the tracking store") as store:
         store.search_experiments(max_results=1)
 
@@ -101,6 +116,16 @@ def _check_file(uri: str) -> None:
         raise UserError(
             f"The tracking store {uri} cannot be used: {error}; set MLFLOW_TRACKING_URI to another."
         ) from error
+
+
+def _check_port(uri: str) -> None:
+    """MLflow would try a database that is gone for minutes."""
+    url = make_url(uri)
+    if url.host and url.port:
+        try:
+            socket.create_connection((url.host, url.port), PROBE).close()
+        except OSError as error:
+            raise UserError(f"The tracking database {public(uri)} does not answer ({error}); start it.") from error
 
 
 def _check_http(uri: str) -> None:

@@ -18,9 +18,9 @@ import pytest
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 
-from compression import outbox, tracking
+from compression import tracking
 from compression.errors import UserError
-from compression.tracking import lifecycle
+from compression.tracking import lifecycle, outbox
 from compression.tracking.delivery import Delivery
 from compression.tracking.journal import REFUSED, Journal, waiting
 from compression.tracking.server import tracking_uri
@@ -416,6 +416,19 @@ def test_a_store_that_cannot_be_opened_is_said_at_once(client, tmp_path, monkeyp
     (tmp_path / "text.db").write_text("no database at all, but long enough to be looked at" * 10)
     assert "not a database" in refused_sentence(f"sqlite:///{tmp_path}/text.db", monkeypatch)
     assert "unable to open" in refused_sentence(f"sqlite:///{tmp_path}/no/such/folder.db", monkeypatch)
+
+
+def test_a_database_that_is_gone_is_said_at_once(client, monkeypatch):
+    said = refused_sentence(f"postgresql+psycopg2://lab:secret@127.0.0.1:{free_port()}/mlflow", monkeypatch)
+    assert "does not answer" in said
+    assert "Connection refused" in said
+
+
+def test_an_experiment_whose_files_lie_behind_a_server_is_refused_without_it(client):
+    client.create_experiment("behind", artifact_location="mlflow-artifacts:/7")
+    with pytest.raises(UserError, match="'behind' keeps its files behind an MLflow server: set MLFLOW_TRACKING_URI"):
+        tracking.start("a", experiment="behind").__enter__()
+    assert not client.search_runs([client.get_experiment_by_name("behind").experiment_id])
 
 
 def test_questions_to_a_server_that_is_gone_end_in_a_sentence(client, monkeypatch, tmp_path):
