@@ -79,25 +79,19 @@ def start(opened: Session, person: Participant, row: str, at: datetime | None = 
     clock = read(opened, person)
     if clock.running and clock.row == row:
         return False
-    return _append(
-        opened, clock, ClockEvent(participant=person.id, kind="resume" if clock.row == row else "start", row=row, at=at)
-    )
+    return _append(opened, clock, participant=person.id, kind="resume" if clock.row == row else "start", row=row, at=at)
 
 
 def pause(opened: Session, person: Participant, at: datetime | None = None) -> bool:
     """Hold the clock; False if it is held already."""
     clock = _going(opened, person)
-    return clock.running and _append(
-        opened, clock, ClockEvent(participant=person.id, kind="pause", row=clock.row, at=at)
-    )
+    return clock.running and _append(opened, clock, participant=person.id, kind="pause", row=clock.row, at=at)
 
 
 def resume(opened: Session, person: Participant, at: datetime | None = None) -> bool:
     """Go on after a pause; False if it runs."""
     clock = _going(opened, person)
-    return not clock.running and _append(
-        opened, clock, ClockEvent(participant=person.id, kind="resume", row=clock.row, at=at)
-    )
+    return not clock.running and _append(opened, clock, participant=person.id, kind="resume", row=clock.row, at=at)
 
 
 def stop(opened: Session, person: Participant, at: datetime | None = None) -> str:
@@ -125,7 +119,7 @@ def correct(opened: Session, person: Participant, row: str, hours: float, reason
     left = clock.hours(row, now()) + hours
     if left < 0:
         raise Refused("below_zero", row=row, hours=f"{left - hours:.2f}")
-    said = {"kind": "correct", "row": row, "hours": hours, "reason": reason.strip()[:2000]}
+    said: dict[str, Any] = {"kind": "correct", "row": row, "hours": hours, "reason": reason.strip()[:2000]}
     while not _append(opened, clock, participant=person.id, **said):
         clock = read(opened, person)  # another event came first; a correction is never dropped
     return left
