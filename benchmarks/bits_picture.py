@@ -1,0 +1,50 @@
+"""Accuracy against bits: a line per method over the finished runs of an experiment.
+
+python benchmarks/bits_picture.py EXPERIMENT OUTPUT.png
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import click
+import mlflow
+from matplotlib.figure import Figure
+
+from compression import figures
+
+
+def points(experiment: str) -> tuple[dict[str, list[tuple[int, float]]], float]:
+    """(bits, accuracy) of every run by its method, and the accuracy before."""
+    runs = mlflow.search_runs(
+        experiment_names=[experiment], filter_string="attributes.status = 'FINISHED'", output_format="list"
+    )
+    quantized = [run for run in runs if run.data.tags.get("family") == "quantize"]
+    found = defaultdict(list)
+    for run in quantized:
+        bits = int(run.data.params.get("bits", 1))  # bnn has no other width
+        found[run.data.tags["method"]].append((bits, run.data.metrics["accuracy"]))
+    return {method: sorted(line) for method, line in found.items()}, quantized[0].data.metrics["accuracy_before"]
+
+
+@figures.styled
+def draw(lines: dict[str, list[tuple[int, float]]], before: float) -> Figure:
+    figure, [axes] = figures.canvas()
+    axes.axhline(before, color=figures.BEFORE, linestyle="--", label="32-bit floats")
+    for method, line in sorted(lines.items()):
+        axes.plot(*zip(*line, strict=True), marker="o", label=method)
+    axes.set(xlabel="bits of weights and activations", ylabel="accuracy", title="Accuracy against bits")
+    axes.set_xticks([1, 2, 4, 8])
+    axes.legend()
+    return figure
+
+
+@click.command()
+@click.argument("experiment")
+@click.argument("output")
+def main(experiment: str, output: str) -> None:
+    draw(*points(experiment)).savefig(output, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
