@@ -6,26 +6,34 @@ The values are `module:class`, so that listing the names imports none of them.
 from __future__ import annotations
 
 import importlib
+import itertools
 from typing import TYPE_CHECKING
 
 from compression import params
 from compression.errors import UserError
+from compression.methods.recipe import numbered, written
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from compression.methods.base import Method
+    from compression.tasks.task import Task
 
 FAMILIES = {
     "train": "train the model itself",
     "distill": "train a student on what a teacher knows",
     "prune": "take away the weights, channels, heads or layers that matter least",
     "quantize": "keep weights and activations in few bits",
+    "decompose": "write layers as products of smaller ones",
 }
 
 METHODS = {
     "finetune": "train.finetune:Finetune",
     "response": "distill.response:Response",
+    "decoupled": "distill.decoupled:Decoupled",
+    "self_distill": "distill.self_distill:SelfDistillation",
+    "multi_teacher": "distill.multi_teacher:MultiTeacher",
+    "mutual": "distill.mutual:Mutual",
     "magnitude": "prune.magnitude:Magnitude",
     "ln_structured": "prune.ln_structured:LnStructured",
     "structured": "prune.structured:Structured",
@@ -48,6 +56,9 @@ METHODS = {
     "mixed": "quantize.mixed:Mixed",
     "half": "quantize.half:HalfPrecision",
     "cluster": "quantize.cluster:Cluster",
+    "svd": "decompose.svd:Svd",
+    "tucker": "decompose.tucker:Tucker",
+    "cp": "decompose.cp:Cp",
 }
 
 
@@ -73,21 +84,19 @@ def name_of(step: Method) -> str:
     return next(n for n in METHODS if type(step) is method(n))
 
 
-def parse(text: str) -> tuple[Method, ...]:
-    """The steps of a chain, `structured:sparsity=0.5+response:temperature=4`."""
-    return tuple(_step(part.strip()) for part in text.split("+"))
+def labels(steps: Sequence[Method]) -> list[str]:
+    """A name for each step that no other of the chain has: the method's, numbered from its second time on."""
+    return numbered([name_of(step) for step in steps])
 
 
-def _step(text: str) -> Method:
-    name, _, rest = text.partition(":")
-    cls = method(name)
-    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
-    for key, equals, _ in pairs:
-        if not equals:
-            raise UserError(
-                f"{key!r} in the step {text!r} has no value; a step is written name:field=value,field=value."
-            )
-    return params.from_text(cls, {key.strip(): value for key, _, value in pairs}, f"The method {name!r}")
+def parse(recipe: str) -> tuple[Method, ...]:
+    """The steps of a chain: `structured:sparsity=0.5+response:temperature=4`, or `@` and a YAML file's path."""
+    return tuple(build(name, texts) for name, texts in written(recipe))
+
+
+def build(name: str, texts: Mapping[str, str]) -> Method:
+    """The method `name` with the fields that `texts` gives."""
+    return params.from_text(method(name), texts, f"The method {name!r}")
 
 
 def text(steps: Sequence[Method], brief: bool = False) -> str:
@@ -102,9 +111,17 @@ def _text(step: Method) -> str:
 
 
 def check_order(steps: Sequence[Method]) -> None:
-    """UserError where a step trains after one that sealed the model."""
-    for earlier, later in ((a, b) for i, a in enumerate(steps) for b in steps[i + 1 :]):
-        if earlier.seals and later.trains:
+    """UserError where a step comes after one that sealed the model."""
+    for earlier, later in itertools.pairwise(steps):
+        if earlier.seals:
+            why = "trains" if later.trains else "works on float weights"
             raise UserError(
-                f"{name_of(later)} trains, which it cannot after {name_of(earlier)}: put {name_of(later)} first."
+                f"{name_of(later)} {why}, which it cannot after {name_of(earlier)}: put {name_of(later)} first."
             )
+
+
+def check_task(steps: Sequence[Method], task: Task) -> None:
+    """UserError where a step is made for another kind of model than the task has."""
+    for step in steps:
+        if step.needs == "text" and task.input_shape:
+            raise UserError(f"{name_of(step)} works on transformers alone, and {task.name} has images.")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.context import Context
+from compression.errors import UserError
 from compression.methods.distill.teacher_time import TeacherTime
 from compression.tasks.task import Inputs, Task, forward
 from compression.training import Recipe, augmentation, complete, fit
@@ -34,7 +35,7 @@ def learn(
     """
     taken = TeacherTime(context.device)
     with taken.asked():
-        kept = answers(teachers, context, recipe) if can_keep(teachers, context, recipe) else []
+        kept = answers(teachers, context, recipe) if teachers and can_keep(teachers, context, recipe) else []
 
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor, *known: Tensor) -> Tensor:
         with taken.asked():
@@ -72,3 +73,9 @@ def ask(teachers: Sequence[nn.Module], inputs: Inputs) -> list[Tensor]:
 def label_loss(task: Task, recipe: Recipe) -> Callable[[Tensor, Tensor], Tensor]:
     """The task's own loss of logits and targets, with the recipe's label smoothing."""
     return partial(task.loss, label_smoothing=complete(recipe, task).label_smoothing or 0.0)
+
+
+def require_classes(task: Task, what: str) -> None:
+    """UserError where the task is a regression."""
+    if task.outputs == 1:
+        raise UserError(f"{what} is about classes, and {task.name} has none; use response.")

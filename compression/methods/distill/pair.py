@@ -16,11 +16,16 @@ from compression.training import Recipe
 
 
 @dataclass(frozen=True)
-class Learner(Recipe, Method):
-    """A student: by name or place, or cut from its teacher."""
+class Distillation(Recipe, Method):
+    """A training with somebody else's answers."""
 
     family: ClassVar[str] = "distill"
     trains: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Learner(Distillation):
+    """A student: by name or place, or cut from its teacher."""
 
     student: str = param("", "model name, runs:/…, models:/… or a folder; the chain's model, else the task's small one")
     width: float | None = param(
@@ -73,6 +78,11 @@ class Pair(Learner):
         teacher = context.load(self.teacher) if self.teacher else context.original
         teacher = frozen(teacher, context)
         return teacher, self.learner(model, teacher, context)
+
+
+def several(text: str) -> list[str]:
+    """The places that `a//b` names. Two slashes, as runs:/… and folders have single ones."""
+    return [place for place in text.split("//") if place]
 
 
 def frozen(teacher: nn.Module, context: Context) -> nn.Module:

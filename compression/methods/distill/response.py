@@ -11,17 +11,30 @@ from torch.nn import functional as F
 from compression.context import Context
 from compression.methods.distill import pictures
 from compression.methods.distill.lesson import Judge, label_loss, learn
-from compression.methods.distill.pair import Pair
+from compression.methods.distill.pair import Distillation, Pair
 from compression.params import param
 from compression.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class Softened:
+class Softened(Distillation):
     """How much a teacher's outputs are softened, and how much they count."""
 
     temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
+
+    def judge(self, task: Task) -> Judge:
+        """alpha times the teacher's term and 1 - alpha times that of the labels."""
+        hard = label_loss(task, self)
+
+        def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+            return self.alpha * self.soft(answer, known, targets) + (1 - self.alpha) * hard(answer, targets)
+
+        return judge
+
+    def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The teacher's term."""
+        return soft_loss(answer, known[0], self.temperature)
 
 
 @dataclass(frozen=True)
@@ -34,18 +47,8 @@ class Response(Pair, Softened):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
         student = learn(student, [teacher], context, self, self.judge(context.task))
-        pictures.keep_softened(context, teacher, student, self.temperature)
+        pictures.keep_softened(context, [teacher], student, self.temperature)
         return student
-
-    def judge(self, task: Task) -> Judge:
-        """alpha times the teacher's term and 1 - alpha times that of the labels."""
-        hard = label_loss(task, self)
-
-        def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
-            soft = soft_loss(answer, known[0], self.temperature)
-            return self.alpha * soft + (1 - self.alpha) * hard(answer, targets)
-
-        return judge
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,0 +1,95 @@
+"""Several teachers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compression.context import Context
+from compression.errors import UserError
+from compression.methods.distill import pictures
+from compression.methods.distill.lesson import learn
+from compression.methods.distill.pair import Learner, frozen, several
+from compression.methods.distill.response import Softened, soft_losses
+from compression.params import param
+
+WEIGHTINGS = ("mean", "weighted", "confidence")
+
+
+@dataclass(frozen=True)
+class MultiTeacher(Learner, Softened):
+    """Train the student on the softened outputs of several teachers.  You et al. 2017 (KDD); weighted by
+    each one's confidence: Zhang et al. 2022, arXiv:2201.00007.
+    """
+
+    teachers: str = param(
+        "", "model names, runs:/…, models:/… or folders with // between them; the model before the first step if empty"
+    )
+    weighting: str = param(
+        "mean",
+        "what each counts: the same, a given weight, or for each example the more, the less it errs there",
+        choices=WEIGHTINGS,
+        search=("mean", "confidence"),
+    )
+    weights: str = param("", "weighted: a number for each teacher, with / between them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.weighting == "weighted") != bool(self.weights):
+            raise UserError(
+                f"weighting={self.weighting} and weights={self.weights!r} do not go together; "
+                "weighting=weighted takes a number for each teacher, weights=2/1, and the others take none."
+            )
+        if self.weights and len(self.numbers()) != max(1, len(several(self.teachers))):
+            count = max(1, len(several(self.teachers)))
+            raise UserError(f"weights={self.weights} has not one number for each of {count} teachers; give {count}.")
+
+    def numbers(self) -> list[float]:
+        """The weights as they were given; UserError where one is no number above zero."""
+        try:
+            found = [float(text) for text in self.weights.split("/")]
+        except ValueError:
+            found = [0.0]
+        if not all(0 < number < float("inf") for number in found):
+            raise UserError(f"weights={self.weights} takes numbers above 0 with / between them, as in 2/1/0.5.")
+        return found
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        teachers = [context.load(place) for place in several(self.teachers)] or [context.original]
+        teachers = [frozen(teacher, context) for teacher in teachers]
+        if len(teachers) == 1:
+            context.record.warn("There is one teacher only, so this is response; name more: teachers=ONE//OTHER.")
+        student = self.learner(model, teachers[0], context)
+        student = learn(student, teachers, context, self, self.judge(context.task))
+        pictures.keep_softened(context, teachers, student, self.temperature)
+        return student
+
+    def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+        losses = torch.stack([soft_losses(answer, one, self.temperature) for one in known])
+        return (self.shares(known, targets) * losses).sum(0).mean()
+
+    def shares(self, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """What each teacher counts, `(teachers, batch)` or `(teachers, 1)`; over the teachers it adds up to 1."""
+        if self.weighting == "confidence" and len(known) > 1:
+            return confidence(torch.stack([errors(one, targets) for one in known]))
+        given = self.numbers() if self.weights else [1.0] * len(known)
+        return (targets.new_tensor(given, dtype=torch.float32) / sum(given)).unsqueeze(1)
+
+
+def errors(logits: Tensor, targets: Tensor) -> Tensor:
+    """How far each answer is from the target, `(batch,)`: cross-entropy, or squared difference in a regression."""
+    if logits.shape[1] == 1:
+        return (logits.squeeze(1) - targets).square()
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def confidence(errors: Tensor) -> Tensor:
+    """Weights of two or more teachers for each example from their errors, both `(teachers, batch)`.
+
+    (1 - softmax of the errors over the teachers) / (teachers - 1); Zhang et al. 2022, section 2.
+    """
+    return (1 - errors.softmax(0)) / (len(errors) - 1)

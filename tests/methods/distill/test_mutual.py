@@ -1,0 +1,73 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compression import models
+from compression.errors import UserError
+from compression.methods import method, parse
+from compression.methods.distill.mutual import alike, best, mutual_loss
+
+Mutual = method("mutual")
+
+
+def test_the_loss_of_two_equals_the_case_worked_by_hand():
+    one, other = torch.tensor([[1 / 2, 1 / 2]]).log(), torch.tensor([[1 / 4, 3 / 4]]).log()
+    there = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)  # KL(other || one), which teaches one
+    back = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert mutual_loss([one, other], 1.0).item() == pytest.approx(there + back, rel=1e-5)
+
+
+def test_in_a_larger_cohort_each_follows_the_mean_of_the_others():
+    # Zhang et al. 2018, section 3.3: 1/(K-1) sum over l of KL(p_l || p_k), for each member k
+    answers = [torch.randn(4, 3) for _ in range(3)]
+    p = [F.softmax(answer, 1) for answer in answers]
+    expected = sum((p[j] * (p[j] / p[i]).log()).sum(1).mean() / 2 for i in range(3) for j in range(3) if i != j)
+    assert mutual_loss(answers, 1.0).item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_what_another_answers_is_given():
+    one, other = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    [alone] = torch.autograd.grad(mutual_loss([one, other], 1.0), one)
+    expected = (F.softmax(one, 1) - F.softmax(other, 1)) / 4  # of KL(other || one) with respect to one's logits
+    torch.testing.assert_close(alone, expected)
+
+
+def test_both_learn(task, make_context, monkeypatch):
+    members = []
+    monkeypatch.setattr(Mutual, "members", lambda self, model, context: members)
+    torch.manual_seed(0)
+    members += [models.build("digits_cnn_small", task) for _ in range(2)]
+    before = [copy.deepcopy(member) for member in members]
+    context = make_context(task, models.build("digits_cnn", task))
+    found = Mutual(epochs=4).apply(members[0], context)
+    assert any(found is member for member in members)
+    assert not any(alike(member, start) for member, start in zip(members, before, strict=True))
+    assert not alike(*members)
+    qualities = [row["val_accuracy"] for row in context.record.tables["cohort"]]
+    assert min(qualities) > 0.6
+    assert qualities[members.index(found)] == max(qualities)
+
+
+def test_a_larger_peer_helps_and_is_not_taken_for_the_student(task, make_context):
+    torch.manual_seed(0)
+    small = models.build("digits_cnn_small", task)
+    large = method("finetune")(epochs=4).apply(models.build("digits_cnn", task), make_context(task, small))
+    assert best([small, large], make_context(task, small)) is small
+    assert best([large, small], make_context(task, large)) is large
+
+
+def test_peers_are_named_in_place_of_a_cohort(task, make_context):
+    context = make_context(task, models.build("digits_cnn", task))
+    members = Mutual(student="digits_cnn_small", peers="mlp//digits_cnn").members(torch.nn.Identity(), context)
+    assert [models.spec_of(m)["builder"] for m in members] == ["digits_cnn_small", "mlp", "digits_cnn"]
+    with pytest.raises(UserError, match="cohort=3 and peers=mlp each say who learns along"):
+        parse("mutual:cohort=3,peers=mlp")
+
+
+def test_students_that_start_alike_are_refused(task, make_context):
+    model = models.build("digits_cnn", task)
+    with pytest.raises(UserError, match="same weights have nothing to tell one another; name others with peers="):
+        Mutual().apply(model, make_context(task, copy.deepcopy(model), changed=True))
