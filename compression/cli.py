@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import signal
 import sys
@@ -21,6 +23,8 @@ CONTEXT: dict[str, Any] = {
     "token_normalize_func": lambda word: word.replace("_", "-"),  # mlflow run -P learning_rate=… passes it with _
     "max_content_width": 110,
 }
+
+STUDY = "Take part in the study, or run it: people, time, questionnaires, hand-in, analysis."
 
 
 class FieldType(click.ParamType):
@@ -87,6 +91,24 @@ class Family(click.Group):
             finish(lambda pipeline: pipeline.compress(pick(Settings, given), [pick(cls, given)]))
 
         return FieldCommand(cmd_name, lambda: [cls, Settings], run, help=cls.__doc__)
+
+
+class Later(click.Group):
+    """A group of commands whose module is imported when one of them is asked for."""
+
+    def __init__(self, name: str, place: str, **kwargs: Any):
+        super().__init__(name, **kwargs)
+        self.place = place
+
+    @functools.cached_property
+    def group(self) -> click.Group:
+        return importlib.import_module(self.place).group
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return self.group.list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return self.group.get_command(ctx, cmd_name)
 
 
 def pick(cls: type, given: dict[str, Any]) -> Any:
@@ -181,6 +203,7 @@ cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=eval
 cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))
 cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
+cli.add_command(Later("study", "compression.study.cli", help=STUDY, context_settings=CONTEXT))
 
 
 def main(args: list[str] | None = None) -> NoReturn:

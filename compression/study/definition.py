@@ -101,6 +101,7 @@ class Study(Part):
     experiment: str = "{participant}"  # where the runs that the web app starts are kept
     researchers: list[str] = []  # logins, besides MLflow's administrators
     backgrounds: dict[str, Text]
+    techniques: dict[str, Text]
     assignments: dict[str, Assignment] = Field(min_length=1)
     rows: dict[str, Row]
     stages: list[Stage] = Field(min_length=1)

@@ -33,6 +33,11 @@ def url() -> str:
     return os.environ.get("COMPRESSION_STUDY_URL") or f"sqlite:///{home() / 'study.db'}"
 
 
+def public_url() -> str:
+    """The same without a password, to be shown."""
+    return make_url(url()).render_as_string(hide_password=True)
+
+
 @functools.cache
 def engine(address: str) -> Engine:
     """The connections to a database; they are tried before use, so that one that was away is found again."""
@@ -64,8 +69,7 @@ def answering(address: str) -> Iterator[None]:
     except (DataError, IntegrityError, ProgrammingError):
         raise  # a mistake of ours, not of the database
     except DBAPIError as error:
-        shown = make_url(address).render_as_string(hide_password=True)
-        raise Refused("database_away", url=shown, reason=first_line(error.orig or error)) from error
+        raise Refused("database_away", url=public_url(), reason=first_line(error.orig or error)) from error
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,3 +40,35 @@ def sheet(opened: Session, person: Participant, of_person: Sequence[PersonRun]) 
     ]
     rest = runs.hours(r for r in of_person if not r.row(study))
     return [*lines, Line(OTHER, say("other_runs"), 0.0, 0.0, rest)] if rest else lines
+
+
+def rows(lines: Sequence[Line]) -> list[dict[str, str | float]]:
+    """The sheet as a table's rows, in hours."""
+    return [
+        {
+            "row": line.row,
+            "title": line.title,
+            "clock_hours": round(line.clock_hours, 4),
+            "of_which_corrections": round(line.corrected_hours, 4),
+            "run_hours": round(line.run_hours, 4),
+        }
+        for line in lines
+    ]
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The sheet for a terminal."""
+    head = ("", say("by_clock"), say("corrected_by"), say("by_runs"))
+    body = [
+        (f"{n.row}  {n.title}", *map("{:.2f}".format, (n.clock_hours, n.corrected_hours, n.run_hours))) for n in lines
+    ]
+    width = max(map(_width, (row[0] for row in [head, *body])))
+    return "\n".join(
+        title + " " * (width - _width(title)) + "".join(" " * max(12 - _width(c), 1) + c for c in cells)
+        for title, *cells in [head, *body]
+    )
+
+
+def _width(text: str) -> int:
+    """Columns in a terminal: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
