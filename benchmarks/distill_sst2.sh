@@ -11,7 +11,7 @@ run() { mlflow run . -b host --experiment-name distill-sst2 -P task=glue/sst2 -P
 trained="epochs=3,learning_rate=0.0001"
 run -e train -P epochs=2 -P learning_rate=0.0001 --run-name "MiniLM alone"
 for seed in 0 1 2; do
-  run -e compress -P chain="drop_layers+finetune:$trained" -P seed=$seed --run-name "half, alone seed $seed"
-  run -e compress -P chain="drop_layers+response:$trained" -P seed=$seed --run-name "half, distilled seed $seed"
+  run -e compress -P recipe="drop_layers+finetune:$trained" -P seed=$seed --run-name "half, alone seed $seed"
+  run -e compress -P recipe="drop_layers+response:$trained" -P seed=$seed --run-name "half, distilled seed $seed"
 done
 python benchmarks/table.py distill-sst2

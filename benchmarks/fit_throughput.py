@@ -86,7 +86,7 @@ def ours(images: Tensor, targets: Tensor, threads: int) -> float:
     record = SimpleNamespace(metrics=lambda values, step: seconds.append(values["epoch_seconds"]), warn=print)
     model, machine = network(), prepare(Settings(threads=threads))
     with tempfile.TemporaryDirectory() as folder:
-        named = {"load": None, "build": None}
+        named = dict.fromkeys(("load", "build", "child"))
         fit(
             model,
             Context(made_up(images, targets), model, machine.accelerator, record, 0, Path(folder), **named),

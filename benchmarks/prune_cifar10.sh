@@ -7,7 +7,7 @@ set -euo pipefail
 epochs=${1:-4} sparse=${2:-4} limit=${3:-0} threads=${4:-2} model=${5:-resnet20}
 run() { mlflow run . -b host --experiment-name "prune-cifar10" -P task=cifar10 -P model="$model" -P threads="$threads" \
   $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
-compress() { run -e compress -P chain="$2" --run-name "$1"; }
+compress() { run -e compress -P recipe="$2" --run-name "$1"; }
 again="finetune:epochs=$epochs,learning_rate=0.05"
 run -e train -P epochs="$((2 * epochs))" --run-name "trained"
 compress "trained on, whole" "$again"

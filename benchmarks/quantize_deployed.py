@@ -62,7 +62,7 @@ def settled(model, task):
 def compare(model, task, step, threads, folder):
     """A row for the float file, for ONNX Runtime's two usual settings, and for ours."""
     record = SimpleNamespace(figure=lambda *_: None, warn=print, table=lambda *_: None)
-    context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None)
+    context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None, None)
     data = batches(context, step.calibration_samples)
     files = {"float32": deploy.export(model, task.example(4), folder / "float32.onnx")}
     for name, options in {

@@ -124,9 +124,9 @@ def finish(work: Callable[[Any], dict[str, Any]]) -> None:
         click.echo(f"\n{content['title']}\n\n{report.table(content)}\n")
 
 
-def compress(chain: str, **given: Any) -> None:
-    """Apply a CHAIN of methods in turn, written structured:sparsity=0.5+response:temperature=4."""
-    finish(lambda pipeline: pipeline.compress(pick(Settings, given), methods.parse(chain)))
+def compress(recipe: str, **given: Any) -> None:
+    """Apply the methods of a RECIPE in turn: structured:sparsity=0.5+response:temperature=4, or @FILE.yaml."""
+    finish(lambda pipeline: pipeline.compress(pick(Settings, given), methods.parse(recipe)))
 
 
 def train(**given: Any) -> None:
@@ -185,7 +185,7 @@ def cli() -> None:
 for name, about in methods.FAMILIES.items():
     if name != "train":
         cli.add_command(Family(name, help=f"{about[0].upper()}{about[1:]}.", context_settings=CONTEXT))
-chain = click.Argument(["chain"])
+recipe = click.Argument(["recipe"])
 runs = click.Option(["--run"], multiple=True, required=True, help="run id; once for each run to compare")
 model = click.Argument(["model"])
 kind = click.Option(
@@ -197,7 +197,7 @@ kind = click.Option(
 )
 file = click.Option(["--output"], required=True, help="file to write")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
-cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[chain], help=compress.__doc__))
+cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))
 cli.add_command(FieldCommand("train", lambda: [methods.method("finetune"), Settings], train, help=train.__doc__))
 cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=evaluate.__doc__))
 cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))

@@ -51,7 +51,7 @@ def side_by_side(contents: list[dict[str, Any]]) -> str:
     first = contents[0]["metrics"]
     baseline = {"label": "before", "size_mb": first.get("size_mb_before"), metric: first.get(f"{metric}_before")}
     points = [content["metrics"] | {"label": content["title"]} for content in contents]
-    picture = figures.tradeoff([baseline, *points] if baseline["size_mb"] else points, metric)
+    picture = figures.tradeoff([baseline, *points] if baseline["size_mb"] else points, metric, "size_mb")
     ratios = [f"{metric}_kept", "compression_ratio", "speedup", "macs_ratio"]
     columns = [metric, *ratios, "size_mb", "latency_ms", "seconds"]
     return report.page("comparison.html", contents=contents, columns=columns, picture=report.data_uri(picture))

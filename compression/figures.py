@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 BEFORE, AFTER, INK, FAINT = "#8da0b6", "#1f6f5c", "#22303c", "#d9e0e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", AFTER])
+COSTS = {"size_mb": "size of the ONNX file, MB", "latency_ms": "latency of one example, median, ms"}
 STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": FAINT,
@@ -56,14 +57,16 @@ def canvas(columns: int = 1, width: float = 6.0, height: float = 3.6) -> tuple[F
 
 
 @styled
-def tradeoff(points: Sequence[dict[str, Any]], metric: str) -> Figure:
-    """Quality against the size of the deployed file; a point is {label, size_mb, <metric>}, the first the baseline."""
+def tradeoff(points: Sequence[dict[str, Any]], metric: str, cost: str) -> Figure:
+    """Quality against a cost of COSTS; a point is {label, <cost>, <metric>}, the first the baseline."""
     figure, [axes] = canvas()
+    if len(points) > 2:
+        axes.plot([p[cost] for p in points], [p[metric] for p in points], color=FAINT, zorder=2)
     for index, point in enumerate(points):
         colour = AFTER if index else BEFORE
-        axes.scatter(point["size_mb"], point[metric], s=90, color=colour, zorder=3)
-        axes.annotate(point["label"], (point["size_mb"], point[metric]), (8, 6), textcoords="offset points", color=INK)
-    axes.set(xlabel="size of the ONNX file, MB", ylabel=metric, title="Quality against size")
+        axes.scatter(point[cost], point[metric], s=90, color=colour, zorder=3)
+        axes.annotate(point["label"], (point[cost], point[metric]), (8, 6), textcoords="offset points", color=INK)
+    axes.set(xlabel=COSTS[cost], ylabel=metric, title=f"Quality against {cost.split('_')[0]}")
     axes.set_xlim(left=0)
     axes.margins(0.25)
     axes.set_xlim(left=0)

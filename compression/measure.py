@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import gzip
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,13 @@ class Measurement:
     """Everything known of one model on one task: quality on the test split, size, cost, layer by layer."""
 
     quality: dict[str, float]
-    figures: dict[str, float]  # FIGURES
+    figures: dict[str, float]  # FIGURES; those of time and memory once it is `timed`
     layers: list[dict[str, Any]]
+    file: Path  # the deployed form
     onnx: dict[str, float]  # the file against the torch model
-    backend: str
     logits: Tensor = field(repr=False)
     targets: Tensor = field(repr=False)
+    backend: str = ""
 
     def metrics(self) -> dict[str, float]:
         return self.quality | self.figures
@@ -48,30 +50,40 @@ class Measurement:
 
 def measure(models: list[nn.Module], task: Task, folder: Path, threads: int, cuda: bool = False) -> list[Measurement]:
     """Measure models in one go, by the same code, timed in turn; writes `<i>.onnx` for each into `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [deploy.export(model, task.example(4), folder / f"{i}.onnx") for i, model in enumerate(models)]
-    checks = [deploy.parity(m, f, task.test, task.metrics, threads) for m, f in zip(models, files, strict=True)]
-    timings = deploy.time_files(files, task.example(BATCH), threads, cuda)
-    return [
-        _measurement(model, task, file, check, timing)
-        for model, file, check, timing in zip(models, files, checks, timings, strict=True)
-    ]
+    examined = [examine(model, task, folder / f"{i}.onnx", threads) for i, model in enumerate(models)]
+    return timed(examined, task, threads, cuda)
 
 
-def _measurement(model: nn.Module, task: Task, file: Path, check: deploy.Parity, timing: deploy.Timing) -> Measurement:
+def examine(model: nn.Module, task: Task, file: Path, threads: int) -> Measurement:
+    """What a model on the CPU is and answers; its deployed form is written to `file` and checked against it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    deploy.export(model, task.example(4), file)
+    check = deploy.parity(model, file, task.test, task.metrics, threads)
     logits, targets = predict(model, task.test)
     sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
-    timed = {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)}
     return Measurement(
         quality=task.metrics(logits, targets) | also(model, task),
-        figures=structure(model, task.example()) | sizes | timed,
+        figures=structure(model, task.example()) | sizes,
         layers=layer_table(model, task.example()),
+        file=file,
         onnx={"onnx_max_difference": check.max_difference, "onnx_agreement": check.agreement}
         | {f"onnx_{name}": value for name, value in check.quality.items()},
-        backend=timing.backend,
         logits=logits,
         targets=targets,
     )
+
+
+def timed(examined: Sequence[Measurement], task: Task, threads: int, cuda: bool = False) -> list[Measurement]:
+    """The same with time and memory of their files, run in turn in one process."""
+    timings = deploy.time_files([one.file for one in examined], task.example(BATCH), threads, cuda)
+    return [
+        replace(
+            one,
+            figures=one.figures | {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)},
+            backend=timing.backend,
+        )
+        for one, timing in zip(examined, timings, strict=True)
+    ]
 
 
 def also(model: nn.Module, task: Task) -> dict[str, float]:

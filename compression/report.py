@@ -24,7 +24,15 @@ ROWS = (
     ("throughput", "throughput, batches of 32", "/s", True),
     ("peak_memory_mb", "peak memory", "MB", False),
 )
-FIRST = ["quality-against-size", "training", "per-class", "confusion", "layers-params", "layers-sparsity"]
+FIRST = [
+    "quality-against-size",
+    "quality-against-latency",
+    "training",
+    "per-class",
+    "confusion",
+    "layers-params",
+    "layers-sparsity",
+]
 SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")
 
 

@@ -18,9 +18,9 @@ CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing 
 
 
 def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[str, float]:
-    """The run's flat metrics: of [before, after] a comparison, of a single measurement its own figures."""
+    """The run's flat metrics: of [before, …, after] a comparison, of a single measurement its own figures."""
     last = measured[-1]
-    own = compare(measured[0], last, task.metric) if len(measured) == 2 else last.metrics() | last.onnx
+    own = compare(measured[0], last, task.metric) if len(measured) > 1 else last.metrics() | last.onnx
     return own | {"seconds": seconds}
 
 
@@ -52,13 +52,14 @@ def keep(
     if task.tokenizer is not None:
         task.tokenizer.save_pretrained(folder / "model")
     tracking.describe_model(folder / "model")
-    shutil.copyfile(run.folder / "onnx" / f"{len(measured) - 1}.onnx", folder / "model.onnx")
-    draw(run, task, measured)
+    shutil.copyfile(measured[-1].file, folder / "model.onnx")
+    draw(run, task, measured, about["stairs"])
     run.table("layers", layer_rows(measured))
     content = {
         "metric": task.metric,
         "metrics": metrics,
-        "compared": len(measured) == 2,
+        "compared": len(measured) > 1,
+        "climbed": climbed(measured, about["stairs"]) if len(measured) > 2 else [],
         "source": task.source,
         "limited": task.limited,
         "backend": measured[-1].backend,
@@ -76,7 +77,7 @@ def keep(
 
 def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
     """layers.csv: a row per layer of before or after; `<column>_before` beside each column."""
-    earlier = {row["layer"]: row for row in measured[0].layers} if len(measured) == 2 else {}
+    earlier = {row["layer"]: row for row in measured[0].layers} if len(measured) > 1 else {}
     later = {row["layer"]: row for row in measured[-1].layers}
     rows = []
     for name in dict.fromkeys(itertools.chain(earlier, later)):
@@ -90,12 +91,19 @@ def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
     return rows
 
 
-def draw(run: tracking.Run, task: Task, measured: list[Measurement]) -> None:
+def climbed(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
+    """The figures before the first step and after each, each with its `label`."""
+    labels = ["before", *(steps if len(steps) > 1 else ["after"])]
+    return [{"label": label} | one.metrics() for label, one in zip(labels, measured, strict=True)]
+
+
+def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list[str]) -> None:
     """The figures of the run."""
-    before, after = (measured[0] if len(measured) == 2 else None), measured[-1]
+    before, after = (measured[0] if len(measured) > 1 else None), measured[-1]
     if before is not None:
-        points = [m.metrics() | {"label": label} for label, m in (("before", before), ("after", after))]
-        run.figure("quality-against-size", figures.tradeoff(points, task.metric))
+        points = climbed(measured, steps)
+        run.figure("quality-against-size", figures.tradeoff(points, task.metric, "size_mb"))
+        run.figure("quality-against-latency", figures.tradeoff(points, task.metric, "latency_ms"))
     if task.outputs > 1:
         counts = [confusion(m, task.outputs) if m else None for m in (before, after)]
         assert counts[1] is not None

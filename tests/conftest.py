@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
@@ -30,7 +32,7 @@ class Kept:
     def tag(self, name, value):
         self.tags[name] = value
 
-    def warn(self, sentence):
+    def warn(self, sentence, aloud=True):
         self.warnings.append(sentence)
 
     def figure(self, name, figure):
@@ -41,6 +43,11 @@ class Kept:
 
     def artifact(self, path):
         self.artifacts.append(path)
+
+
+def kept_child(name):
+    """What a context opens a child run with, where nothing is tracked."""
+    return contextlib.nullcontext(Kept())
 
 
 def stripes(count: int, seed: int) -> Split:
@@ -105,6 +112,7 @@ def make_context(tmp_path):
             "folder": tmp_path,
             "load": lambda name: models.build(name, task),
             "build": lambda name: models.build(name, task),
+            "child": kept_child,
         }
         return Context(**(given | changes))
 

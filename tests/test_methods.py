@@ -16,7 +16,7 @@ from compression.machine import accelerator
 from compression.methods.base import Method
 from compression.tasks.task import evaluate, predict
 from compression.training import Recipe, complete
-from tests.conftest import Kept, stripes_task, tiny_bert, words_task
+from tests.conftest import Kept, kept_child, stripes_task, tiny_bert, words_task
 
 NAMES = list(methods.METHODS)
 
@@ -42,6 +42,7 @@ def trained(tmp_path_factory):
 
         def context(original, folder, **changes):
             named = {"load": lambda name: models.build(name, task), "build": lambda name: models.build(name, task)}
+            named["child"] = kept_child
             return Context(task, original, accelerator(True, "no"), Kept(), 0, folder, **(named | changes))
 
         start = context(model, tmp_path_factory.mktemp("start"))

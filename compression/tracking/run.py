@@ -88,12 +88,13 @@ class Run:
         self.tags_seen[name] = str(value)
         self._outbox.put({"tag": name[:NAME_LENGTH], "value": _cut(str(value), TAG_LENGTH)})
 
-    def warn(self, sentence: str) -> None:
-        """Say it on the terminal, in the tag `warning`, on the run's page; the same sentence only once."""
+    def warn(self, sentence: str, aloud: bool = True) -> None:
+        """Say it in the tag `warning`, on the run's page and, `aloud`, on the terminal; a sentence only once."""
         if sentence in self.warnings:
             return
         self.warnings.append(sentence)
-        say(f"warning: {sentence}")
+        if aloud:
+            say(f"warning: {sentence}")
         self.tag("warning", "\n".join(self.warnings))
         self._show_note()
 

@@ -1,0 +1,63 @@
+"""The grammar of chains: `name:field=value,field=value+name`, and the same as YAML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from compression.errors import UserError, first_line
+
+Written = list[tuple[str, dict[str, str]]]  # (method, field -> text) of every step
+SHAPE = "a recipe file is a list of steps, `- static` or `- structured: {sparsity: 0.5}`"
+
+
+def written(recipe: str) -> Written:
+    """What is written of every step, of a recipe as text or of the YAML file behind an `@`."""
+    if recipe.startswith("@"):
+        return _listed(Path(recipe[1:]))
+    return [_step(part.strip()) for part in recipe.split("+")]
+
+
+def _step(text: str) -> tuple[str, dict[str, str]]:
+    name, _, rest = text.partition(":")
+    pairs = [pair.partition("=") for pair in rest.split(",") if pair]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise UserError(
+                f"{key!r} in the step {text!r} has no value; a step is written name:field=value,field=value."
+            )
+    return name.strip(), {key.strip(): value for key, _, value in pairs}
+
+
+def _listed(path: Path) -> Written:
+    import yaml
+
+    try:
+        steps = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"The recipe {path} cannot be read: {first_line(error)}") from error
+    if not isinstance(steps, list) or not steps:
+        raise UserError(f"{path} holds no steps; {SHAPE}.")
+    return [_entry(step, path) for step in steps]
+
+
+def _entry(step: Any, path: Path) -> tuple[str, dict[str, str]]:
+    if isinstance(step, str):
+        return step, {}
+    if isinstance(step, dict) and len(step) == 1:
+        [(name, given)] = step.items()
+        if isinstance(given or {}, dict):
+            return str(name), {str(field): str(value) for field, value in (given or {}).items()}
+    raise UserError(f"{path} holds {step!r}, which is no step; {SHAPE}.")
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number from the second time on: finetune, structured, finetune_2."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return found

@@ -1,0 +1,68 @@
+"""The grammar of chains, as text and as a file."""
+
+import pytest
+
+from compression import methods
+from compression.errors import UserError
+from compression.methods.recipe import numbered, written
+
+
+def test_a_file_says_the_same_as_the_text(tmp_path):
+    path = tmp_path / "deep.yaml"
+    path.write_text(
+        "- magnitude: {sparsity: 0.9, scope: local}\n- finetune: {epochs: 2, augment: false}\n- cluster:\n- static\n"
+    )
+    text = "magnitude:sparsity=0.9,scope=local+finetune:epochs=2,augment=False+cluster+static"
+    assert written(f"@{path}") == written(text)
+    assert methods.parse(f"@{path}") == methods.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "holds no steps"),
+        ("static", "holds no steps; a recipe file is a list"),
+        ("- [static]", r"holds \['static'\], which is no step"),
+        ("- static: 3", "which is no step"),
+        ("- {static: {bits: 8}, dynamic: {}}", "which is no step"),
+        ("- static: {bits: 8", "cannot be read"),
+        ("- static: {bit: 8}", "has no field 'bit'"),
+        ("- statik", "no method 'statik'"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, content, said):
+    path = tmp_path / "my.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        methods.parse(f"@{path}")
+
+
+def test_a_recipe_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.yaml cannot be read"):
+        methods.parse(f"@{tmp_path}/nowhere.yaml")
+
+
+def test_a_yaml_file_executes_nothing(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(f"- !!python/object/apply:pathlib.Path.touch [{tmp_path}/touched]")
+    with pytest.raises(UserError, match="cannot be read"):
+        methods.parse(f"@{path}")
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_method_that_comes_twice_is_numbered():
+    assert numbered(["finetune", "structured", "finetune"]) == ["finetune", "structured", "finetune_2"]
+    assert methods.labels(methods.parse("finetune+structured+finetune")) == ["finetune", "structured", "finetune_2"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ("static+finetune", "finetune trains, which it cannot after static: put finetune first"),
+        ("static+magnitude", "magnitude works on float weights, which it cannot after static"),
+        ("half+dynamic", "dynamic works on float weights"),
+    ],
+)
+def test_an_order_that_cannot_work_is_refused(recipe, said):
+    with pytest.raises(UserError, match=said):
+        methods.check_order(methods.parse(recipe))
