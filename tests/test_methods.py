@@ -167,5 +167,5 @@ def test_training_after_a_step_that_seals_is_refused(monkeypatch):
     finetune = methods.method("finetune")
     methods.check_order([finetune(), finetune()])
     monkeypatch.setattr(finetune, "seals", True)
-    with pytest.raises(UserError, match="finetune trains, which it cannot after finetune"):
+    with pytest.raises(UserError, match="and finetune leaves none"):
         methods.check_order([finetune(), finetune()])

@@ -31,6 +31,9 @@ METHODS = {
     "finetune": "train.finetune:Finetune",
     "response": "distill.response:Response",
     "decoupled": "distill.decoupled:Decoupled",
+    "feature": "distill.feature:Feature",
+    "attention": "distill.attention:Attention",
+    "relational": "distill.relational:Relational",
     "self_distill": "distill.self_distill:SelfDistillation",
     "multi_teacher": "distill.multi_teacher:MultiTeacher",
     "mutual": "distill.mutual:Mutual",
@@ -114,9 +117,9 @@ def check_order(steps: Sequence[Method]) -> None:
     """UserError where a step comes after one that sealed the model."""
     for earlier, later in itertools.pairwise(steps):
         if earlier.seals:
-            why = "trains" if later.trains else "works on float weights"
             raise UserError(
-                f"{name_of(later)} {why}, which it cannot after {name_of(earlier)}: put {name_of(later)} first."
+                f"{name_of(later)} works on weights in floats, and {name_of(earlier)} leaves none: "
+                f"put {name_of(later)} first."
             )
 
 
