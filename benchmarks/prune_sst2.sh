@@ -13,11 +13,8 @@ trained="epochs=$epochs,distill_alpha=0.5"
 run -e train -P epochs=2 --run-name "MiniLM alone"
 for share in 0.5 0.8; do
   compress "magnitude $share" "magnitude:sparsity=$share+response:epochs=$epochs"
-  compress "sparsegpt $share, no training" "sparsegpt:sparsity=$share"
   compress "movement $share" "movement:sparsity=$share,$trained"
-  compress "blocks and neurons $share" "block_movement:sparsity=$share,block_rows=32,block_columns=32,$trained"
   compress "heads and neurons $share" "block_movement:sparsity=$share,attention=heads,$trained"
-  compress "l0 $share" "l0:sparsity=$share,epochs=$epochs"
 done
 python benchmarks/table.py prune-sst2 \
   --column accuracy --column nonzero_params --column macs --column size_mb --column latency_ms --column seconds
