@@ -9,10 +9,10 @@ minilm=$(python -c "$find")
 run() { mlflow run . -b host --experiment-name prune-sst2 -P task=glue/sst2 -P model="$minilm" -P threads="$threads" \
   $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
 compress() { run -e compress -P recipe="$2" --run-name "$1"; }
-trained="epochs=$epochs,distill_alpha=0.5"
-run -e train -P epochs=2 --run-name "MiniLM alone"
+trained="epochs=$epochs,learning_rate=0.0001,distill_alpha=0.5"
+run -e train -P epochs=2 -P learning_rate=0.0001 --run-name "MiniLM alone"
 for share in 0.5 0.8; do
-  compress "magnitude $share" "magnitude:sparsity=$share+response:epochs=$epochs"
+  compress "magnitude $share" "magnitude:sparsity=$share+response:epochs=$epochs,learning_rate=0.0001"
   compress "movement $share" "movement:sparsity=$share,$trained"
   compress "heads and neurons $share" "block_movement:sparsity=$share,attention=heads,$trained"
 done
