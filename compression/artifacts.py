@@ -21,6 +21,7 @@ from compression.errors import UserError, first_line
 
 FORMAT = 1
 STRUCTURE, WEIGHTS = "model.json", "model.safetensors"
+CHAIN: dict[str, Any] = {"class": "Sequential", "arguments": {}}
 
 
 def save(model: nn.Module, folder: Path, about: dict[str, Any]) -> Path:
@@ -89,6 +90,9 @@ def _compare(path: str, fresh: nn.Module | None, model: nn.Module, found: dict[s
         if fresh is None or describe(fresh) != describe(model):
             found["modules"][path] = describe(model)
         return
+    if type(model) is nn.Sequential and type(fresh) is not nn.Sequential:
+        found["modules"][path] = CHAIN  # what a decomposition puts in a layer's place; its parts follow
+        fresh = nn.Sequential()
     if type(fresh) is not type(model):
         raise TypeError(f"{path or 'the model'}: a {type(model).__name__} cannot be described; see layers.REBUILT")
     numbers = plain_attributes(model)
@@ -123,7 +127,7 @@ def describe(module: nn.Module) -> dict[str, Any] | None:
 
 def restore(model: nn.Module, found: dict[str, Any]) -> None:
     """Apply what `changes` found to a freshly built model."""
-    classes: dict[str, Any] = {cls.__name__: cls for cls in layers.REBUILT}
+    classes: dict[str, Any] = {cls.__name__: cls for cls in (*layers.REBUILT, nn.Sequential)}
     for path in sorted(found["removed"], reverse=True):
         parent, _, name = path.rpartition(".")
         delattr(model.get_submodule(parent), name)

@@ -2,9 +2,9 @@
 
 Nakajima, Sugiyama, Babacan and Tomioka 2013, "Global analytic solution of fully-observed variational Bayesian matrix
 factorization", JMLR 14, in the simpler form of Nakajima, Tomioka, Sugiyama and Babacan 2015, "Condition for perfect
-dimensionality recovery by variational Bayesian PCA", JMLR 16. The matrix is taken for a low-rank one plus Gaussian noise of unknown variance; both the rank
-and the variance follow from its singular values alone. The rank is found exactly while it is a small part of the sides.
-Notation of the paper: L <= M are the sides, alpha = L / M.
+dimensionality recovery by variational Bayesian PCA", JMLR 16. The matrix is taken for a low-rank one plus Gaussian
+noise of unknown variance; both the rank and the variance follow from its singular values alone. The rank is found
+exactly while it is a small part of the sides. Notation of the papers: L <= M are the sides, alpha = L / M.
 """
 
 from __future__ import annotations
@@ -69,6 +69,8 @@ def shrunk(squares: np.ndarray, variance: float, short: int, long: int) -> np.nd
 def noise_variance(squares: np.ndarray, short: int, long: int) -> float:
     """The variance of the noise on each entry, from the squared singular values."""
     low, high = _bounds(squares, short, long)
+    if low >= high:  # all values are the same, or there is but one
+        return high
 
     def objective(variance: float) -> float:
         return free_energy(squares / (long * variance), short / long)

@@ -46,6 +46,12 @@ def test_a_matrix_of_zeros_has_rank_0_and_no_noise():
     assert (result.rank, result.noise_variance) == (0, 0.0)
 
 
+@pytest.mark.parametrize("values", [[3.0], [2.0, 2.0, 2.0]])
+def test_equal_values_are_noise(values):
+    result = evbmf(np.array(values), (len(values), 9))
+    assert (result.rank, result.noise_variance) == (0, pytest.approx(values[0] ** 2 / 9))
+
+
 def test_the_transpose_gives_the_same():
     matrix, _ = planted(6, (50, 120), 0.5)
     one, other = found(matrix), found(matrix.T)

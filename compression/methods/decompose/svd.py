@@ -1,0 +1,96 @@
+"""Truncated singular value decomposition: a matrix as the product of two narrow ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from compression.errors import UserError
+from compression.layers import weight
+from compression.methods.decompose.costs import Part, Places
+from compression.methods.decompose.decomposition import Decomposition, Ranks
+from compression.methods.decompose.factors import filled
+from compression.params import param
+
+PARTS = ("linear", "pointwise", "embedding")
+
+
+@dataclass(frozen=True)
+class Svd(Decomposition):
+    """Linear layers, embeddings and 1x1 convolutions as two layers with few numbers between them.
+
+    Denton et al. 2014, arXiv:1404.0736, section 3.2.1. Of an embedding, a narrower table and a linear layer are left:
+    fewer parameters, and a matrix product that was not there before, so target macs leaves embeddings alone.
+    """
+
+    kinds: ClassVar[str] = "linear layer, embedding or 1x1 convolution without groups"
+
+    parts_of: str = param("linear/pointwise/embedding", "what to decompose: any of these, with / between them")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := set(self.parts_of.split("/")) - set(PARTS):
+            raise UserError(f"parts_of={'/'.join(sorted(unknown))!r} is unknown; it is any of {'/'.join(PARTS)}.")
+
+    def takes(self, layer: nn.Module) -> bool:
+        return part_of(layer) in self.parts_of.split("/")
+
+    def unfoldings(self, layer: nn.Module) -> list[Tensor]:
+        return [weight(layer).flatten(1)]
+
+    def full(self, layer: nn.Module) -> Ranks:
+        return (min(weight(layer).shape[:2]),)
+
+    def parts(self, layer: nn.Module, places: Places, ranks: Ranks) -> list[Part]:
+        (rows, columns), [rank] = weight(layer).shape[:2], ranks
+        if isinstance(layer, nn.Embedding):
+            return [(rows * rank, 0), (rank * columns, places.written)]
+        return [(columns * rank, places.written), (rank * rows, places.written)]
+
+    def factorised(self, layer: nn.Module, ranks: Ranks, seed: int) -> tuple[nn.Sequential, float, str]:
+        left, right, error = truncated(weight(layer).flatten(1), *ranks)
+        return BUILD[type(layer)](layer, left, right), error, ""
+
+
+def part_of(layer: nn.Module) -> str:
+    """Under which name of PARTS a layer goes; empty for what stays: groups, tables that rescale themselves."""
+    if type(layer) is nn.Linear:
+        return "linear"
+    if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.groups == 1:
+        return "pointwise"
+    return "embedding" if type(layer) is nn.Embedding and layer.max_norm is None else ""
+
+
+def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """The best `left @ right` of `rank` for a matrix `(m, n)`, `(m, rank)` and `(rank, n)`, and its relative error.
+
+    Eckart and Young 1936. The singular values are shared out evenly, so that both factors train at one pace.
+    """
+    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
+    root = values[:rank].sqrt()
+    error = values[rank:].norm() / values.norm().clamp_min(torch.finfo(values.dtype).tiny)
+    return left[:, :rank] * root, root[:, None] * right[:rank], error.item()
+
+
+def linear(layer: nn.Linear, left: Tensor, right: Tensor) -> nn.Sequential:
+    first = nn.Linear(layer.in_features, len(right), bias=False)
+    second = nn.Linear(len(right), layer.out_features, bias=layer.bias is not None)
+    return filled([first, second], [right, left], layer.bias)
+
+
+def pointwise(layer: nn.Conv2d, left: Tensor, right: Tensor) -> nn.Sequential:
+    geometry: Any = {"stride": layer.stride, "padding": layer.padding, "padding_mode": layer.padding_mode}
+    first = nn.Conv2d(layer.in_channels, len(right), 1, **geometry, bias=False)
+    second = nn.Conv2d(len(right), layer.out_channels, 1, bias=layer.bias is not None)
+    return filled([first, second], [right, left], layer.bias)
+
+
+def embedding(layer: nn.Embedding, left: Tensor, right: Tensor) -> nn.Sequential:
+    table = nn.Embedding(layer.num_embeddings, len(right), layer.padding_idx)
+    return filled([table, nn.Linear(len(right), layer.embedding_dim, bias=False)], [left, right.T], None)
+
+
+BUILD: dict[type[nn.Module], Any] = {nn.Linear: linear, nn.Conv2d: pointwise, nn.Embedding: embedding}

@@ -1,0 +1,86 @@
+"""Tucker-2 decomposition: a convolution over few channels between two 1x1 convolutions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tensorly import backend_context
+from tensorly.decomposition import partial_tucker
+from torch import Tensor, nn
+
+from compression.layers import weight
+from compression.methods.decompose.costs import Part, Places
+from compression.methods.decompose.decomposition import Decomposition, Ranks
+from compression.methods.decompose.factors import filled, relative_error
+
+
+@dataclass(frozen=True)
+class Tucker(Decomposition):
+    """Each convolution as 1x1 to fewer channels, the kernel between these, 1x1 to the outputs.
+
+    Kim et al. 2016, arXiv:1511.06530: Tucker-2 by higher-order orthogonal iteration, the two ranks by EVBMF. Where a
+    rank is all there is (the three colours), its 1x1 convolution is left out. Convolutions of 1x1 and of groups stay.
+    """
+
+    kinds: ClassVar[str] = "convolution larger than 1x1 without groups"
+
+    def takes(self, layer: nn.Module) -> bool:
+        return type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
+
+    def unfoldings(self, layer: nn.Module) -> list[Tensor]:
+        return [weight(layer).flatten(1), weight(layer).transpose(0, 1).flatten(1)]
+
+    def full(self, layer: nn.Module) -> Ranks:
+        return tuple(min(matrix.shape) for matrix in self.unfoldings(layer))
+
+    def parts(self, layer: nn.Module, places: Places, ranks: Ranks) -> list[Part]:
+        outputs, inputs, *kernel = weight(layer).shape
+        inner_out, inner_in = ranks
+        core = inner_out * inner_in * kernel[0] * kernel[1]
+        found = [(inner_in * inputs, places.read), (core, places.written), (outputs * inner_out, places.written)]
+        return found[inner_in == inputs : 3 - (inner_out == outputs)]
+
+    def factorised(self, layer: nn.Module, ranks: Ranks, seed: int) -> tuple[nn.Sequential, float, str]:
+        factors = tucker2(weight(layer), ranks)
+        assert isinstance(layer, nn.Conv2d)
+        return chain(layer, *factors), relative_error(weight(layer).double(), product(*factors)), ""
+
+
+def tucker2(kernel: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """The core `(out', in', h, w)` and orthonormal factors `(out, out')`, `(in, in')` of a kernel `(out, in, h, w)`.
+
+    In double precision. The factor of a rank that is full is the identity.
+    """
+    values = kernel.detach().double().cpu()
+    modes = [mode for mode in (0, 1) if ranks[mode] < kernel.shape[mode]]
+    factors = [torch.eye(size, dtype=torch.float64) for size in kernel.shape[:2]]
+    if modes:
+        with backend_context("numpy", local_threadsafe=True):
+            (core, found), _ = partial_tucker(values.numpy(), [ranks[mode] for mode in modes], modes)
+        values = torch.from_numpy(core)
+        for mode, factor in zip(modes, found, strict=True):
+            factors[mode] = torch.from_numpy(factor)
+    outer, inner = (factor.to(kernel.device) for factor in factors)
+    return values.to(kernel.device), outer, inner
+
+
+def product(core: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
+    """The kernel `(out, in, h, w)` that the factors stand for; Kim et al. 2016, eq. 2."""
+    return torch.einsum("pqhw,op,iq->oihw", core, outer, inner)
+
+
+def chain(layer: nn.Conv2d, core: Tensor, outer: Tensor, inner: Tensor) -> nn.Sequential:
+    """The convolutions, eqs. 3 to 5: the middle one has the stride, padding and dilation of `layer`."""
+    (inner_out, inner_in), bias = core.shape[:2], layer.bias is not None
+    geometry: Any = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
+    narrows, widens = inner_in < layer.in_channels, inner_out < layer.out_channels
+    kernel: Any = layer.kernel_size
+    made = [(nn.Conv2d(inner_in, inner_out, kernel, **geometry, bias=bias and not widens), core)]
+    if narrows:
+        made.insert(0, (nn.Conv2d(layer.in_channels, inner_in, 1, bias=False), inner.T))
+    if widens:
+        made.append((nn.Conv2d(inner_out, layer.out_channels, 1, bias=bias), outer))
+    layers, weights = zip(*made, strict=True)
+    return filled(layers, weights, layer.bias)
