@@ -9,11 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from compression import surgery
 from compression.context import Context
-from compression.figures import AFTER, BEFORE, FAINT, canvas, styled
-from compression.tasks.task import forward
+from compression.figures import AFTER, BEFORE, FAINT, SHADES, canvas, styled
+from compression.methods.distill.features import Pairs, captured, there
+from compression.methods.distill.heads import Parts, relations
+from compression.tasks.task import Inputs, forward
 
-EXAMPLES, CLASSES = 4, 10  # shown at most
+EXAMPLES, CLASSES, PAIRS = 4, 10, 3  # shown at most
 
 
 @torch.no_grad()
@@ -53,4 +56,54 @@ def softened(known: Tensor, answer: Tensor, temperature: float, labels: Sequence
         place.invert_yaxis()
         place.set(title=title, xlim=(0, 1))
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@torch.no_grad()
+def keep_features(context: Context, teacher: nn.Module, student: nn.Module, pairs: Pairs) -> None:
+    """The figure `features`: what pairs of layers make of the first validation example, side by side.
+
+    Of an image's layers the strength at each place, of a transformer's the attention; nothing for other outputs.
+    """
+    one = context.task.validation.take(torch.tensor([0])).to(context.device)
+    [(inputs, _)] = one.batches(1)
+    look = attention_map if surgery.is_transformer(teacher) else strength_map
+    maps: dict[str, Tensor | None] = {}
+    for theirs, ours in pairs[-PAIRS:]:
+        maps[f"teacher\n{theirs}"] = look(teacher, theirs, inputs)
+        maps[f"student\n{ours}"] = look(student, ours, inputs)
+    shown = {title: found.float().cpu() for title, found in maps.items() if found is not None}
+    if shown:
+        pixels = {"image": one.inputs[0].cpu()} if isinstance(one.inputs, Tensor) else {}
+        context.record.figure("features", side_by_side(pixels | shown))
+
+
+def strength_map(model: nn.Module, layer: str, inputs: Inputs) -> Tensor | None:
+    """Root mean square over the channels that `layer` gives for one image, `(height, width)`; None if it gives none."""
+    with captured(model, [layer]) as seen:
+        forward(model, inputs)
+    return seen[layer][0].square().mean(0).sqrt() if seen[layer].ndim == 4 else None
+
+
+def attention_map(model: nn.Module, layer: str, inputs: Inputs) -> Tensor | None:
+    """Attention of a layer for one text, `(tokens, tokens)`, the mean of its heads; None where it has none."""
+    parts, tokens = Parts(model), there(inputs)
+    if layer not in parts.heads or tokens is None:
+        return None
+    query, key, _ = parts.of(layer)
+    with captured(model, [query, key]) as seen:
+        forward(model, inputs)
+    found = relations(seen[query], seen[key], parts.heads[layer], tokens).exp()[0].mean(0)
+    return found[tokens[0]][:, tokens[0]]
+
+
+@styled
+def side_by_side(maps: dict[str, Tensor]) -> Figure:
+    """Maps `(height, width)`, or images `(channels, height, width)`, in a row under their titles."""
+    figure, axes = canvas(len(maps), width=1.9 * len(maps), height=2.4)
+    for place, (title, found) in zip(axes, maps.items(), strict=True):
+        pixels = found.permute(1, 2, 0) if found.ndim == 3 else found
+        place.imshow(pixels.numpy(), cmap=SHADES)
+        place.set_title(title, fontsize=8)
+        place.set_axis_off()
     return figure

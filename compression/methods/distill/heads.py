@@ -1,0 +1,41 @@
+"""Attention of a transformer's layers, recomputed from what their projections give: without dropout, in any layer."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compression import surgery
+from compression.errors import UserError
+from compression.methods.distill.features import stages
+
+HIDDEN = -1e4  # a score that leaves no attention; -inf would make 0 times infinity of a divergence
+
+
+class Parts:
+    """Where a transformer's layers have their projections, and how many heads."""
+
+    def __init__(self, model: nn.Module) -> None:
+        names = surgery.names(model)
+        self.parts = (names.query, names.key, names.value)
+        self.heads = dict(zip(stages(model), (block.heads for block in surgery.blocks(model)), strict=True))
+
+    def of(self, layer: str) -> list[str]:
+        """The full names of a layer's query, key and value; UserError where `layer` is none of the transformer's."""
+        if layer not in self.heads:
+            raise UserError(f"{layer} is no layer with attention of its own; there are {', '.join(self.heads)}.")
+        return [f"{layer}.{part}" for part in self.parts]
+
+
+def scores(left: Tensor, right: Tensor, heads: int) -> Tensor:
+    """Scaled products of every token with every other `(batch, heads, length, length)`, head by head."""
+    ours, theirs = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (left, right))
+    return ours @ theirs.transpose(2, 3) / math.sqrt(ours.shape[-1])
+
+
+def relations(left: Tensor, right: Tensor, heads: int, tokens: Tensor) -> Tensor:
+    """The log of the softmax of the scores over the tokens that are there."""
+    found = scores(left, right, heads).masked_fill(~tokens[:, None, None, :], HIDDEN)
+    return F.log_softmax(found, dim=-1)
