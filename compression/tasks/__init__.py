@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from compression.tasks.task import Task
 
 _GLUE = ("sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
+_FOLDERS = ("imagefolder", "imagefolder/32", "imagefolder/64", "imagefolder/128")  # the side of a picture, 224 if empty
 
 TASKS: dict[str, str] = {
     "digits": "compression.tasks.digits:digits",
     "cifar10": "compression.tasks.cifar10:cifar10",
     **{f"glue/{name}": "compression.tasks.glue:glue" for name in _GLUE},
+    **dict.fromkeys(_FOLDERS, "compression.tasks.imagefolder:imagefolder"),
 }
 
 
