@@ -14,6 +14,7 @@ from compression.study.definition import Question, Questionnaire, Stage
 from compression.study.tables import Answers, Participant
 from compression.study.texts import Refused, pick
 
+COLUMNS = ("participant", "questionnaire", "version", "answered", "question", "answer")
 MAX_TEXT = 10_000  # characters of one answer; more is no answer but an accident
 
 
@@ -137,11 +138,6 @@ def rows(opened: Session, people: Sequence[Participant]) -> list[dict[str, Any]]
 
 
 def _row(person: Participant, kept: Answers, question: str, answer: Any) -> dict[str, Any]:
-    return {
-        "participant": person.pseudonym,
-        "questionnaire": kept.questionnaire,
-        "version": kept.version,
-        "answered": kept.at.isoformat(timespec="seconds"),
-        "question": question,
-        "answer": "; ".join(answer) if isinstance(answer, list) else "" if answer is None else answer,
-    }
+    shown = "; ".join(answer) if isinstance(answer, list) else "" if answer is None else answer
+    at = kept.at.isoformat(timespec="seconds")
+    return dict(zip(COLUMNS, (person.pseudonym, kept.questionnaire, kept.version, at, question, shown), strict=True))

@@ -1,4 +1,4 @@
-"""`compression study …`: what a participant and a researcher do, a command each."""
+"""What a participant does, a command each."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import yaml
 from sqlalchemy.orm import Session
 
 from compression.errors import UserError
-from compression.study import clock, definition, notes, people, questionnaires, sheets, stages, store, texts, timesheet
+from compression.study import clock, notes, people, questionnaires, sheets, stages, store, texts, timesheet
+from compression.study.cli.group import group, text_of
 from compression.study.definition import Question
 from compression.study.tables import Participant
 from compression.study.texts import pick, say
-
-
-@click.group("study", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-def group() -> None:
-    """Take part in the study, or run it: people, time, questionnaires, hand-in, analysis."""
 
 
 def me(command: Callable) -> Callable:
@@ -38,41 +34,6 @@ def as_participant(given: str) -> Iterator[tuple[Session, Participant]]:
         yield opened, person
         if (idle := clock.idle_hours(opened, person)) is not None:
             click.echo(say("idle", row=clock.read(opened, person).row, hours=f"{idle:.1f}"), err=True)
-
-
-@group.command()
-@click.argument("file", required=False)
-def create(file: str | None) -> None:
-    """Make the study that the YAML FILE defines (without one, the shipped study), or amend the one there is."""
-    study = store.define(_text_of(Path(file) if file else definition.DEFAULT))
-    click.echo(say("created", title=pick(study.title), url=store.public_url()))
-
-
-@group.command()
-def example() -> None:
-    """Print the shipped study's YAML, to begin your own from."""
-    click.echo(definition.DEFAULT.read_text(encoding="utf-8"), nl=False)
-
-
-@group.command()
-def upgrade() -> None:
-    """Bring the study's database up to date with this version of the lab."""
-    store.upgrade()
-    click.echo(say("upgraded", url=store.public_url()))
-
-
-@group.command()
-@click.argument("id")
-@click.option("--background", required=True, help="one of the study's: student, engineer, …")
-@click.option("--assignment", default="", help="one of the study's; the rarest so far if empty")
-@click.option("--language", default="en", show_default=True, help=f"one of {', '.join(texts.LANGUAGES)}")
-@click.option("--login", default="", help="their user name at the tracking server; the id if empty")
-def invite(id: str, background: str, assignment: str, language: str, login: str) -> None:
-    """Invite a participant, who goes by ID: p07, say, and no name."""
-    with store.session() as opened:
-        person = people.invite(opened, id, background, language, assignment, login)
-        task = store.study(opened).assignments[person.assignment]
-    click.echo(say("invited", id=id, assignment=pick(task.title), task=task.task, model=task.model))
 
 
 @group.command()
@@ -217,19 +178,12 @@ def _ends(question: Question) -> list[tuple[int, dict[str, str] | None]]:
 def _answers_of(file: str) -> dict[str, Sequence[str]]:
     """The answers in a YAML file: a value, or a list of them, by question."""
     try:
-        content = yaml.safe_load(_text_of(Path(file)))
+        content = yaml.safe_load(text_of(Path(file)))
     except yaml.YAMLError as error:
         raise texts.Refused("bad_answers", file=file) from error
     if not isinstance(content, dict):
         raise texts.Refused("bad_answers", file=file)
     return {str(k): [str(x) for x in (v if isinstance(v, list) else [v]) if x is not None] for k, v in content.items()}
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise texts.Refused("no_file", file=path, reason=getattr(error, "strerror", "") or "UTF-8?") from error
 
 
 @group.command()
@@ -261,3 +215,18 @@ def prefer(situation: str, technique: str, why: str, participant: str) -> None:
     with as_participant(participant) as (opened, person):
         notes.prefer(opened, person, situation, technique, why)
     click.echo(say("preference_kept"))
+
+
+@group.command()
+@click.option("--output", default="", help="file to write; bundle-ID.zip if empty")
+@click.option("--run", "chosen", multiple=True, help="run whose models go in; the newest if none; once for each")
+@me
+def bundle(output: str, chosen: tuple[str, ...], participant: str) -> None:
+    """Make the one zip you hand in, with everything you did."""
+    from compression.study import bundle
+
+    id = people.named(participant)
+    with as_participant(participant):
+        pass  # who it is, and in which language
+    made = bundle.make(id, Path(output or f"bundle-{id}.zip").absolute(), chosen)
+    click.echo(say("bundled", file=made, size=f"{made.stat().st_size / 1e6:.1f}"))
