@@ -9,35 +9,19 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from compression import figures, layers
+from compression import layers
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.decompose import pictures
+from compression.methods.decompose import report
+from compression.methods.decompose.candidate import Candidate, Ranks
 from compression.methods.decompose.costs import Cost, Part, Places, cost, footprint, nearest
 from compression.methods.decompose.spectrum import Spectrum, rounded
 from compression.params import param
 from compression.tasks.task import map_inputs
 
-Ranks = tuple[int, ...]
+TARGETS = ("macs", "params")
 TOLERANCE = 0.02  # of the whole model: a target missed by more is said loudly
-SHOWN = 4  # layers in the picture of singular values
-
-
-@dataclass(frozen=True, eq=False)
-class Candidate:
-    """A layer that a method can decompose: where it works, what it costs, what its unfoldings hold."""
-
-    name: str
-    layer: nn.Module
-    places: Places
-    spectra: tuple[Spectrum, ...]
-    full: Ranks  # the ranks at which nothing is lost or nothing is saved
-
-    @property
-    def before(self) -> Cost:
-        weights = layers.weight(self.layer).numel()
-        return cost([(weights, 0 if isinstance(self.layer, nn.Embedding) else self.places.written)])
 
 
 @dataclass(frozen=True)
@@ -52,7 +36,7 @@ class Decomposition(Method):
     rank: str = param(
         "evbmf",
         "what chooses ranks: what stands out of noise, energy, ratio, or a target of the whole model's macs or params",
-        choices=("evbmf", "energy", "ratio", "macs", "params"),
+        choices=("evbmf", "energy", "ratio", *TARGETS),
         search=("evbmf", "energy", "ratio"),
     )
     energy: float = param(
@@ -98,15 +82,17 @@ class Decomposition(Method):
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
         taken = self.taken(model)
         places, macs = footprint(model, taken, example)
-        whole = Cost(layers.count_parameters(model), macs)
+        before = Cost(layers.count_parameters(model), macs)
         found = [self.candidate(name, taken[name], where) for name, where in places.items()]
-        chosen = self.chosen(found, whole)
-        self.warn_of(model, found, chosen, context)
-        rows = [self.replaced(model, one, chosen.get(one.name), context) for one in found]
-        _, macs = footprint(model, {}, example)
-        self.report(rows, whole, Cost(layers.count_parameters(model), macs), context)
-        if shown := {one.name: (one.spectra, chosen[one.name]) for one in largest(found) if one.name in chosen}:
-            context.record.figure("singular-values", pictures.singular_values(shown))
+        chosen = self.chosen(found, before)
+        for sentence in report.doubts(model, found, chosen, self.rank):
+            context.record.warn(sentence)
+        errors = {one.name: self.replaced(model, one, chosen[one.name], context) for one in found if one.name in chosen}
+        after = Cost(layers.count_parameters(model), footprint(model, {}, example)[1])
+        rows = [self.row(one, chosen.get(one.name), errors.get(one.name, 0.0)) for one in found]
+        context.record.table("decomposition", [*rows, report.whole(rows[0], before, after)])
+        report.draw(found, chosen, errors, context)
+        self.judge(before, after, context)
         return model
 
     def taken(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -139,7 +125,7 @@ class Decomposition(Method):
 
     def chosen(self, found: Sequence[Candidate], whole: Cost) -> dict[str, Ranks]:
         """The ranks of the layers that get smaller; UserError for a target that no ranks reach."""
-        if self.rank not in ("macs", "params"):
+        if self.rank not in TARGETS:
             return self.smaller(found, 1.0)
 
         def left(share: float) -> float:
@@ -162,7 +148,7 @@ class Decomposition(Method):
         """Whether a layer gets smaller in what the target counts; without a target, in both, if it has both."""
         now, then = cost(self.parts(found.layer, found.places, ranks)), found.before
         fewer, cheaper = now.params < then.params, now.macs < then.macs
-        if self.rank in ("macs", "params"):
+        if self.rank in TARGETS:
             return fewer if self.rank == "params" else cheaper
         return fewer and (cheaper or not then.macs)
 
@@ -172,60 +158,35 @@ class Decomposition(Method):
         now = (cost(self.parts(one.layer, one.places, chosen[one.name])) for one in replaced)
         return sum((one.before for one in replaced), Cost()) - sum(now, Cost())
 
-    def replaced(self, model: nn.Module, found: Candidate, ranks: Ranks | None, context: Context) -> dict[str, Any]:
-        """Put the factors in a layer's place; its row of the table. Without ranks it stays."""
-        weight, now, error = layers.weight(found.layer), found.before, 0.0
-        if ranks:
-            made, error, doubt = self.factorised(found.layer, ranks, context.seed)
-            model.set_submodule(found.name, made.to(weight.device, weight.dtype))
-            now = cost(self.parts(found.layer, found.places, ranks))
-            if doubt:
-                context.record.warn(f"{found.name}: {doubt}")
+    def replaced(self, model: nn.Module, found: Candidate, ranks: Ranks, context: Context) -> float:
+        """Put the factors in a layer's place; the relative error of its weight."""
+        weight = layers.weight(found.layer)
+        made, error, doubt = self.factorised(found.layer, ranks, context.seed)
+        model.set_submodule(found.name, made.to(weight.device, weight.dtype))
+        if doubt:
+            context.record.warn(f"{found.name}: {doubt}")
+        return error
+
+    def row(self, found: Candidate, ranks: Ranks | None, error: float) -> dict[str, Any]:
+        """The layer's row of the table; without ranks it stayed."""
+        now = cost(self.parts(found.layer, found.places, ranks)) if ranks else found.before
         return {
             "layer": found.name,
-            "shape": "x".join(map(str, weight.shape)),
+            "shape": "x".join(map(str, layers.weight(found.layer).shape)),
             "rank": "x".join(map(str, ranks)) if ranks else "as it was",
             "full rank": "x".join(map(str, found.full)),
             "error": error,
-            "params before": found.before.params,
-            "params after": now.params,
-            "macs before": found.before.macs,
-            "macs after": now.macs,
+            **report.costs("before", found.before),
+            **report.costs("after", now),
         }
 
-    def warn_of(self, model: nn.Module, found: Sequence[Candidate], chosen: dict[str, Ranks], context: Context) -> None:
-        """Say what is lost or suspicious before anything changes."""
-        noise = [c.name for c in found if self.rank == "evbmf" and not all(s.above_noise for s in c.spectra)]
-        if noise:
+    def judge(self, before: Cost, after: Cost, context: Context) -> None:
+        """Say by how much a target was missed."""
+        if self.rank not in TARGETS:
+            return
+        left = getattr(after, self.rank) / getattr(before, self.rank)
+        if abs(left - self.target) > TOLERANCE:
             context.record.warn(
-                f"EVBMF takes {len(noise)} of {len(found)} layers for noise, {noise[0]} say, and they get the least "
-                "rank: choose rank=energy, or train the model longer."
+                f"{left:.1%} of the {self.rank} are left instead of {self.target:.1%}: ranks are multiples of "
+                f"round_to={self.round_to}."
             )
-        if lost := [name for name in layers.masked(model) if name in chosen]:
-            context.record.warn(f"The zeros of {len(lost)} pruned layers, {lost[0]} say, are gone: factors are dense.")
-        if not chosen:
-            context.record.warn(f"No layer gets smaller at the ranks by {self.rank}: the model is what it was.")
-
-    def report(self, rows: list[dict[str, Any]], before: Cost, after: Cost, context: Context) -> None:
-        """The table and the picture of the errors; a target that was missed is said."""
-        total = {"layer": "whole model", "params before": before.params, "params after": after.params}
-        total |= {"macs before": before.macs, "macs after": after.macs}
-        context.record.table("decomposition", [*rows, dict.fromkeys(rows[0], "") | total])
-        errors = [row for row in rows if row["error"]]
-        if errors:
-            context.record.figure(
-                "reconstruction-error", figures.layers(None, errors, "error", "Relative error of the weights by layer")
-            )
-        if self.rank in ("macs", "params"):
-            left = getattr(after, self.rank) / getattr(before, self.rank)
-            if abs(left - self.target) > TOLERANCE:
-                context.record.warn(
-                    f"{left:.1%} of the {self.rank} are left instead of {self.target:.1%}: ranks are multiples of "
-                    f"round_to={self.round_to}."
-                )
-
-
-def largest(found: Sequence[Candidate]) -> list[Candidate]:
-    """The SHOWN layers with the most parameters, in the order of the model."""
-    most = sorted(found, key=lambda one: -one.before.params)[:SHOWN]
-    return [one for one in found if one in most]

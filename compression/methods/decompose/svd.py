@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from compression.errors import UserError
 from compression.layers import weight
+from compression.methods.decompose.candidate import Ranks
 from compression.methods.decompose.costs import Part, Places
-from compression.methods.decompose.decomposition import Decomposition, Ranks
+from compression.methods.decompose.decomposition import Decomposition
 from compression.methods.decompose.factors import filled
 from compression.params import param
 

@@ -11,8 +11,9 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
 from compression.layers import weight
+from compression.methods.decompose.candidate import Ranks
 from compression.methods.decompose.costs import Part, Places
-from compression.methods.decompose.decomposition import Decomposition, Ranks
+from compression.methods.decompose.decomposition import Decomposition
 from compression.methods.decompose.factors import filled, relative_error
 
 
