@@ -34,6 +34,7 @@ METHODS = {
     "feature": "distill.feature:Feature",
     "attention": "distill.attention:Attention",
     "relational": "distill.relational:Relational",
+    "layerwise": "distill.layerwise:Layerwise",
     "self_distill": "distill.self_distill:SelfDistillation",
     "multi_teacher": "distill.multi_teacher:MultiTeacher",
     "mutual": "distill.mutual:Mutual",

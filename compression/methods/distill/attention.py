@@ -12,7 +12,7 @@ from compression import surgery
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.distill.features import Pairs, sample
-from compression.methods.distill.heads import Parts, relations
+from compression.methods.distill.heads import Parts, relations, require_same_heads
 from compression.methods.distill.layered import Comparison, Layered, Outputs, require_same_kind, smaller
 from compression.params import param
 
@@ -82,10 +82,10 @@ class TokenRelations(Comparison):
 
     def __init__(self, pairs: Pairs, teacher: Parts, student: Parts, weight: float) -> None:
         super().__init__(pairs)
+        self.heads, self.weight = [teacher.heads_of(name) for name, _ in pairs], weight
+        require_same_heads(self.heads, [student.heads_of(name) for _, name in pairs])
         self.known = [teacher.of(name) for name, _ in pairs]
         self.seen = [student.of(name) for _, name in pairs]
-        self.heads, self.weight = [teacher.heads[name] for name, _ in pairs], weight
-        require_same_heads(self.heads, [student.heads[name] for _, name in pairs])
 
     def watched(self) -> tuple[list[str], list[str]]:
         return sum(self.known, []), sum(self.seen, [])
@@ -97,14 +97,6 @@ class TokenRelations(Comparison):
             for ours, theirs, heads in zip(self.seen, self.known, self.heads, strict=True)
         ]
         return self.weight * torch.stack(losses).sum()
-
-
-def require_same_heads(teacher: list[int], student: list[int]) -> None:
-    if teacher != student:
-        raise UserError(
-            f"Attention is compared head by head, and the teacher's layers have {teacher} heads, the student's "
-            f"{student}; take a student with as many heads, or the method feature."
-        )
 
 
 def minilm_loss(student: list[Tensor], teacher: list[Tensor], heads: int, tokens: Tensor) -> Tensor:

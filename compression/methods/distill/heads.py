@@ -22,11 +22,23 @@ class Parts:
         self.parts = (names.query, names.key, names.value)
         self.heads = dict(zip(stages(model), (block.heads for block in surgery.blocks(model)), strict=True))
 
-    def of(self, layer: str) -> list[str]:
-        """The full names of a layer's query, key and value; UserError where `layer` is none of the transformer's."""
+    def heads_of(self, layer: str) -> int:
+        """How many heads a layer has; UserError where `layer` is none of the transformer's."""
         if layer not in self.heads:
             raise UserError(f"{layer} is no layer with attention of its own; there are {', '.join(self.heads)}.")
+        return self.heads[layer]
+
+    def of(self, layer: str) -> list[str]:
+        """The full names of a layer's query, key and value."""
         return [f"{layer}.{part}" for part in self.parts]
+
+
+def require_same_heads(teacher: list[int], student: list[int]) -> None:
+    if teacher != student:
+        raise UserError(
+            f"Attention is compared head by head, and the teacher's layers have {teacher} heads, the student's "
+            f"{student}; take a student with as many heads, or the method feature."
+        )
 
 
 def scores(left: Tensor, right: Tensor, heads: int) -> Tensor:
