@@ -67,6 +67,17 @@ def test_layers_of_another_shape_reload(model, task, tmp_path):
     assert again.get_submodule(name).out_channels == width
 
 
+def test_a_chain_in_a_layers_place_reloads_its_parts_in_their_order(model, task, tmp_path):
+    name, _ = first_and_next_conv(model)
+    conv = model.get_submodule(name)
+    narrow = nn.Conv2d(conv.in_channels, 2, 3, padding=1, bias=False)
+    inner = nn.Sequential(nn.Conv2d(2, 5, 1), nn.Identity())
+    model.set_submodule(name, nn.Sequential(narrow, inner, nn.Conv2d(5, conv.out_channels, 1)))
+    again = artifacts.load(saved(model, tmp_path / "model"))
+    assert str(again) == str(model)
+    assert torch.equal(model(task.example(5)), again(task.example(5)))
+
+
 def test_a_mask_reloads_from_the_zeros(model, tmp_path):
     name, _ = first_and_next_conv(model)
     layer = model.get_submodule(name)

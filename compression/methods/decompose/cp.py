@@ -23,7 +23,7 @@ from compression.methods.decompose.factors import filled, relative_error
 from compression.params import param
 
 # On the factors of a kernel of norm 1. Without it components grow and cancel each other: on a 64x32x3x3 kernel at rank
-# 80, 1e-3 made them 2 times as large as their sum instead of 18, at the same error; 3e-3 made the error a seventh larger.
+# 80, 1e-3 made them 2 times as large as their sum instead of 18, at the same error; 3e-3 made that a seventh larger.
 RIDGE = 5e-4
 CONVERGED = 1e-4  # change of the relative error from one round to the next
 DEGENERATE = 10.0  # squared norms of the components over that of their sum: beyond it a warning

@@ -134,8 +134,8 @@ class Decomposition(Method):
 
         if (least := left(0.0)) > self.target + TOLERANCE:
             raise UserError(
-                f"target={self.target:g} of the {self.rank} cannot be reached: with the least ranks everywhere, "
-                f"{least:.3f} are left; ask for more."
+                f"target={self.target:g} of the {self.rank} cannot be reached: with ranks of at most "
+                f"round_to={self.round_to} everywhere, {least:.3f} are left; ask for more."
             )
         return self.smaller(found, nearest(left, self.target))
 
