@@ -13,11 +13,12 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.methods.distill import pictures
 from compression.methods.distill.features import Pairs, captured, layer_pairs, there
+from compression.methods.distill.lesson import Judge
 from compression.methods.distill.response import Response
 from compression.methods.distill.teacher_time import TeacherTime
 from compression.params import param
 from compression.tasks.task import Inputs, forward
-from compression.training import fit
+from compression.training import Recipe, fit
 
 Outputs = Mapping[str, Tensor]  # layer name -> what it gave for a batch
 
@@ -54,8 +55,8 @@ class Layered(Response):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
-        comparison = self.comparison(teacher, student, context).to(context.device)
-        student = self.train(teacher, student, comparison, context)
+        comparison = self.comparison(teacher, student, context)
+        student = learn_layers(student, teacher, comparison, context, self, self.judge(context.task))
         pictures.keep_softened(context, [teacher], student, self.temperature)
         pictures.keep_features(context, teacher, student, comparison.pairs)
         return student
@@ -64,23 +65,35 @@ class Layered(Response):
         """What is compared, by what measure."""
         raise NotImplementedError
 
-    def train(self, teacher: nn.Module, student: nn.Module, comparison: Comparison, context: Context) -> nn.Module:
-        judge, taken = self.judge(context.task), TeacherTime(context.device)
-        theirs, ours = comparison.watched()
-
-        def loss(runner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-            with taken.asked(), torch.no_grad(), captured(teacher, theirs) as known:
-                right = forward(teacher, inputs)
-            with captured(student, ours) as seen:
-                answer = forward(runner, inputs)
-            return judge(answer, [right], targets) + comparison(known, seen, there(inputs))
-
-        trained = fit(student, context, self, loss=loss, extra=comparison)
-        context.record.metrics({"teacher_time_share": taken.share()})
-        return trained
-
     def layers_to_compare(self, teacher: nn.Module, student: nn.Module) -> Pairs:
         return layer_pairs(self.pairs, teacher, student)
+
+
+def learn_layers(
+    student: nn.Module,
+    teacher: nn.Module,
+    comparison: Comparison,
+    context: Context,
+    recipe: Recipe,
+    judge: Judge,
+    name: str = "",
+) -> nn.Module:
+    """Train `student` in place by what `judge` says of the logits, and a comparison of layers added to it.
+
+    The share of time that the teacher took is recorded as `teacher_time_share`.
+    """
+    taken, (theirs, ours) = TeacherTime(context.device), comparison.watched()
+
+    def loss(runner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
+        with taken.asked(), torch.no_grad(), captured(teacher, theirs) as known:
+            right = forward(teacher, inputs)
+        with captured(student, ours) as seen:
+            answer = forward(runner, inputs)
+        return judge(answer, [right], targets) + comparison(known, seen, there(inputs))
+
+    trained = fit(student, context, recipe, loss=loss, extra=comparison, name=name)
+    context.record.metrics({"teacher_time_share": taken.share()})
+    return trained
 
 
 def smaller(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

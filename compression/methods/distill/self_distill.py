@@ -61,12 +61,13 @@ class SelfDistillation(Softened):
         return models.rebuild(models.spec_of(model))
 
     def born(self, model: nn.Module, context: Context) -> list[nn.Module]:
-        """The generations, each taught by the one before it, the first by `model`."""
+        """The generations, each taught by the one before it, the first by `model`; a child run each."""
         found = [frozen(copy.deepcopy(model), context)]
         for number in range(1, self.generations + 1):
-            student, teachers = self.start(model, context), found[-1:]
-            student = learn(student, teachers, context, self, self.judge(context.task), name=f"generation-{number}")
-            pictures.keep_softened(context, teachers, student, self.temperature)
+            student, teachers, name = self.start(model, context), found[-1:], f"generation-{number}"
+            with context.stage(name):
+                student = learn(student, teachers, context, self, self.judge(context.task), name=name)
+                pictures.keep_softened(context, teachers, student, self.temperature)
             found.append(frozen(student, context))
         return found[1:]
 

@@ -18,8 +18,8 @@ def thinner(teacher: nn.Module, width: float) -> nn.Module:
     arguments = spec.get("arguments", {})
     if "width" not in arguments:
         raise UserError(
-            f"width={width} makes thinner copies of the lab's own networks, and a {type(teacher).__name__} is none; "
-            "name a student=, or make a shallower copy with layers=."
+            f"width={width:.2g} makes thinner copies of the lab's own networks, and a {type(teacher).__name__} is "
+            "none; name a model in its place, or take a shallower copy by its number of layers."
         )
     return models.rebuild(spec | {"arguments": arguments | {"width": arguments["width"] * width}})
 

@@ -10,7 +10,7 @@ from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse, text
 from compression.methods.distill.features import captured, layer_pairs, listed, stages, there
-from compression.methods.distill.layered import Comparison, Layered
+from compression.methods.distill.layered import Comparison, learn_layers
 from compression.methods.distill.mutual import alike
 from tests.conftest import stripes_task, tiny_bert, words_task
 
@@ -129,7 +129,8 @@ class Constant(Comparison):
 def test_the_comparison_gets_both_sides_of_a_batch_and_learns_along(task, make_context):
     teacher = network("digits_cnn").eval().requires_grad_(False)
     comparison = Constant([("stages.1", "stages.0")])
-    method("feature")(epochs=1).train(teacher, network("digits_cnn_small"), comparison, make_context(task, teacher))
+    student, context, step = network("digits_cnn_small"), make_context(task, teacher), method("feature")(epochs=1)
+    learn_layers(student, teacher, comparison, context, step, step.judge(task))
     known, seen, tokens = comparison.given
     assert (list(known), list(seen), tokens) == (["stages.1"], ["stages.0"], None)
     assert not known["stages.1"].requires_grad
@@ -144,7 +145,7 @@ def test_the_comparison_is_added_to_the_loss_of_response(task, make_context, mon
     )
     teacher, student = network("digits_cnn").eval(), network("digits_cnn_small").eval()
     step = method("feature")(temperature=2.0, alpha=0.3)
-    Layered.train(step, teacher, student, Constant([]), make_context(task, teacher))
+    learn_layers(student, teacher, Constant([]), make_context(task, teacher), step, step.judge(task))
     inputs, targets = next(task.train.batches(16))
     expected = step.judge(task)(student(inputs), [teacher(inputs)], targets) + 1
     assert caught["loss"](student, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-5)

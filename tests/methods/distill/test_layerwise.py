@@ -9,6 +9,7 @@ from compression import surgery
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.distill.features import captured, there
+from compression.methods.distill.layered import learn_layers
 from compression.methods.distill.mutual import alike
 from compression.tasks.task import forward, predict
 from tests.conftest import tiny_bert, words_task
@@ -125,7 +126,8 @@ def test_a_projection_starts_as_the_identity_and_learns(batch, compared, make_co
     teacher, student = tiny_bert(num_hidden_layers=2).requires_grad_(False), tiny_bert(num_hidden_layers=1)
     plain, comparison = (compared(Layerwise(adaptive=a, epochs=1), teacher, student) for a in (False, True))
     assert term(comparison, teacher, student, batch) == pytest.approx(term(plain, teacher, student, batch), rel=1e-5)
-    Layerwise(epochs=1).train(teacher, student, comparison, make_context(words_task(), teacher))
+    step, task = Layerwise(epochs=1), words_task()
+    learn_layers(student, teacher, comparison, make_context(task, teacher), step, step.judge(task))
     assert not torch.equal(comparison.projections[0].weight, torch.eye(32))
 
 

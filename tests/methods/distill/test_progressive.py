@@ -1,0 +1,177 @@
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compression import layers, models, surgery
+from compression.errors import UserError
+from compression.methods import method, parse
+from compression.methods.distill.blocks import Hybrid, count_up_to, grow
+from compression.methods.distill.chain import Chain
+from compression.methods.distill.feature import Hints
+from compression.methods.distill.features import sample
+from compression.methods.distill.mutual import alike
+from compression.methods.distill.progressive import assistant, halfway
+from compression.tasks.task import evaluate, predict
+from compression.training import Recipe
+from tests.conftest import Kept, stripes_task, tiny_bert, words_task
+
+Progressive = method("progressive")
+
+
+@pytest.fixture
+def children():
+    """The child runs that `child` opens, by name."""
+    return {}
+
+
+@pytest.fixture
+def child(children):
+    def opened(name):
+        children[name] = Kept()
+        return contextlib.nullcontext(children[name])
+
+    return opened
+
+
+def trained(task, make_context, epochs=4):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task)
+    return method("finetune")(epochs=epochs).apply(model, make_context(task, model))
+
+
+def test_each_assistant_is_taught_by_the_one_before_it(task, make_context, monkeypatch):
+    taught = []
+
+    def learn(student, teachers, context, recipe, judge, name):
+        taught.append((name, student, teachers[0]))
+        return student.eval()
+
+    monkeypatch.setattr("compression.methods.distill.progressive.learn", learn)
+    teacher = models.build("digits_cnn", task).eval()
+    student = Progressive(assistants="0.5//mlp").apply(copy.deepcopy(teacher), make_context(task, teacher))
+    assert [name for name, _, _ in taught] == ["assistant-1", "assistant-2", "student"]
+    learners, teachers = [one for _, one, _ in taught], [other for _, _, other in taught]
+    assert teachers[0] is teacher
+    assert teachers[1:] == learners[:-1]
+    assert models.spec_of(learners[0])["arguments"]["width"] == 0.5
+    assert models.spec_of(learners[1])["builder"] == "mlp"
+    assert student is learners[2]
+    assert all(not p.requires_grad for assistant in learners[:-1] for p in assistant.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_the_chain_is_recorded_as_child_runs_and_drawn(task, make_context, child, children):
+    teacher = trained(task, make_context)
+    before, context = copy.deepcopy(teacher), make_context(task, teacher, child=child)
+    student = Progressive(epochs=3).apply(copy.deepcopy(teacher), context)
+    assert list(children) == ["assistant-1", "student"]
+    rows = context.record.tables["chain"]
+    assert [row["model"] for row in rows] == ["teacher", "assistant-1", "student"]
+    assert rows[0]["params"] > rows[1]["params"] > rows[2]["params"] == layers.count_parameters(student)
+    assert [run.history["params"] for run in children.values()] == [[(None, row["params"])] for row in rows[1:]]
+    assert [step for step, _ in children["assistant-1"].history["train_loss"]] == [1, 2, 3]
+    assert [step for step, _ in children["student"].history["train_loss"]] == [4, 5, 6]
+    assert rows[2]["val_accuracy"] == pytest.approx(evaluate(student, task.validation, task)["accuracy"])
+    assert {"chain", "student-softened"} <= set(context.record.figures)
+    assert alike(teacher, before)
+
+
+def test_the_assistant_by_default_has_about_the_geometric_mean_of_parameters():
+    teacher, student = (models.build(name, stripes_task()) for name in ("resnet56", "resnet8"))
+    sizes = [layers.count_parameters(m) for m in (teacher, halfway(teacher, student), student)]
+    assert sizes[1] == pytest.approx((sizes[0] * sizes[2]) ** 0.5, rel=0.1)
+
+
+def test_a_transformers_assistant_has_half_the_layers_more():
+    teacher, student = tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2)
+    assert len(surgery.layers(halfway(teacher, student))) == 4
+    with pytest.raises(UserError, match="No number of layers lies between 3 and 2; name assistants="):
+        halfway(tiny_bert(num_hidden_layers=3), student)
+
+
+def test_an_assistant_is_a_number_of_layers_a_share_of_channels_or_a_place(make_context):
+    task, model = words_task(), tiny_bert()
+    assert len(surgery.layers(assistant("2", model, make_context(task, model)))) == 2
+    with pytest.raises(UserError, match="width=0.5 makes thinner copies of the lab's own"):
+        assistant("0.5", model, make_context(task, model))
+
+
+def test_a_student_of_two_layers_learns_by_way_of_four(make_context):
+    torch.manual_seed(0)
+    task, teacher = words_task(), tiny_bert(num_hidden_layers=6)
+    context = make_context(task, teacher)
+    student = Progressive(epochs=1, layers=2).apply(copy.deepcopy(teacher), context)
+    assert len(surgery.layers(student)) == 2
+    assert len(context.record.tables["chain"]) == 3
+
+
+def test_assistants_without_their_style_are_refused():
+    with pytest.raises(UserError, match="assistants=mlp needs style=assistants; style=blocks has none"):
+        parse("progressive:style=blocks,assistants=mlp")
+
+
+def test_block_by_block_the_student_takes_the_teachers_place(task, make_context, child, children):
+    teacher = trained(task, make_context)
+    before, context = copy.deepcopy(teacher), make_context(task, teacher, child=child)
+    student = Progressive(style="blocks", epochs=9).apply(copy.deepcopy(teacher), context)
+    assert list(children) == ["block-1", "block-2", "student"]
+    assert [len(run.history["train_loss"]) for run in children.values()] == [3, 3, 3]
+    rows = context.record.tables["chain"]
+    assert [row["model"] for row in rows] == ["teacher", "block-1", "block-2", "student"]
+    assert evaluate(student, task.test, task)["accuracy"] > 0.6
+    assert alike(teacher, before)
+    assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
+
+
+def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_context, monkeypatch):
+    pairs = [("stages.0", "stages.0")]
+    monkeypatch.setattr("compression.methods.distill.blocks.layer_pairs", lambda *_: pairs)
+    teacher, student = models.build("digits_cnn", task).eval(), models.build("digits_cnn_small", task)
+    start = copy.deepcopy(student)
+    grow(student, teacher.requires_grad_(False), Recipe(epochs=1, keep="last"), Chain(make_context(task, teacher)))
+    assert not torch.equal(student.stages[0].conv.weight, start.stages[0].conv.weight)
+    assert torch.equal(student.stages[1].conv.weight, start.stages[1].conv.weight)
+    assert torch.equal(student.fc.weight, start.fc.weight)
+
+
+def hybrid(teacher, student, pair, context):
+    known, seen = sample(teacher, [pair[0]], context), sample(student, [pair[1]], context)
+    return Hybrid(student, teacher, Hints([pair], known, seen, 1.0)).eval()
+
+
+def test_a_teacher_that_is_replaced_by_its_copy_answers_the_same(task, make_context):
+    teacher = models.build("resnet8", task).eval()
+    context = make_context(task, teacher)
+    mixed = hybrid(teacher, copy.deepcopy(teacher), ("stages.1", "stages.1"), context)
+    torch.testing.assert_close(predict(mixed, task.test)[0], predict(teacher, task.test)[0])
+    assert mixed.count(context) == layers.count_parameters(teacher)
+    assert not any(module._forward_hooks for module in mixed.modules())
+
+
+def test_so_does_a_transformer(make_context):
+    task, teacher = words_task(), tiny_bert().eval()
+    pair = ("bert.encoder.layer.1", "bert.encoder.layer.1")
+    mixed = hybrid(teacher, copy.deepcopy(teacher), pair, make_context(task, teacher))
+    torch.testing.assert_close(predict(mixed, task.test)[0], predict(teacher, task.test)[0])
+
+
+def test_the_student_and_its_regressor_stand_in_the_teacher(task, make_context):
+    teacher = models.build("resnet8", task).eval()
+    thin = models.rebuild({"builder": "resnet8", "arguments": {"outputs": 3, "input_shape": [1, 8, 8], "width": 0.5}})
+    context = make_context(task, teacher)
+    mixed = hybrid(teacher, thin.eval(), ("stages.0", "stages.0"), context)
+    images = task.example(4)
+    given = mixed.regressor(thin.stages[0](thin.stem(images)))
+    expected = teacher.fc(teacher.stages[2](teacher.stages[1](given)).mean((2, 3)))
+    torch.testing.assert_close(mixed(images), expected)
+    sizes = [layers.count_parameters(m) for m in (thin.stem, thin.stages[0], teacher.stages[1:], teacher.fc)]
+    assert mixed.count(context) == sum(sizes) + 8 * 16 + 16
+
+
+def test_what_a_layer_depends_on_is_counted(task, make_context):
+    model = models.build("resnet8", task)
+    expected = layers.count_parameters(nn.Sequential(model.stem, model.stages[0], model.stages[1]))
+    assert count_up_to(model, "stages.1", make_context(task, model)) == expected
