@@ -129,6 +129,15 @@ def compress(recipe: str, **given: Any) -> None:
     finish(lambda pipeline: pipeline.compress(pick(Settings, given), methods.parse(recipe)))
 
 
+def tune(recipe: str, **given: Any) -> None:
+    """Search with Optuna what a RECIPE leaves open: structured+finetune:epochs=2+static."""
+    from compression.tuning import tune
+    from compression.tuning.plan import Plan
+
+    content = tune.tune(pick(Settings, given), recipe, pick(Plan, given))
+    click.echo(f"\n{content['title']}\n\n{tune.table(content)}\n")
+
+
 def train(**given: Any) -> None:
     """Train a model from its start: a baseline that later runs begin from."""
     step = methods.method("finetune")
@@ -170,6 +179,13 @@ def in_project() -> bool:
     return "MLFLOW_RUN_ID" in os.environ
 
 
+def tuned() -> Sequence[type]:
+    """What `tune` is told."""
+    from compression.tuning.plan import Plan
+
+    return [Plan, Settings]
+
+
 def overview() -> str:
     lines = [f"  {name:<10} {', '.join(methods.of_family(name))}" for name in methods.FAMILIES]
     tasks = ", ".join(TASKS)
@@ -198,6 +214,7 @@ kind = click.Option(
 file = click.Option(["--output"], required=True, help="file to write")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))
+cli.add_command(FieldCommand("tune", tuned, tune, params=[recipe], help=tune.__doc__))
 cli.add_command(FieldCommand("train", lambda: [methods.method("finetune"), Settings], train, help=train.__doc__))
 cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=evaluate.__doc__))
 cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))

@@ -117,8 +117,12 @@ class Job:
         found = results.summarize(self.task, measured, seconds)
         for sentence in results.alarms(self.task, measured):
             self.run.warn(sentence, aloud=self.stage != "step")  # the whole chain's end counts
+        return results.keep(self.run, self.task, model.cpu(), measured, found, self.about(steps))
+
+    def about(self, steps: Sequence[Method]) -> dict[str, Any]:
+        """What is said beside the figures: who, what, and how to do it again."""
         stage = "compress" if self.stage == "step" else self.stage
-        about = {
+        return {
             "title": " ".join([methods.text(steps, brief=True) or stage, "on", self.task.name]),
             "run": self.run.id,
             "task": self.task.name,
@@ -131,7 +135,6 @@ class Job:
             "project_command": command.project_line(self.settings, stage, steps),
             "machine": self.machine.facts(),
         }
-        return results.keep(self.run, self.task, model.cpu(), measured, found, about)
 
 
 @contextlib.contextmanager

@@ -68,10 +68,15 @@ def prepare(settings: Settings) -> Machine:
         raise UserError("device=cuda, but torch sees no GPU here; use device=auto, or a machine with an NVIDIA driver.")
     threads = settings.threads or default_threads()
     torch.set_num_threads(threads)
-    random.seed(settings.seed)
-    np.random.seed(settings.seed)
-    torch.manual_seed(settings.seed)
+    seed(settings.seed)
     return Machine(accelerator(settings.device == "cpu" or not cuda, settings.precision), threads)
+
+
+def seed(number: int) -> None:
+    """Seed every generator that anybody may draw from."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
 
 
 @functools.cache

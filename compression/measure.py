@@ -17,18 +17,20 @@ from compression import deploy, layers
 from compression.tasks.task import Inputs, Task, evaluate, forward, predict
 
 BATCH = 32  # examples in a timed batch
-FIGURES = (
-    "params",
-    "nonzero_params",
-    "sparsity",
-    "macs",
-    "size_mb",
-    "size_mb_compressed",
-    "latency_ms",
-    "latency_ms_p95",
-    "throughput",
-    "peak_memory_mb",
-)
+# Figures of a model, and those that compare two or tell of the way there; whether more of it is better.
+FIGURES = {
+    "params": False,
+    "nonzero_params": False,
+    "sparsity": True,
+    "macs": False,
+    "size_mb": False,
+    "size_mb_compressed": False,
+    "latency_ms": False,
+    "latency_ms_p95": False,
+    "throughput": True,
+    "peak_memory_mb": False,
+}
+RATIOS = {"compression_ratio": True, "speedup": True, "macs_ratio": False, "seconds": False}
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,11 @@ def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def better(name: str, metric: str) -> bool | None:
+    """Whether more of the figure `name` is better, with `metric` the task's; None for what is no figure."""
+    return True if name in (metric, f"{metric}_kept") else (FIGURES | RATIOS).get(name)
 
 
 def compressed_size(path: Path) -> int:

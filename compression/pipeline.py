@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from compression import baseline, methods, tracking
+from compression import baseline, machine, methods, tracking
 from compression.context import Context
 from compression.job import Job, started
 from compression.measure import Measurement, examine, timed
@@ -48,6 +48,17 @@ def evaluate(settings: Settings) -> dict[str, Any]:
         return job.measure([], baseline.opened(job.settings.baseline, job.task), 0.0)
 
 
+def take(step: Method, model: nn.Module, context: Context) -> tuple[nn.Module, float]:
+    """The model after `step`, and the seconds it took.
+
+    Everything random begins anew at each step, so that a step gives the same whatever came before it: a measurement,
+    or the same model read back from a cache.
+    """
+    machine.seed(context.seed)
+    began = time.perf_counter()
+    return step.apply(model, context).eval(), time.perf_counter() - began
+
+
 @dataclass
 class Stairs:
     """A chain on its way: a measurement of the model before it and after each step, a child run a step."""
@@ -64,9 +75,7 @@ class Stairs:
         step = self.steps[number - 1]
         self.context.step_name, self.context.changed = f"{number}-{methods.name_of(step)}", number > 1
         with self.part(step) as job:
-            began = time.perf_counter()
-            model = step.apply(model, self.context).eval()
-            seconds = time.perf_counter() - began
+            model, seconds = take(step, model, self.context)
             self.seconds += seconds
             self.measure(model)
             if job is not self.job:

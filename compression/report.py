@@ -5,25 +5,28 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
 
-# name, what it is called, unit, whether more is better (None: neither)
-ROWS = (
-    ("params", "parameters", "", False),
-    ("nonzero_params", "non-zero parameters", "", False),
-    ("sparsity", "sparsity", "%", None),
-    ("macs", "MACs of one example", "", False),
-    ("size_mb", "size of the ONNX file", "MB", False),
-    ("size_mb_compressed", "the same, gzipped", "MB", False),
-    ("latency_ms", "latency, one example, median", "ms", False),
-    ("latency_ms_p95", "latency, 95th percentile", "ms", False),
-    ("throughput", "throughput, batches of 32", "/s", True),
-    ("peak_memory_mb", "peak memory", "MB", False),
+from compression.measure import better
+
+ROWS = (  # name, what it is called, unit
+    ("params", "parameters", ""),
+    ("nonzero_params", "non-zero parameters", ""),
+    ("sparsity", "sparsity", "%"),
+    ("macs", "MACs of one example", ""),
+    ("size_mb", "size of the ONNX file", "MB"),
+    ("size_mb_compressed", "the same, gzipped", "MB"),
+    ("latency_ms", "latency, one example, median", "ms"),
+    ("latency_ms_p95", "latency, 95th percentile", "ms"),
+    ("throughput", "throughput, batches of 32", "/s"),
+    ("peak_memory_mb", "peak memory", "MB"),
 )
+NEITHER = ("sparsity",)  # a means: neither good nor bad to look at
 FIRST = [
     "quality-against-size",
     "quality-against-latency",
@@ -52,8 +55,8 @@ def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The before/after table: label, before, after, how they relate, and whether that is good."""
     metrics, metric = content["metrics"], content["metric"]
     return [
-        _row(metrics, name, label, unit, better)
-        for name, label, unit, better in ((metric, metric.replace("_", " "), "", True), *ROWS)
+        _row(metrics, name, label, unit, None if name in NEITHER else better(name, metric))
+        for name, label, unit in ((metric, metric.replace("_", " "), ""), *ROWS)
         if name in metrics
     ]
 
@@ -86,6 +89,19 @@ def table(content: dict[str, Any]) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def columns(found: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """Rows of figures and texts for a terminal, a column for each of `names`."""
+    lines = [list(names), *([_shown(row.get(name, ""), name) for name in names] for row in found)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+
+
+def _shown(value: Any, name: str) -> str:
+    if isinstance(value, list):
+        return " ".join(value)
+    return number(value, name) if isinstance(value, float) else str(value)
 
 
 def note(content: dict[str, Any]) -> str:

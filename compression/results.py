@@ -48,10 +48,7 @@ def keep(
     folder = run.outgoing
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
-    artifacts.save(model, folder / "model", about)
-    if task.tokenizer is not None:
-        task.tokenizer.save_pretrained(folder / "model")
-    tracking.describe_model(folder / "model")
+    keep_model(run, task, model, about)
     shutil.copyfile(measured[-1].file, folder / "model.onnx")
     draw(run, task, measured, about["stairs"])
     run.table("layers", layer_rows(measured))
@@ -68,11 +65,19 @@ def keep(
     }
     (folder / "comparison.json").write_text(json.dumps(content, indent=1))
     (folder / "report.html").write_text(report.render(content, folder))
-    run.artifacts(folder / "model", "model")
     for name in ("model.onnx", "comparison.json", "report.html"):
         run.artifact(folder / name)
     run.note(report.note(content))
     return content
+
+
+def keep_model(run: tracking.Run, task: Task, model: nn.Module, about: dict[str, Any]) -> None:
+    """Keep the model as the artifact `model`, its tokenizer with it."""
+    folder = artifacts.save(model, run.outgoing / "model", about)
+    if task.tokenizer is not None:
+        task.tokenizer.save_pretrained(folder)
+    tracking.describe_model(folder)
+    run.artifacts(folder, "model")
 
 
 def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
@@ -92,8 +97,8 @@ def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
 
 
 def climbed(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
-    """The figures before the first step and after each, each with its `label`."""
-    labels = ["before", *(steps if len(steps) > 1 else ["after"])]
+    """The figures before the first step and after each that was measured, each with its `label`."""
+    labels = ["before", *(steps if len(steps) == len(measured) - 1 > 1 else ["after"])]
     return [{"label": label} | one.metrics() for label, one in zip(labels, measured, strict=True)]
 
 

@@ -86,7 +86,8 @@ def method(name: str) -> type[Method]:
 
 def name_of(step: Method) -> str:
     """The name under which the class of `step` is registered."""
-    return next(n for n in METHODS if type(step) is method(n))
+    place = f"{type(step).__module__}:{type(step).__qualname__}".removeprefix(f"{__name__}.")
+    return next(name for name, known in METHODS.items() if known == place)
 
 
 def labels(steps: Sequence[Method]) -> list[str]:

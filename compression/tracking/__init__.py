@@ -8,10 +8,10 @@ when it does not answer.
 from compression.tracking.delivery import sync, unsent
 from compression.tracking.journal import home
 from compression.tracking.lifecycle import child, refuse, start
-from compression.tracking.run import Run, folder_of
-from compression.tracking.server import check_server
+from compression.tracking.run import Run, folder_of, say
+from compression.tracking.server import check_server, public
 from compression.tracking.silent import Silent
-from compression.tracking.stored import Stored, describe_model, download, find_baseline, history, stored
+from compression.tracking.stored import Stored, describe_model, download, find_baseline, history, register, stored
 
 __all__ = [
     "Run",
@@ -25,7 +25,10 @@ __all__ = [
     "folder_of",
     "history",
     "home",
+    "public",
     "refuse",
+    "register",
+    "say",
     "start",
     "stored",
     "sync",

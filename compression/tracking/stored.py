@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient, pyfunc
 from mlflow.entities import ViewType
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from compression import __version__
@@ -107,6 +110,21 @@ def _copied(source: Path, to: Path) -> Path:
     if source.is_dir():
         return Path(shutil.copytree(source, to / source.name, dirs_exist_ok=True))
     return Path(shutil.copy2(source, to))
+
+
+def register(name: str, run_id: str, aliases: Sequence[str]) -> str:
+    """Register the model of a run under `name` with `aliases`; its version. A version of this run is used again.
+
+    An alias moves from the version that had it. Raises a UserError where the registry refuses.
+    """
+    with server.asking(f"register the model {name}") as client:
+        with contextlib.suppress(MlflowException):  # it exists: a real refusal comes again below
+            client.create_registered_model(name)
+        known = [v for v in client.search_model_versions(f"name = {_quoted(name)}") if v.run_id == run_id]
+        made = known[0] if known else client.create_model_version(name, f"runs:/{run_id}/model", run_id)
+        for alias in aliases:
+            client.set_registered_model_alias(name, alias, made.version)
+    return str(made.version)
 
 
 def describe_model(folder: Path | str) -> None:

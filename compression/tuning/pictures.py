@@ -1,0 +1,79 @@
+"""What a study looks like: its front, its history, what mattered, how values went together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import optuna
+from matplotlib.figure import Figure
+from optuna import Study
+from optuna.trial import FrozenTrial
+from optuna.visualization import matplotlib as drawn
+
+from compression import figures
+from compression.tuning.chosen import complete
+
+FEWEST = 4  # trials of which importances and parallel coordinates say anything
+
+
+def pictures(
+    study: Study, leading: Sequence[FrozenTrial], objectives: Mapping[str, bool], names: Mapping[int, Sequence[str]]
+) -> dict[str, Figure]:
+    """Every picture of a study, by its name."""
+    found = {"pareto-front": front(complete(study), leading, list(objectives), names)} if len(objectives) > 1 else {}
+    trials = complete(study)
+    for index, name in enumerate(objectives):
+        values = {t.values[index] for t in trials}
+        found[f"history-{name}"] = optunas(drawn.plot_optimization_history, study, index, name)
+        if len(trials) >= FEWEST and len(values) > 1:
+            found[f"importances-{name}"] = optunas(drawn.plot_param_importances, study, index, name)
+            found[f"parallel-{name}"] = optunas(drawn.plot_parallel_coordinate, study, index, name)
+    return found
+
+
+def optunas(plot: Any, study: Study, index: int, name: str) -> Figure:
+    """A picture that Optuna draws, of one objective."""
+    with matplotlib_style():
+        axes = plot(study, target=lambda trial: trial.values[index], target_name=name)
+        figure = axes.figure
+        figure.set_size_inches(7.0, 4.2)
+        plt.close(figure)
+    return figure
+
+
+def matplotlib_style() -> Any:
+    return plt.rc_context(figures.STYLE)
+
+
+@figures.styled
+def front(
+    trials: Sequence[FrozenTrial],
+    leading: Sequence[FrozenTrial],
+    objectives: Sequence[str],
+    names: Mapping[int, Sequence[str]],
+) -> Figure:
+    """Every trial and the front, a panel for each pair of objectives; the chosen trials carry their names."""
+    pairs = list(combinations(range(len(objectives)), 2))
+    figure, panels = figures.canvas(len(pairs), width=5.2 * len(pairs), height=4.2)
+    for axes, (one, other) in zip(panels, pairs, strict=True):
+        every, best = (np.array([t.values for t in group]) for group in (trials, leading))
+        axes.scatter(every[:, other], every[:, one], s=24, color=figures.BEFORE, label="trials")
+        order = best[:, other].argsort()
+        axes.plot(best[order, other], best[order, one], color=figures.AFTER, marker="o", label="front")
+        for trial in leading:
+            label = f"{trial.number} {', '.join(names.get(trial.number, ()))}".strip()
+            place = (trial.values[other], trial.values[one])
+            axes.annotate(label, place, (6, 6), textcoords="offset points", fontsize=7, color=figures.INK)
+        title = f"{objectives[one]} against {objectives[other]}"
+        axes.set(xlabel=objectives[other], ylabel=objectives[one], title=title)
+        axes.legend()
+    return figure
+
+
+def quiet() -> None:
+    """Optuna says nothing of its own: every trial is a run."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -1,0 +1,97 @@
+"""What a tuning is told: objectives, constraints, the space, how long, where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from compression import params
+from compression.errors import UserError
+from compression.params import param
+
+SAMPLERS = ("tpe", "nsga2", "nsga3", "random", "grid", "gp")
+PRUNERS = ("none", "median", "hyperband")
+STORAGE = "OPTUNA_STORAGE"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The fields of `tune` besides the recipe and what every command is told."""
+
+    objectives: str = param("", "figures to optimise, separated by commas; the task's metric and size_mb if empty")
+    trials: int = param(40, "trials of the study, over all its workers", interval="[1, inf)")
+    space: str = param(
+        "", "ranges in place of the fields' own: structured.sparsity=0.2..0.8,static.bits=4/8; finetune_2 is the second"
+    )
+    constraints: str = param("", "figures that a chosen trial must have: accuracy_kept=0.98..,size_mb=..2")
+    sampler: str = param("tpe", "how the next trial is chosen", choices=SAMPLERS)
+    pruner: str = param("none", "when a bad trial is stopped early, by its epochs; one objective", choices=PRUNERS)
+    timeout: float | None = param(None, "seconds after which this worker begins no trial", interval="(0, inf)")
+    study: str = param("", "name of the study that workers share and that is gone on with; made up if empty")
+    heartbeat: int = param(30, "seconds between a worker's signs of life; after three without one", interval="[1, inf)")
+
+    def __post_init__(self) -> None:
+        params.check(self)
+
+
+def storage() -> str:
+    """Where Optuna keeps its studies; not a field, as it may hold a password."""
+    return os.environ.get(STORAGE, "sqlite:///optuna.db")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What a figure must be: at least `low`, at most `high`."""
+
+    figure: str
+    low: float
+    high: float
+
+    def excess(self, figures: Mapping[str, float]) -> float:
+        """By how much the figure lies outside; zero or less within, as Optuna counts."""
+        value = figures[self.figure]
+        return max(self.low - value, value - self.high)
+
+
+def objectives(plan: Plan, metric: str) -> dict[str, bool]:
+    """The figures to optimise, and whether more of each is better."""
+    names = _separated(plan.objectives) or [metric, "size_mb"]
+    found = {name: _direction(name, metric) for name in names}
+    if len(found) < len(names):
+        raise UserError(f"objectives={plan.objectives} names a figure twice.")
+    if plan.pruner != "none" and list(found) != [metric]:
+        raise UserError(f"pruner={plan.pruner} stops trials by their epochs: it takes objectives={metric} alone.")
+    return found
+
+
+def bounds(plan: Plan, metric: str) -> list[Bound]:
+    """The constraints."""
+    return [_bound(text, metric) for text in _separated(plan.constraints)]
+
+
+def _bound(text: str, metric: str) -> Bound:
+    name, _, rest = text.partition("=")
+    low, dots, high = rest.partition("..")
+    try:
+        ends = float(low or "-inf"), float(high or "inf")
+    except ValueError:
+        ends = (1.0, 0.0)
+    if not dots or ends[0] > ends[1] or ends == (float("-inf"), float("inf")):
+        raise UserError(f"The constraint {text!r} is written name=low..high, with one end or both: size_mb=..2.")
+    _direction(name, metric)
+    return Bound(name, *ends)
+
+
+def _direction(name: str, metric: str) -> bool:
+    from compression import measure  # imports torch, which the help of the command does not wait for
+
+    more = measure.better(name, metric)
+    if more is None:
+        known = [metric, f"{metric}_kept", *measure.FIGURES, *measure.RATIOS]
+        raise UserError(f"There is no figure {name!r}; the figures are {', '.join(known)}.")
+    return more
+
+
+def _separated(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

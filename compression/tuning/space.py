@@ -1,0 +1,141 @@
+"""What a tuning searches: the fields of a recipe that were left out, over their own ranges or narrower ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from optuna import Trial
+
+from compression import methods, params
+from compression.errors import UserError
+from compression.methods.base import Method
+from compression.methods.recipe import numbered, written
+from compression.params import Field
+
+GRID = 5  # points that a grid takes of a range of floats
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a field may take: numbers from `low` to `high`, or one of `choices`."""
+
+    field: Field
+    low: float = 0.0
+    high: float = 0.0
+    choices: tuple[Any, ...] = ()
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        if self.choices:
+            return trial.suggest_categorical(name, self.choices)
+        if self.field.type is int:
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    @property
+    def log(self) -> bool:
+        return self.field.param.log and self.low > 0
+
+    def grid(self) -> list[Any]:
+        """The values that a grid takes of it."""
+        if self.choices:
+            return list(self.choices)
+        if self.field.type is int:
+            return list(range(int(self.low), int(self.high) + 1))
+        spread = np.geomspace if self.log else np.linspace
+        return [float(value) for value in spread(self.low, self.high, GRID)]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether two trials are likely to take the same value."""
+        return bool(self.choices) or self.field.type is int
+
+    def __str__(self) -> str:
+        return "/".join(map(str, self.choices)) if self.choices else f"{self.low:g}..{self.high:g}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """A recipe with holes: steps as far as they are written, and a range for every field left out."""
+
+    labels: tuple[str, ...]
+    steps: tuple[Method, ...]
+    ranges: Mapping[str, Range]  # label.field -> range
+
+    def steps_of(self, trial: Trial) -> list[Method]:
+        """The steps with values that the sampler suggests."""
+        return self.filled({name: found.suggest(trial, name) for name, found in self.ranges.items()})
+
+    def filled(self, values: Mapping[str, Any]) -> list[Method]:
+        """The steps with the values of `label.field`."""
+        return [
+            replace(step, **{field: values[f"{label}.{field}"] for field in self.searched(label)})
+            for label, step in zip(self.labels, self.steps, strict=True)
+        ]
+
+    def searched(self, label: str) -> list[str]:
+        return [name.partition(".")[2] for name in self.ranges if name.partition(".")[0] == label]
+
+    def repeats(self, number: int) -> bool:
+        """Whether trials are likely to share their first `number` steps."""
+        return all(self.ranges[f"{la}.{f}"].repeats for la in self.labels[:number] for f in self.searched(la))
+
+    def grid(self) -> dict[str, list[Any]]:
+        return {name: found.grid() for name, found in self.ranges.items()}
+
+
+def space(recipe: str, narrowed: str) -> Space:
+    """The space of a recipe, `narrowed` as in Plan.space; UserError where there is nothing to search."""
+    parts = written(recipe)
+    labels = tuple(numbered([name for name, _ in parts]))
+    steps = tuple(methods.build(name, texts) for name, texts in parts)
+    given = _narrowed(narrowed, dict(zip(labels, parts, strict=True)))
+    ranges = {}
+    for label, (name, texts) in zip(labels, parts, strict=True):
+        for field in params.fields(methods.method(name)).values():
+            key = f"{label}.{field.name}"
+            if key in given:
+                ranges[key] = given[key]
+            elif field.param.search and field.name not in texts:
+                ranges[key] = _own(field)
+    if not ranges:
+        raise UserError(f"{recipe} leaves nothing to search: leave a field out, or name one in space=step.field=a/b.")
+    return Space(labels, steps, ranges)
+
+
+def _own(field: Field) -> Range:
+    search: Sequence[Any] = field.param.search or ()
+    if isinstance(search[0], str):
+        return Range(field, choices=tuple(search))
+    return Range(field, *search)
+
+
+def _narrowed(text: str, parts: Mapping[str, tuple[str, dict[str, str]]]) -> dict[str, Range]:
+    found = {}
+    for entry in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, rest = entry.partition("=")
+        label, _, name = key.partition(".")
+        if label not in parts or not equals:
+            raise UserError(f"The space {entry!r} is written step.field=low..high; the steps are {', '.join(parts)}.")
+        method, texts = parts[label]
+        known = params.fields(methods.method(method))
+        if name not in known:
+            raise UserError(f"{label} has no field {name!r}; it has {', '.join(known)}.")
+        if name in texts:
+            raise UserError(f"{key} is fixed in the recipe ({name}={texts[name]}) and searched in the space.")
+        found[key] = _read(known[name], rest)
+    return found
+
+
+def _read(field: Field, text: str) -> Range:
+    low, dots, high = text.partition("..")
+    if not dots:
+        return Range(field, choices=tuple(field.parse(value) for value in text.split("/")))
+    if field.type not in (int, float):
+        raise UserError(f"{field.name} is no number and has no range; give its values: {field.name}=a/b.")
+    ends = field.parse(low), field.parse(high)
+    if ends[0] >= ends[1]:
+        raise UserError(f"The range {text} of {field.name} ends before it begins.")
+    return Range(field, *ends)

@@ -1,0 +1,131 @@
+"""A worker of a study: it takes trials until there are enough, whoever else works along, and whoever dies."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna import Study
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, GridSampler
+from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from compression import tracking
+from compression.errors import UserError, first_line
+from compression.tuning.plan import STORAGE, Plan, storage
+from compression.tuning.space import Space
+from compression.tuning.trial import REFUSED, Attempt
+
+PAUSE = 1.0  # seconds between looks at what other workers are doing
+SIGNS = 3  # signs of life that may fail to come before a worker is taken for dead
+RETRIES = 3
+
+
+def opened(plan: Plan, name: str, space: Space, objectives: Mapping[str, bool], about: dict[str, Any]) -> Study:
+    """The study `name`, new or gone on with; UserError where it was begun otherwise than `about` says."""
+    directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in objectives.values()]
+    settings: dict[str, Any] = {"storage": _storage(plan), "study_name": name, "pruner": pruner(plan)}
+    try:
+        study = optuna.create_study(directions=directions, sampler=sampler(plan, space, about["seed"]), **settings)
+    except optuna.exceptions.DuplicatedStudyError:
+        study = optuna.load_study(sampler=sampler(plan, space, uuid.uuid4().int % 2**31), **settings)
+        _check_same(study, about)
+        return study
+    study.set_metric_names(list(objectives))
+    study.set_user_attr("about", about)
+    return study
+
+
+def _storage(plan: Plan) -> RDBStorage:
+    try:
+        return RDBStorage(
+            storage(),
+            heartbeat_interval=plan.heartbeat,
+            grace_period=SIGNS * plan.heartbeat,
+            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+        )
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        raise UserError(
+            f"Optuna's storage {tracking.public(storage())} cannot be used: {first_line(error)}; see {STORAGE}."
+        ) from error
+
+
+def _check_same(study: Study, about: dict[str, Any]) -> None:
+    for _ in range(10):  # its maker may be about to write it down
+        begun = study.user_attrs.get("about")
+        if begun is not None:
+            break
+        time.sleep(PAUSE)
+    for name in about.keys() - {"seed"}:
+        if begun is None or begun.get(name) != about[name]:
+            was = (begun or {}).get(name)
+            raise UserError(f"The study {study.study_name} was begun with {name}={was}; give another name: study=NAME.")
+
+
+def sampler(plan: Plan, space: Space, seed: int) -> BaseSampler:
+    made = {
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False),
+        "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
+        "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "grid": lambda: GridSampler(space.grid(), seed=seed),
+        "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+    }
+    return made[plan.sampler]()
+
+
+def pruner(plan: Plan) -> BasePruner:
+    made = {
+        "none": optuna.pruners.NopPruner,
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
+    return made[plan.pruner]()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """Takes trials of `study` until it has `plan.trials`, over all workers, or this one's time is up."""
+
+    study: Study
+    plan: Plan
+    attempt: Attempt
+
+    def work(self) -> None:
+        began = time.monotonic()
+        while not self.exhausted():
+            fail_stale_trials(self.study)
+            counts = self.counts()
+            if counts["finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
+                if self.plan.timeout and time.monotonic() - began > self.plan.timeout:
+                    return
+                self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
+            elif counts["running"]:
+                time.sleep(PAUSE)  # another worker's: should it die, its trial comes back
+            else:
+                return
+
+    def exhausted(self) -> bool:
+        sampler = self.study.sampler
+        return isinstance(sampler, GridSampler) and sampler.is_exhausted(self.study)
+
+    def counts(self) -> dict[str, int]:
+        """How many trials are finished (refused ones too), running, and waiting to be tried again."""
+        trials = self.study.get_trials(deepcopy=False)
+        return {
+            "finished": sum(finished(t) for t in trials),
+            "running": sum(t.state == TrialState.RUNNING for t in trials),
+            "waiting": sum(t.state == TrialState.WAITING for t in trials),
+        }
+
+
+def finished(trial: FrozenTrial) -> bool:
+    """Whether a trial came to its end, a refusal included; one whose worker died did not: another is in its place."""
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or REFUSED in trial.user_attrs
