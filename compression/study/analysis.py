@@ -71,7 +71,7 @@ def by_background(found: Sequence[Case]) -> Rows:
 
 def choices(found: Sequence[Case]) -> Rows:
     """What people tried: their finished runs by method."""
-    counted = [(case, Counter(run.method for run in finished(case))) for case in found]
+    counted = [(case, Counter(run.method for run in runs.finished(case.runs))) for case in found]
     return [case.known_as | {"method": m, "runs": n} for case, methods in counted for m, n in methods.most_common()]
 
 
@@ -85,11 +85,6 @@ def preferences(opened: Session) -> Rows:
     ]
 
 
-def finished(case: Case) -> list[PersonRun]:
-    """The runs that compressed a model and came to their end, oldest first."""
-    return [run for run in case.runs if not run.child and run.status == "FINISHED" and run.tags.get("family")]
-
-
 def learning(found: Sequence[Case]) -> Rows:
     """Result against time spent: a row for every run, with the hours of runs up to its end, and the best so far."""
     return [row for case in found for row in _learning(case)]
@@ -97,7 +92,7 @@ def learning(found: Sequence[Case]) -> Rows:
 
 def _learning(case: Case) -> Rows:
     rows, done, best = [], [], 0.0
-    for run in finished(case):
+    for run in runs.finished(case.runs):
         done.append(run)
         kept = next((v for name, v in run.metrics.items() if name.endswith("_kept")), None)
         ratio = run.metrics.get("compression_ratio")

@@ -42,14 +42,14 @@ def make(id: str, output: Path, chosen: Sequence[str] = ()) -> Path:
     with store.session() as opened:
         stages.require_open(opened, people.consenting(opened, id), store.study(opened).stages[-1])
     of_person = runs.of_person(id)
-    finished = [run for run in of_person if not run.child and run.status == "FINISHED" and run.tags.get("method")]
-    heavy = choose(finished, chosen)
+    complete = runs.finished(of_person)
+    heavy = choose(complete, chosen)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
             folder = Path(scratch)
             write_words(id, of_person, folder)
             write_code(folder / "code")
-            for run in finished:
+            for run in complete:
                 write_run(run, folder / "runs" / run.id, whole=run in heavy)
             pack(id, folder, output)
     except OSError as error:

@@ -46,6 +46,11 @@ class PersonRun:
         return tuple(name for name in named if name != "train") or named
 
     @property
+    def compressed(self) -> bool:
+        """Whether it compressed a model, rather than training or measuring one."""
+        return self.tags.get("stage", "compress") == "compress" and bool(self.families)
+
+    @property
     def interval(self) -> Interval | None:
         """When its command worked: the hours it recorded, up to its end. None while nobody knows its end."""
         if self.end is None:
@@ -81,6 +86,11 @@ def _read(run) -> PersonRun:  # type: ignore[no-untyped-def]  # only compression
 
 def _moment(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
+
+
+def finished(of_person: Sequence[PersonRun]) -> list[PersonRun]:
+    """The runs that compressed a model and came to their end, oldest first."""
+    return [run for run in of_person if not run.child and run.status == "FINISHED" and run.compressed]
 
 
 def hours(runs: Iterable[PersonRun]) -> float:

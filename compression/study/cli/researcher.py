@@ -94,3 +94,17 @@ def forget_person(id: str, yes: bool) -> None:
         click.echo(f"{trace.place:<16} {trace.before:>6} → {trace.left}")
     if left := next(trace.left for trace in traces if trace.place == "runs"):
         click.echo(f"{left} runs wait in the server's bin; its administrator empties it: {forget.emptying(id)}")
+
+
+@group.command()
+@click.option("--participant", default="", help="serve this one person, without a login, to this machine alone")
+@click.option("--researcher", is_flag=True, help="serve the researcher's pages, without a login, to this machine alone")
+@click.option("--host", default="127.0.0.1", show_default=True, help="address to listen at")
+@click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535))
+@click.option("--name", "names", multiple=True, help="host name that visitors use; once for each")
+@click.option("--https", is_flag=True, help="visitors come over https: cookies go over nothing else")
+def web(participant: str, researcher: bool, host: str, port: int, names: tuple[str, ...], https: bool) -> None:
+    """Serve the study's pages; behind the logins of the MLflow server in MLFLOW_TRACKING_URI, or to one person."""
+    from compression.study.web import serving
+
+    serving.serve(serving.access(participant, researcher, host), host, port, names, https)
