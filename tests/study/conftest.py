@@ -51,14 +51,16 @@ def session(study):
 
 
 def join(opened, id="p07", until="", **changes):
-    """A participant who consented and has done every stage before `until` (all but the first if it is empty)."""
-    person = people.invite(opened, id, changes.pop("background", "student"), **changes)
+    """A participant who consented and has done every stage before `until` (none if it is empty)."""
+    return go_on(opened, people.invite(opened, id, changes.pop("background", "student"), **changes), until)
+
+
+def go_on(opened, person, until):
     people.consent(opened, person)
-    for stage in store.study(opened).stages:
+    for stage in store.study(opened).stages if until else []:
         if stage.name == until:
             break
-        if until:
-            stages.complete(opened, person, stage)
+        stages.complete(opened, person, stage)
     return person
 
 

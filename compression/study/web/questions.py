@@ -22,11 +22,15 @@ def show(request: Request, name: str) -> Response:
         stage, _ = questionnaires.find(found.opened, name)
         stages.require_open(found.opened, found.person, stage)
         kept = questionnaires.versions(found.opened, found.person, name)
-        content = kept[-1].content if kept else {}
-        given = Form(
-            {n: [str(x) for x in (v if isinstance(v, list) else [v])] for n, v in content.items() if v is not None}
-        )
-        return form_page(found, name, given, {}, 200)
+        return form_page(found, name, filled_in(kept[-1].content if kept else {}), {}, 200)
+
+
+def filled_in(content: dict[str, Any]) -> Form:
+    """Answers that were kept, as the form that sent them."""
+    lists = {
+        name: value if isinstance(value, list) else [value] for name, value in content.items() if value is not None
+    }
+    return Form({name: [str(value) for value in values] for name, values in lists.items()})
 
 
 def form_page(found: Visit, name: str, given: Form, problems: dict[str, str], status: int) -> Response:

@@ -15,6 +15,7 @@ from compression.study import launches
 from compression.study.texts import Refused, say
 from compression.study.web.forms import Form, Sent
 from compression.study.web.pages import Visit, access, named, page, to, visit
+from compression.training import Recipe
 
 router = APIRouter()
 OFFERED = ("task", "model", "baseline", "limit", "seed", "run_name")  # of the settings; the rest is the server's own
@@ -39,7 +40,13 @@ def show(request: Request, method: str) -> Response:
 def form_page(found: Visit, method: str, given: Form, problems: dict[str, str], status: int) -> Response:
     """The form with what was given so far."""
     about = "" if method == RECIPE else (methods.method(method).__doc__ or "").strip().partition("\n\n")[0]
-    groups = {"method": fields_of(method), "settings": offered()}
+    trained = params.fields(Recipe)
+    own = fields_of(method)
+    groups = {
+        "method": [field for field in own if field.name not in trained],
+        "training": [field for field in own if field.name in trained],
+        "settings": offered(),
+    }
     values = {"method": method, "about": about, "groups": groups, "given": given, "problems": problems}
     return page(found.request, "launch.html", status, **values, recipe=RECIPE)
 
