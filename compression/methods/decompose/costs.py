@@ -47,10 +47,10 @@ class Places:
         return Places(self.read + other.read, self.between + other.between, self.written + other.written)
 
 
-def places_of(layer: nn.Module, given: Tensor, made: Tensor) -> Places:
+def places_of(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Places:
     """Of one call of a convolution, linear layer or embedding on one example."""
     if isinstance(layer, nn.Conv2d):
-        (rows, columns), (out_rows, out_columns) = given.shape[2:], made.shape[2:]
+        (rows, columns), (out_rows, out_columns) = given[0].shape[2:], made.shape[2:]
         return Places(rows * columns, out_rows * columns, out_rows * out_columns)
     tokens = made.numel() // made.shape[-1]
     return Places(tokens, tokens, tokens)
@@ -65,7 +65,7 @@ def footprint(model: nn.Module, layers: Mapping[str, nn.Module], example: Inputs
     found: dict[str, Places] = {}
 
     def look(name: str, layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        found[name] = found.get(name, Places()) + places_of(layer, given[0], made)
+        found[name] = found.get(name, Places()) + places_of(layer, given, made)
 
     handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
     try:
