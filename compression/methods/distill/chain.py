@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import StrMethodFormatter
 from torch import nn
 
 from compression.context import Context
@@ -46,8 +46,7 @@ def curve(points: Sequence[dict[str, Any]], metric: str) -> Figure:
         place = point["params"], point[metric]
         axes.annotate(point["model"], place, (6, 6), textcoords="offset points", color=INK, fontsize=8)
     axes.set(xlabel="parameters", ylabel=metric.replace("_", " "), title="From the teacher to the student")
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size:,.0f}"))
-    axes.xaxis.set_minor_formatter(FuncFormatter(lambda size, _: ""))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.margins(0.2)
+    axes.set_xlim(left=0)
     return figure
