@@ -15,6 +15,7 @@ def place(tmp_path, monkeypatch):
     """The folder in which this test's lab, study and tracking store lie."""
     monkeypatch.setenv("COMPRESSION_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # of the runs that pages start: idle threads do not spin
     for name in ("COMPRESSION_STUDY_URL", "COMPRESSION_PARTICIPANT", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

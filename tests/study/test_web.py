@@ -107,6 +107,7 @@ def launch(page):
     page.get_by_label("task", exact=True).fill("digits")
     page.get_by_label("model", exact=True).fill("digits_cnn_small")
     page.get_by_label("limit").fill("150")
+    page.get_by_label("threads").fill("1")
     page.get_by_label("epochs", exact=True).fill("1")
     page.get_by_role("button", name="Start the run").click()
     expect(page.get_by_role("alert")).to_contain_text("sparsity=2.0 is out of range")
