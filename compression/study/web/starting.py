@@ -18,7 +18,8 @@ from compression.study.web.pages import Visit, access, named, page, to, visit
 from compression.training import Recipe
 
 router = APIRouter()
-OFFERED = ("task", "model", "baseline", "limit", "seed", "threads", "run_name")  # of the settings; the rest is the server's own
+# Of the settings; the rest is the server's own.
+OFFERED = ("task", "model", "baseline", "limit", "seed", "threads", "run_name")
 RECIPE = "recipe"
 
 
