@@ -13,7 +13,7 @@ from compression.layers import weight
 from compression.methods.decompose.candidate import Ranks
 from compression.methods.decompose.costs import Part, Places
 from compression.methods.decompose.decomposition import Decomposition
-from compression.methods.decompose.factors import filled
+from compression.methods.decompose.factors import filled, relative_error
 from compression.params import param
 
 PARTS = ("linear", "pointwise", "embedding")
@@ -70,10 +70,17 @@ def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
     Eckart and Young 1936. The singular values are shared out evenly, so that both factors train at one pace.
     """
-    left, values, right = torch.linalg.svd(matrix.float(), full_matrices=False)
-    root = values[:rank].sqrt()
-    error = values[rank:].norm() / values.norm().clamp_min(torch.finfo(values.dtype).tiny)
-    return left[:, :rank] * root, root[:, None] * right[:rank], error.item()
+    values = matrix.detach().double()
+    wide = values if values.shape[0] <= values.shape[1] else values.T
+    # The singular vectors of the short side, the largest last; those of the long side come by projecting. For 4096
+    # units that takes a fraction of the time of a whole singular value decomposition.
+    basis = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:].flip(1)
+    projected = basis.T @ wide
+    root = projected.norm(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
+    left, right = basis * root.T, projected / root
+    if wide is not values:
+        left, right = right.T, left.T
+    return left, right, relative_error(values, left @ right)
 
 
 def linear(layer: nn.Linear, left: Tensor, right: Tensor) -> nn.Sequential:
