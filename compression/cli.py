@@ -149,14 +149,27 @@ def evaluate(**given: Any) -> None:
     finish(lambda pipeline: pipeline.evaluate(pick(Settings, given)))
 
 
-def report(run: tuple[str, ...], output: str) -> None:
-    """Write the report of stored runs: of one its report.html, of several how they compare."""
-    from compression import comparison
+def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
+    """Write a page: of one --run its own report, of several how they compare, of a --task all its runs."""
+    from compression import comparison, survey
 
-    page = comparison.write(run, output)
+    if bool(run) == bool(task):
+        raise UserError("report takes run ids or a task: --run ID [--run ID …], or --task NAME.")
+    if task:
+        page, table = survey.write(task, pick(survey.Budget, given), output)
+        click.echo(table)
+    else:
+        page = comparison.write(run, output)
     if in_project():
         comparison.keep(page, run)
     click.echo(f"Wrote {page}.")
+
+
+def surveyed() -> Sequence[type]:
+    """What a report over a task's runs is told besides."""
+    from compression.survey import Budget
+
+    return [Budget]
 
 
 def export(model: str, kind: str, output: str) -> None:
@@ -202,7 +215,8 @@ for name, about in methods.FAMILIES.items():
     if name != "train":
         cli.add_command(Family(name, help=f"{about[0].upper()}{about[1:]}.", context_settings=CONTEXT))
 recipe = click.Argument(["recipe"])
-runs = click.Option(["--run"], multiple=True, required=True, help="run id; once for each run to compare")
+runs = click.Option(["--run"], multiple=True, help="run id; once for each run to compare")
+of_task = click.Option(["--task"], default="", help="report over all finished runs of a task")
 model = click.Argument(["model"])
 kind = click.Option(
     ["--format", "kind"],
@@ -217,7 +231,7 @@ cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[r
 cli.add_command(FieldCommand("tune", tuned, tune, params=[recipe], help=tune.__doc__))
 cli.add_command(FieldCommand("train", lambda: [methods.method("finetune"), Settings], train, help=train.__doc__))
 cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=evaluate.__doc__))
-cli.add_command(click.Command("report", callback=report, params=[runs, output], help=report.__doc__))
+cli.add_command(FieldCommand("report", surveyed, report, params=[runs, of_task, output], help=report.__doc__))
 cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
 cli.add_command(Later("study", "compression.study.cli", help=STUDY, context_settings=CONTEXT))

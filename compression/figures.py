@@ -74,6 +74,22 @@ def tradeoff(points: Sequence[dict[str, Any]], metric: str, cost: str) -> Figure
 
 
 @styled
+def families(points: Sequence[dict[str, Any]], metric: str, cost: str) -> Figure:
+    """Quality against a cost of COSTS, a colour per family; a point is {family, label, front, <cost>, <metric>}."""
+    figure, [axes] = canvas(height=4.2)
+    for family in sorted({point["family"] for point in points}):
+        own = [point for point in points if point["family"] == family]
+        axes.scatter([p[cost] for p in own], [p[metric] for p in own], s=28, label=family)
+    front = sorted((p for p in points if p["front"]), key=lambda p: p[cost])
+    axes.plot([p[cost] for p in front], [p[metric] for p in front], color=FAINT, zorder=0)
+    for point in front:
+        axes.annotate(point["label"], (point[cost], point[metric]), (5, 5), textcoords="offset points", fontsize=7)
+    axes.set(xlabel=COSTS[cost], ylabel=metric, title=f"Quality against {cost.split('_')[0]}")
+    axes.legend(fontsize=8)
+    return figure
+
+
+@styled
 def curves(history: dict[str, list[tuple[int, float]]], metric: str) -> Figure:
     """Training loss and validation metric by epoch."""
     wanted = [name for name in ("train_loss", f"val_{metric}", "learning_rate") if history.get(name)]

@@ -93,14 +93,12 @@ def table(content: dict[str, Any]) -> str:
 
 def columns(found: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     """Rows of figures and texts for a terminal, a column for each of `names`."""
-    lines = [list(names), *([_shown(row.get(name, ""), name) for name in names] for row in found)]
+    lines = [list(names), *([_text(row.get(name, ""), name) for name in names] for row in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def _shown(value: Any, name: str) -> str:
-    if isinstance(value, list):
-        return " ".join(value)
+def _text(value: Any, name: str) -> str:
     return number(value, name) if isinstance(value, float) else str(value)
 
 
@@ -151,7 +149,7 @@ def data_uri(picture: Path | Figure) -> str:
     """A PNG file, or a figure, as an address that holds the picture itself."""
     if isinstance(picture, Figure):
         drawn = io.BytesIO()
-        picture.savefig(drawn, format="png")
+        picture.savefig(drawn, format="png", bbox_inches="tight")
         return data_uri_of(drawn.getvalue())
     return data_uri_of(picture.read_bytes())
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient, pyfunc
@@ -34,15 +35,33 @@ class Stored:
 def stored(run_id: str) -> Stored:
     """The run `run_id`; a UserError if there is none, or the server does not answer."""
     with server.asking(f"read the run {run_id}") as client:
-        run = client.get_run(run_id)
+        return _read(client.get_run(run_id))
+
+
+def _read(run: Any) -> Stored:
     return Stored(
-        run_id,
+        run.info.run_id,
         run.info.run_name,
         run.info.status,
         dict(run.data.params),
         dict(run.data.tags),
         dict(run.data.metrics),
     )
+
+
+def finished(task: str) -> list[Stored]:
+    """The finished runs on `task` that measured a compressed model on its test split, the newest first."""
+    with server.asking(f"read the runs on {task}") as client:
+        found, token = [], None
+        while True:
+            page = client.search_runs(
+                _experiments(client),
+                f"tags.task = {_quoted(task)} and attributes.status = 'FINISHED'",
+                page_token=token,
+            )
+            found += [_read(run) for run in page if run.data.tags.get("stage") in ("compress", "chosen")]
+            if not (token := page.token):
+                return found
 
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:

@@ -50,8 +50,11 @@ class Cache:
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             made = artifacts.save(model, Path(scratch) / "model", {"seconds": seconds})
-            if not place.exists():
+            try:
                 made.rename(place)
+            except OSError:
+                if not place.exists():  # else another worker was first, with the same
+                    raise
         trim(self.folder)
 
     def _place(self, steps: Sequence[Method]) -> Path | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import optuna
 from matplotlib.figure import Figure
 from optuna import Study
 from optuna.trial import FrozenTrial
@@ -26,27 +26,27 @@ def pictures(
     """Every picture of a study, by its name."""
     found = {"pareto-front": front(complete(study), leading, list(objectives), names)} if len(objectives) > 1 else {}
     trials = complete(study)
-    for index, name in enumerate(objectives):
-        values = {t.values[index] for t in trials}
-        found[f"history-{name}"] = optunas(drawn.plot_optimization_history, study, index, name)
-        if len(trials) >= FEWEST and len(values) > 1:
-            found[f"importances-{name}"] = optunas(drawn.plot_param_importances, study, index, name)
-            found[f"parallel-{name}"] = optunas(drawn.plot_parallel_coordinate, study, index, name)
+    for index, (name, more) in enumerate(objectives.items()):
+        varied = len(trials) >= FEWEST and len({t.values[index] for t in trials}) > 1
+        wanted: dict[str, Any] = {"history": drawn.plot_optimization_history}
+        if varied:
+            wanted |= {"importances": drawn.plot_param_importances, "parallel": drawn.plot_parallel_coordinate}
+        for kind, plot in wanted.items():
+            # Importances are those of reaching low values: https://doi.org/10.24963/ijcai.2023/488.
+            sign = -1 if kind == "importances" and more else 1
+            found[f"{kind}-{name}"] = optunas(plot, study, index, sign, name)
     return found
 
 
-def optunas(plot: Any, study: Study, index: int, name: str) -> Figure:
-    """A picture that Optuna draws, of one objective."""
-    with matplotlib_style():
-        axes = plot(study, target=lambda trial: trial.values[index], target_name=name)
+def optunas(plot: Any, study: Study, index: int, sign: int, name: str) -> Figure:
+    """A picture that Optuna draws of one objective, times `sign`."""
+    with warnings.catch_warnings(), plt.rc_context(figures.STYLE):
+        warnings.simplefilter("ignore")  # that the plots are experimental, that a range has one value
+        axes = plot(study, target=lambda trial: sign * trial.values[index], target_name=name)
         figure = axes.figure
         figure.set_size_inches(7.0, 4.2)
         plt.close(figure)
     return figure
-
-
-def matplotlib_style() -> Any:
-    return plt.rc_context(figures.STYLE)
 
 
 @figures.styled
@@ -72,8 +72,3 @@ def front(
         axes.set(xlabel=objectives[other], ylabel=objectives[one], title=title)
         axes.legend()
     return figure
-
-
-def quiet() -> None:
-    """Optuna says nothing of its own: every trial is a run."""
-    optuna.logging.set_verbosity(optuna.logging.ERROR)

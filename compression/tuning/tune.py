@@ -16,13 +16,13 @@ from compression.errors import UserError
 from compression.job import Job, started
 from compression.measure import examine, timed
 from compression.settings import Settings
-from compression.tuning.cache import cache
+from compression.tuning.cache import cache, digest
 from compression.tuning.chosen import chosen, complete, front
-from compression.tuning.pictures import pictures, quiet
+from compression.tuning.pictures import pictures
 from compression.tuning.plan import Plan, bounds, objectives
 from compression.tuning.space import Space, space
 from compression.tuning.trial import RECIPE, REFUSED, RUN, WORKER, Attempt
-from compression.tuning.worker import Worker, finished, opened
+from compression.tuning.worker import Worker, finished, opened, quiet
 
 
 def tune(settings: Settings, recipe: str, plan: Plan) -> dict[str, Any]:
@@ -38,15 +38,23 @@ def tune(settings: Settings, recipe: str, plan: Plan) -> dict[str, Any]:
         if job.machine.accelerator.num_processes > 1:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
         wanted = objectives(plan, job.task.metric)
-        name = plan.study or re.sub(r"\W+", "-", f"{job.task.name}-{recipe}").strip("-")
+        job = job.with_baseline()
+        about = begun(job, recipe, plan, searched, wanted)
+        name = plan.study or named(about, searched)
         job.run.params(params.values(plan) | {"recipe": recipe, "study": name})
         job.run.params({f"space.{key}": str(found) for key, found in searched.ranges.items()})
         job.run.tag("study", name)
-        job = job.with_baseline()
-        study = opened(plan, name, searched, wanted, begun(job, recipe, plan, searched, wanted))
+        study = opened(plan, name, searched, wanted, about, own=() if settings.baseline else ("baseline",))
+        job = replace(job, settings=replace(job.settings, baseline=study.user_attrs["about"]["baseline"]))
         Worker(study, plan, attempt(job, searched, plan, wanted)).work()
         tracking.sync()  # the last words of workers that died on this machine
-        return Conclusion(job, study, searched, wanted).content(recipe)
+        return Conclusion(job, study, searched, wanted).content()
+
+
+def named(about: dict[str, Any], searched: Space) -> str:
+    """A name for a study: the same for the same question, so that asking it again goes on with it."""
+    said = f"{about['task']}-{methods.text(searched.steps, brief=True)}-{digest(about)[:6]}"
+    return re.sub(r"[/+]", "-", said)
 
 
 def begun(job: Job, recipe: str, plan: Plan, searched: Space, wanted: Mapping[str, bool]) -> dict[str, Any]:
@@ -83,7 +91,7 @@ class Conclusion:
     space: Space
     objectives: Mapping[str, bool]
 
-    def content(self, recipe: str) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
         """Pictures, tables, the report; and the chosen trials on the test split, if this worker ended the study."""
         trials = self.study.get_trials(deepcopy=False)
         done = complete(self.study)
@@ -104,12 +112,12 @@ class Conclusion:
         run.table("chosen", tested)
         run.metrics({"trials": sum(map(finished, trials)), "trials_on_front": len(leading)})
         content = {
-            "title": f"tune {recipe} on {self.job.task.name}",
+            "title": f"tune {methods.text(self.space.steps, brief=True)} on {self.job.task.name}",
             "run": run.id,
             "study": self.study.study_name,
             "objectives": list(self.objectives),
             "states": {s.name.lower(): sum(t.state == s for t in trials) for s in TrialState},
-            "front": [self.row(t) | {"aliases": names.get(t.number, [])} for t in leading],
+            "front": [self.row(t) | {"aliases": " ".join(names.get(t.number, []))} for t in leading],
             "chosen": tested,
             "warnings": run.warnings,
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,15 +29,31 @@ SIGNS = 3  # signs of life that may fail to come before a worker is taken for de
 RETRIES = 3
 
 
-def opened(plan: Plan, name: str, space: Space, objectives: Mapping[str, bool], about: dict[str, Any]) -> Study:
-    """The study `name`, new or gone on with; UserError where it was begun otherwise than `about` says."""
+def quiet() -> None:
+    """Optuna says nothing of its own: every trial is a run."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2020
+
+
+def opened(
+    plan: Plan,
+    name: str,
+    space: Space,
+    objectives: Mapping[str, bool],
+    about: dict[str, Any],
+    own: Sequence[str] = (),
+) -> Study:
+    """The study `name`, new or gone on with; `user_attrs["about"]` says how it was begun.
+
+    UserError where it was begun otherwise than `about` says, in anything but the seed and the `own` of each worker.
+    """
     directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in objectives.values()]
     settings: dict[str, Any] = {"storage": _storage(plan), "study_name": name, "pruner": pruner(plan)}
     try:
         study = optuna.create_study(directions=directions, sampler=sampler(plan, space, about["seed"]), **settings)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(sampler=sampler(plan, space, uuid.uuid4().int % 2**31), **settings)
-        _check_same(study, about)
+        _check_same(study, {name: value for name, value in about.items() if name not in ("seed", *own)})
         return study
     study.set_metric_names(list(objectives))
     study.set_user_attr("about", about)
@@ -58,15 +75,19 @@ def _storage(plan: Plan) -> RDBStorage:
 
 
 def _check_same(study: Study, about: dict[str, Any]) -> None:
-    for _ in range(10):  # its maker may be about to write it down
-        begun = study.user_attrs.get("about")
-        if begun is not None:
-            break
+    begun = next(filter(None, (_begun(study) for _ in range(10))), {})
+    for name, value in about.items():
+        if begun.get(name) != value:
+            raise UserError(
+                f"The study {study.study_name} was begun with {name}={begun.get(name)}; take another name: study=NAME."
+            )
+
+
+def _begun(study: Study) -> dict[str, Any]:
+    """How the study was begun; its maker may be about to write it down."""
+    if "about" not in study.user_attrs:
         time.sleep(PAUSE)
-    for name in about.keys() - {"seed"}:
-        if begun is None or begun.get(name) != about[name]:
-            was = (begun or {}).get(name)
-            raise UserError(f"The study {study.study_name} was begun with {name}={was}; give another name: study=NAME.")
+    return study.user_attrs.get("about", {})
 
 
 def sampler(plan: Plan, space: Space, seed: int) -> BaseSampler:

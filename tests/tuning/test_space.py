@@ -1,0 +1,82 @@
+"""What is searched: the fields left out, over their own ranges or narrower ones."""
+
+import optuna
+import pytest
+
+from compression import methods, params
+from compression.errors import UserError
+from compression.tuning.space import GRID, space
+
+
+def test_what_is_written_is_fixed_and_what_is_left_out_is_searched():
+    found = space("response:temperature=3,learning_rate=0.1", "")
+    assert set(found.ranges) == {"response.alpha"}
+    [step] = found.steps
+    assert (step.temperature, step.learning_rate) == (3.0, 0.1)
+
+
+def test_the_ranges_are_those_that_the_fields_declare():
+    found = space("static", "")
+    declared = params.fields(methods.method("static"))
+    assert set(found.ranges) == {f"static.{name}" for name, field in declared.items() if field.param.search}
+    assert (found.ranges["static.bits"].low, found.ranges["static.bits"].high) == declared["bits"].param.search
+    assert found.ranges["static.observer"].choices == declared["observer"].param.search
+
+
+def test_the_space_narrows_and_adds():
+    found = space("magnitude:sparsity=0.5+static", "static.bits=4/8,static.calibration_samples=64..128").ranges
+    assert found["static.bits"].choices == (4, 8)
+    assert (found["static.calibration_samples"].low, found["static.calibration_samples"].high) == (64, 128)
+
+
+def test_a_method_that_comes_twice_is_narrowed_apart():
+    found = space("finetune:learning_rate=0.1+structured+finetune", "finetune_2.epochs=1/2").ranges
+    assert found["finetune_2.epochs"].choices == (1, 2)
+    assert "finetune.epochs" not in found
+    assert "finetune_2.learning_rate" in found
+
+
+@pytest.mark.parametrize(
+    ("recipe", "narrowed", "said"),
+    [
+        ("static", "statik.bits=4", "the steps are static"),
+        ("static", "static.bits", "is written step.field=low..high"),
+        ("static", "static.bit=4", "static has no field 'bit'"),
+        ("static:bits=4", "static.bits=4/8", "fixed in the recipe"),
+        ("static", "static.bits=4/99", "out of range"),
+        ("static", "static.bits=8..4", "ends before it begins"),
+        ("static", "static.observer=mse..minmax", "is no number and has no range"),
+        ("static", "static.bits=four", "not a whole number"),
+        ("statik", "", "no method 'statik'"),
+        ("finetune:learning_rate=0.1", "", "leaves nothing to search"),
+    ],
+)
+def test_a_space_that_cannot_be_is_refused(recipe, narrowed, said):
+    with pytest.raises(UserError, match=said):
+        space(recipe, narrowed)
+
+
+def test_every_suggestion_lies_in_the_range_and_fills_the_step():
+    found = space("response:learning_rate=0.1+static", "static.bits=2..4")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        first, second = found.steps_of(study.ask())
+        assert 1 <= first.temperature <= 16
+        assert 0 <= first.alpha <= 1
+        assert second.bits in (2, 3, 4)
+        methods.parse(methods.text([first, second]))
+
+
+def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
+    found = space("response:learning_rate=0.1", "response.epochs=1..3").grid()
+    assert found["response.epochs"] == [1, 2, 3]
+    assert len(found["response.alpha"]) == GRID
+    assert found["response.temperature"][0] == 1.0
+    assert found["response.temperature"][-1] == pytest.approx(16.0)
+    assert found["response.temperature"][2] == pytest.approx(4.0)  # the middle on a log scale
+
+
+def test_trials_share_only_beginnings_whose_values_come_again():
+    found = space("structured:sparsity=0.5,learning_rate=0.1,criterion=l1,penalty=0.1+response", "")
+    assert found.repeats(1)
+    assert not found.repeats(2)

