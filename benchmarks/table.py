@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict
+from pathlib import Path
 
 import click
 import mlflow
@@ -16,7 +17,7 @@ SHARES = ("accuracy", "f1", "matthews_correlation")
 
 def label(run: mlflow.entities.Run) -> str:
     tags, params = run.data.tags, run.data.params
-    model = params.get("student") or (params.get("model", "") if tags.get("stage") == "train" else "")
+    model = params.get("student") or (Path(params.get("model", "")).name if tags.get("stage") == "train" else "")
     return " ".join(filter(None, [tags.get("mlflow.runName", "").split(" seed")[0], model]))
 
 

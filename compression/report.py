@@ -43,7 +43,7 @@ def number(value: float | None, name: str = "") -> str:
     """A figure as people read it: shares in percent, millions as M."""
     if value is None:
         return "–"
-    if name.split("_before")[0] in SHARES:
+    if name.split("_before")[0] in SHARES or name.endswith("_kept"):
         return f"{value:.2%}"
     for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
         if abs(value) >= size:

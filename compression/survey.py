@@ -53,7 +53,7 @@ def write(task: str, budget: Budget, output: str) -> tuple[Path, str]:
         metric=metric,
         limited=limited,
         columns=columns,
-        rows={method: [row(r) for r in group] for method, group in by_method(runs, metric).items()},
+        rows=[row(run) for group in by_method(runs, metric).values() for run in group],
         times=times(runs),
         findings=findings(runs, metric),
         front=[row(run) for run in best],
