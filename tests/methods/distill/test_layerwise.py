@@ -156,3 +156,12 @@ def test_attention_of_other_heads_is_refused_by_tinybert_alone(compared):
 def test_what_is_no_layer_of_the_transformer_is_refused(compared):
     with pytest.raises(UserError, match="bert.pooler is no layer"):
         compared(Layerwise(style="distilbert", pairs="bert.pooler"), tiny_bert(), tiny_bert())
+
+
+@pytest.mark.parametrize("style", ["tinybert", "distilbert"])
+def test_other_forms_of_transformers_are_compared_too(make_context, style):
+    sizes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}
+    task, teacher = words_task(), tiny_bert(model_type="distilbert", **sizes)
+    student = Layerwise(epochs=1, style=style).apply(copy.deepcopy(teacher), make_context(task, teacher))
+    assert student.config.num_hidden_layers == 1
+    assert torch.isfinite(predict(student, task.test)[0]).all()
