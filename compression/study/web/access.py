@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import os
 import secrets
+import tempfile
 from dataclasses import dataclass
 
 import requests
@@ -16,7 +17,7 @@ from compression.study import people, store
 from compression.study.tables import Participant
 from compression.study.texts import Refused
 from compression.tracking import server
-from compression.tracking.journal import home, write_whole
+from compression.tracking.journal import home
 
 PATIENCE = 10.0  # seconds that the server has to say whether a login is right
 WHO = "/api/2.0/mlflow/users/current"
@@ -85,6 +86,9 @@ def secret() -> str:
         return given
     path = home() / "study.secret"
     if not path.exists():
-        write_whole(path, io.BytesIO(secrets.token_hex(32).encode()))
-        path.chmod(0o600)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as made:  # which only its owner reads
+            made.write(secrets.token_hex(32))
+            made.flush()
+            with contextlib.suppress(FileExistsError):  # another process was first: theirs holds
+                os.link(made.name, path)
     return path.read_text()

@@ -1,0 +1,48 @@
+import stat
+import threading
+
+import pytest
+
+from compression.errors import UserError
+from compression.study.web import access, serving
+
+
+def test_the_secret_is_made_once_even_by_two_at_a_time_and_is_for_its_owner_alone(study, place, monkeypatch):
+    monkeypatch.delenv("COMPRESSION_STUDY_SECRET", raising=False)
+    found, gate = [], threading.Barrier(8)
+
+    def ask():
+        gate.wait(10)
+        found.append(access.secret())
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(found) == 8
+    assert len(set(found)) == 1
+    assert len(found[0]) == 64
+    assert stat.S_IMODE((place / "home" / "study.secret").stat().st_mode) == 0o600
+    monkeypatch.setenv("COMPRESSION_STUDY_SECRET", "given")
+    assert access.secret() == "given"
+
+
+@pytest.mark.parametrize(
+    ("who", "said"),
+    [
+        (("p07", False, "0.0.0.0"), "served to this machine alone"),
+        (("", True, "192.168.1.5"), "served to this machine alone"),
+        (("p99", False, "127.0.0.1"), "Nobody goes by 'p99'"),
+        (("", False, "127.0.0.1"), "Say whom to serve"),
+    ],
+)
+def test_nobody_is_served_without_a_login_beyond_this_machine(lab, who, said):
+    with pytest.raises(UserError, match=said):
+        serving.access(*who)
+
+
+def test_one_person_here_is_that_person_or_a_researcher(lab):
+    lab.join("p07")
+    assert not serving.access("p07", False, "127.0.0.1").visitor(None).researcher
+    assert serving.access("", True, "localhost").visitor(None).researcher
