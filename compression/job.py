@@ -18,6 +18,7 @@ from compression.errors import UserError
 from compression.measure import Measurement, examine, timed
 from compression.methods.base import Method
 from compression.settings import Settings
+from compression.study import hooks
 from compression.tasks.task import Task
 from compression.training import Recipe, complete
 
@@ -142,7 +143,9 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
     """A run with its task loaded and its parameters logged; its failure is the run's failure."""
     here = machine.prepare(settings)
     name = settings.run_name or " ".join([*map(methods.name_of, steps), settings.task])
-    with begun(here, name, tags(settings, stage, steps), settings.experiment) as run:
+    known = tags(settings, stage, steps)
+    with begun(here, name, known, settings.experiment) as run:
+        hooks.tag_stage(run, settings.person)
         if settings.baseline and not settings.model:
             settings = replace(settings, model=baseline.name_of(settings.baseline))
         task = tasks.load(settings.task, data=settings.data, limit=settings.limit, model=settings.model)
@@ -153,6 +156,7 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
         run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())
         run.dataset(task.name, task.source, task.digest, stage)
         yield Job(settings, task, here, run, stage)
+        hooks.tag_total(run, settings.person, known.get("method", ""))
 
 
 def begun(

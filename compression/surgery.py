@@ -112,10 +112,13 @@ def layers(model: nn.Module) -> nn.ModuleList:
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The parts of every layer, in their order."""
+    """The parts of every layer, in their order; UserError where one is no linear layer any more."""
     n = names(model)
     parts = (n.attention, n.query, n.key, n.value, n.output, n.up, n.down)
-    return [Block(*(layer.get_submodule(part) for part in parts)) for layer in layers(model)]  # type: ignore[arg-type]
+    found = [Block(*(layer.get_submodule(part) for part in parts)) for layer in layers(model)]  # type: ignore[arg-type]
+    if not all(isinstance(block.query, nn.Linear) and isinstance(block.up, nn.Linear) for block in found):
+        raise UserError("The linear layers of this transformer were taken apart: prune it first, then decompose it.")
+    return found
 
 
 def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:

@@ -376,7 +376,7 @@ def test_every_script_and_every_family_of_methods_is_an_entry_point():
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_an_entry_point_passes_its_parameters_to_the_command_of_its_name(name):
-    given = {parameter: f"given-{parameter}" for parameter in ENTRY_POINTS[name]["parameters"]}
+    given = {parameter: f"given-{parameter}" for parameter in ENTRY_POINTS[name].get("parameters", {})}
     command = load_project(str(ROOT)).get_entry_point(name).compute_command(given, None)
     python, script, *words = command.split()
     assert python == "python"

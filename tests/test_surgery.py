@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from compression import artifacts, layers, surgery
+from compression import artifacts, layers, methods, surgery
 from compression.errors import UserError
 from compression.tasks.task import forward
-from tests.conftest import tiny_bert, words
+from tests.conftest import tiny_bert, words, words_task
 
 FORMS = {
     "bert": {},
@@ -174,3 +174,10 @@ def test_a_model_that_is_no_known_transformer_is_refused_in_one_sentence(task):
 
     with pytest.raises(UserError, match="A ConvNet has no attention heads .* bert, roberta"):
         surgery.cut_heads(models.build("digits_cnn", task), 0, [0])
+
+
+def test_a_transformer_that_was_decomposed_is_refused_in_a_sentence(make_context):
+    task, model = words_task(), tiny_bert()
+    taken_apart = methods.build("svd", {"rank": "ratio"}).apply(model, make_context(task, tiny_bert()))
+    with pytest.raises(UserError, match="prune it first, then decompose it"):
+        surgery.blocks(taken_apart)
