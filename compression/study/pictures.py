@@ -73,5 +73,5 @@ def choices(rows: Rows) -> Figure:
     axes = figure.subplots()
     axes.barh(names, [totals[name] for name in names])
     axes.set_xlabel("finished runs")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     return figure
