@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python;
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test lint format clean
+.PHONY: demo test browser lint format clean
 
 # --no-serve-artifacts: without it, experiments made in the UI keep their files where only a server can write.
 demo: $(VENV)/.installed
@@ -14,8 +14,15 @@ demo: $(VENV)/.installed
 	@echo "To see the run in a browser, at http://127.0.0.1:5000:"
 	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed browser
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+# The study's pages are tried in a real browser, in Chinese too.
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -q \
+	&& DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium fonts-noto-cjk; } \
+	|| { echo "The tests need Chromium: sudo apt-get install chromium fonts-noto-cjk"; exit 1; }
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check

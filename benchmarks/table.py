@@ -36,7 +36,7 @@ def main(experiment: str, columns: tuple[str, ...]) -> None:
         experiment_names=[experiment], filter_string="attributes.status = 'FINISHED'", output_format="list"
     )
     rows = defaultdict(list)
-    for run in reversed(runs):
+    for run in reversed([run for run in runs if "mlflow.parentRunId" not in run.data.tags]):
         rows[label(run)].append(run.data.metrics)
     print("| run | runs | " + " | ".join(columns) + " |\n|---|--:|" + "--:|" * len(columns))
     for name, metrics in rows.items():

@@ -156,7 +156,7 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
         run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())
         run.dataset(task.name, task.source, task.digest, stage)
         yield Job(settings, task, here, run, stage)
-        hooks.tag_total(run, settings.person, known.get("method", ""))
+        hooks.tag_total(run, settings.person, known.get("method", stage))
 
 
 def begun(

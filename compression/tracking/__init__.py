@@ -11,7 +11,16 @@ from compression.tracking.lifecycle import child, refuse, start
 from compression.tracking.run import Run, folder_of, say
 from compression.tracking.server import check_server, public
 from compression.tracking.silent import Silent
-from compression.tracking.stored import Stored, describe_model, download, find_baseline, finished, history, register, stored
+from compression.tracking.stored import (
+    Stored,
+    describe_model,
+    download,
+    find_baseline,
+    finished,
+    history,
+    register,
+    stored,
+)
 
 __all__ = [
     "Run",

@@ -150,7 +150,8 @@ class Conclusion:
         for trial in trials:
             aliases = names[trial.number]
             steps = methods.parse(trial.user_attrs[RECIPE])
-            tags = self.job.tags("chosen", steps) | {"trial": str(trial.number), "aliases": " ".join(aliases)}
+            tags = self.job.tags("chosen", steps) | {"study": self.study.study_name}
+            tags |= {"trial": str(trial.number), "aliases": " ".join(aliases)}
             with self.job.child(f"trial {trial.number} tested: {', '.join(aliases)}", tags) as run:
                 model = baseline.opened(f"runs:/{trial.user_attrs[RUN]}/model", self.job.task)
                 after = examine(model, self.job.task, folder / f"{trial.number}.onnx", threads)

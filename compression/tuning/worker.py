@@ -92,7 +92,7 @@ def _begun(study: Study) -> dict[str, Any]:
 
 def sampler(plan: Plan, space: Space, seed: int) -> BaseSampler:
     made = {
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, warn_independent_sampling=False),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
         "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=seed),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),

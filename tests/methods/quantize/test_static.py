@@ -24,7 +24,9 @@ def trained(tmp_path_factory):
     task = stripes_task()
     torch.manual_seed(0)
     model = models.build("resnet8", task)
-    context = Context(task, model, accelerator(True, "no"), Kept(), 0, tmp_path_factory.mktemp("trained"), None, None, None)
+    context = Context(
+        task, model, accelerator(True, "no"), Kept(), 0, tmp_path_factory.mktemp("trained"), None, None, None
+    )
     methods.method("finetune")(epochs=4).apply(model, context)
     return task, model.eval()
 
