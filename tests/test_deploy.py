@@ -47,3 +47,9 @@ def test_files_are_timed_in_turn_and_the_backend_is_named(task, tmp_path):
     assert one.throughput > 0
     assert one.backend == other.backend
     assert "1 threads" in one.backend
+
+
+def test_few_examples_may_differ_by_chance_and_many_may_not():
+    assert deploy.most_wrong(96) < 2  # 0.192 + 2 sqrt(0.192)
+    assert deploy.most_wrong(872) == pytest.approx(4.385, abs=1e-3)
+    assert deploy.most_wrong(10_000) == pytest.approx(28.94, abs=1e-2)

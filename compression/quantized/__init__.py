@@ -6,6 +6,7 @@ them in torch, and turn into what ONNX Runtime runs as integers (`deployable`).
 
 from compression.quantized.deployed import deployable
 from compression.quantized.layers import (
+    ABOVE,
     DYNAMIC,
     Activation,
     QuantAdd,
@@ -29,6 +30,7 @@ from compression.quantized.numbers import (
 from compression.quantized.packing import pack, unpack
 
 __all__ = [
+    "ABOVE",
     "DYNAMIC",
     "Activation",
     "Numbers",

@@ -21,6 +21,9 @@ from compression.quantized.numbers import (
 )
 from compression.quantized.packing import pack, packed_size, unpack
 
+# Of a step, added before a sign is taken. Layers of integers give multiples of a step, zero among them, and rounding
+# noise would say on which side of zero it lies: in torch on one, in ONNX Runtime on the other.
+ABOVE = 2.0**-12
 DYNAMIC: Literal["dynamic"] = "dynamic"
 Activation = Numbers | Literal["dynamic"] | None  # what a layer does to its input; None leaves it alone
 
@@ -63,6 +66,8 @@ class Quantize(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         scale, zero_point = self.numbers(values)
+        if self.levels == "odd":
+            values = values + ABOVE * scale
         return dequantize(quantize(values, scale, zero_point, *code_range(self.bits, signed=False)), scale, zero_point)
 
     def numbers(self, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,13 +15,19 @@ from torch import nn
 
 from compression.context import Context
 from compression.errors import UserError
+from compression.layers import Add
 from compression.methods.base import Method
+from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.observers import minmax
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import Rounded, Rounding, deployed, foldable, rounded, trainable
 from compression.methods.quantize.steps import learned
 from compression.params import param
-from compression.tasks.task import forward
+from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
+from compression.tasks.task import Inputs, forward
 from compression.training import Recipe, fit
+
+SAMPLES = 512  # training examples that show the ranges of what lies between the layers
 
 
 def convert(model: nn.Module, order: Order) -> nn.Module:
@@ -34,6 +40,26 @@ def convert(model: nn.Module, order: Order) -> nn.Module:
             model.set_submodule(name, deployed(layer, follows))
             if norm and follows is not None:
                 model.set_submodule(norm, nn.Identity())
+    return model
+
+
+def join(model: nn.Module, data: list[Inputs]) -> nn.Module:
+    """`model` with residual sums and mean poolings on 8-bit inputs, in place, over the ranges that `data` shows.
+
+    A convolution whose output nobody rounds is computed in floats where it is deployed, slower than before. Where
+    signs go from layer to layer all of it stays in floats: no kernel takes them, and a sum in integers, which may
+    round a tie otherwise, would turn some.
+    """
+    if any(isinstance(m, Weighted) and m.activation == "odd" for m in model.modules()):
+        return model
+    between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
+    codes = code_range(8, signed=False)
+    for name, held in observe(model, between, data).items():
+        numbers = [Numbers(8, *choose_range(*minmax(o), *codes, symmetric=False), *codes) for o in held]
+        pool = between[name]
+        whole = isinstance(pool, nn.AdaptiveAvgPool2d)
+        made = QuantAvgPool2d.from_float(pool, numbers[0]) if whole else QuantAdd.from_numbers(*numbers)
+        model.set_submodule(name, made)
     return model
 
 
@@ -87,7 +113,7 @@ class Aware(Recipe, Method):
         with torch.no_grad():  # roundings choose their first numbers by the first values they meet
             forward(model.eval(), inputs)
         model = fit(model, context, self, on_step=lambda step, steps: self.on_step(model))
-        return convert(model, order)
+        return join(convert(model, order), batches(context, SAMPLES))
 
     def insert(self, model: nn.Module, order: Order) -> None:
         """Swap the layers, in place."""

@@ -12,7 +12,9 @@ from compression.methods.quantize.aware import Aware
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import InputRounding, Rounded, Rounding, sign
 from compression.params import param
-from compression.quantized import Numbers, code_range
+from compression.quantized import ABOVE, Numbers, code_range
+
+STEP = 2.0  # from -1 to +1
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,10 @@ class SignInput(InputRounding):
     """The sign of an input."""
 
     def forward(self, values: Tensor) -> Tensor:
-        return sign_through(values)
+        return sign_through(values + ABOVE * STEP)
 
     def activation(self) -> Numbers:
-        return Numbers(1, torch.tensor(2.0), torch.tensor(0.5), *code_range(1, signed=False))
+        return Numbers(1, torch.tensor(STEP), torch.tensor(0.5), *code_range(1, signed=False))
 
 
 def sign_through(values: Tensor) -> Tensor:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from compression import models
+from compression import deploy, models
 from compression.errors import UserError
-from compression.methods import method, parse
+from compression.methods import build, method, parse
 from compression.methods.quantize.bnn import ScaledSign, SignInput, scaled_sign, sign_through
 from compression.methods.quantize.dorefa import MeanSign, TanhWeight, UnitInput, mean_sign, normalised, quantize_unit
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import deployed, foldable, rounded
 from compression.methods.quantize.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
-from compression.quantized import QuantConv2d, QuantLinear
+from compression.quantized import Numbers, QuantConv2d, QuantLinear
 from compression.quantized.layers import bias_step
 from compression.tasks.task import predict
 
@@ -257,3 +257,29 @@ def test_the_order_of_a_model_is_that_in_which_it_runs(task):
 
 def test_a_learned_weight_of_eight_bits_uses_codes_that_add_up_exactly():
     assert (LearnedWeight(VALUES, 8, 8).low, LearnedWeight(VALUES, 8, 8).high) == (-64, 64)
+
+
+@pytest.mark.parametrize("name", ["lsq", "dorefa"])
+def test_sums_and_means_are_in_integers_so_that_no_layer_is_left_in_floats(name, task, make_context):
+    model = models.build("resnet8", task)
+    found = build(name, {"epochs": "0"}).apply(copy.deepcopy(model), make_context(task, model))
+    kinds = [type(m).__name__ for m in found.modules()]
+    assert kinds.count("QuantAdd") == 3
+    assert kinds.count("QuantAvgPool2d") == 1
+    assert "Add" not in kinds
+
+
+def test_a_sign_of_what_is_zero_but_for_noise_is_the_same_everywhere(tmp_path):
+    # the first layer's outputs are multiples of a step, many of them zero; the second takes their signs
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False)
+    steps = Numbers(8, torch.full((1, 1), 0.013), torch.zeros(1, 1), -64, 64)
+    first.weight.data = torch.randint(-2, 3, first.weight.shape) * 0.013
+    pixels = Numbers(8, torch.tensor(0.017), torch.tensor(128.0), 0, 255)
+    signs = ScaledSign().numbers(second.weight), SignInput().activation()
+    made = [QuantConv2d.from_float(first, steps, pixels), QuantConv2d.from_float(second, *signs)]
+    model = nn.Sequential(*made).eval()
+    images = torch.randint(-3, 4, (64, 2, 12, 12)) * 0.017
+    assert (model[0](images).abs() < 1e-6).float().mean() > 0.02
+    path = deploy.export(model, images[:4], tmp_path / "signs.onnx")
+    torch.testing.assert_close(deploy.Session(path)(images), model(images).detach(), rtol=1e-4, atol=1e-4)
