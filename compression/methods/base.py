@@ -22,8 +22,7 @@ class Method:
     """
 
     family: ClassVar[str]
-    seals: ClassVar[bool] = False  # nothing can train after this step (int8 weights, say)
-    trains: ClassVar[bool] = False  # needs weights that can train, so it is refused after a step that seals
+    seals: ClassVar[bool] = False  # leaves no weights in floats: no other step comes after it
     unfinished: ClassVar[bool] = False  # made for weights yet to train: its result is of use once finetune came after
     needs: ClassVar[str] = ""  # "text": works on transformers alone, and refuses others in one sentence
 

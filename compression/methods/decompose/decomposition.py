@@ -30,7 +30,6 @@ class Decomposition(Method):
 
     family: ClassVar[str] = "decompose"
     kinds: ClassVar[str]  # what the method takes, in words
-    trains: ClassVar[bool] = True
     unfinished: ClassVar[bool] = True
 
     rank: str = param(

@@ -20,7 +20,6 @@ class Distillation(Recipe, Method):
     """A training with somebody else's answers."""
 
     family: ClassVar[str] = "distill"
-    trains: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ class DropLayers(Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
     unfinished: ClassVar[bool] = True
     needs: ClassVar[str] = "text"
 

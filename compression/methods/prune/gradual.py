@@ -26,7 +26,6 @@ class Gradual(Recipe, Method):
     """Masks that come to their sparsity by a schedule. With `oneshot` nothing trains and the recipe is not used."""
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
 
     keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the weights to prune", interval="[0, 1)", search=(0.3, 0.95))

@@ -26,7 +26,6 @@ class Grasp(Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
     unfinished: ClassVar[bool] = True
 
     sparsity: float = param(

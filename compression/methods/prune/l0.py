@@ -37,7 +37,6 @@ class L0(Recipe, Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
     needs: ClassVar[str] = "text"
 
     keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))

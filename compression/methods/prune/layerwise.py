@@ -27,7 +27,6 @@ class Layerwise(Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
 
     sparsity: float = param(0.5, "share of each layer's weights to prune", interval="[0, 1)", search=(0.3, 0.8))
     pattern: str = param("", "n:m, to keep n of every m consecutive inputs, as 2:4; the sparsity is then 1 - n/m")

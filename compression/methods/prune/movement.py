@@ -29,7 +29,6 @@ class Learned(Recipe, Method):
     """What the pruners with learned scores share: the training in which weights and scores are learned together."""
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
 
     keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the weights to prune", interval="[0, 1)", search=(0.3, 0.95))

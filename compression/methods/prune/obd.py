@@ -24,7 +24,6 @@ class Obd(Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
 
     sparsity: float = param(
         0.5, "share of the weights to prune, over all layers", interval="[0, 1)", search=(0.3, 0.95)

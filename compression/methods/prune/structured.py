@@ -41,7 +41,6 @@ class Structured(Recipe, Method):
     """
 
     family: ClassVar[str] = "prune"
-    trains: ClassVar[bool] = True
     unfinished: ClassVar[bool] = True
 
     keep: str = param("last", "weights to keep of the training with a penalty: the sparsest", choices=("last",))

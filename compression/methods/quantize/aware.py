@@ -83,7 +83,6 @@ class Aware(Recipe, Method):
 
     family: ClassVar[str] = "quantize"
     seals: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
 
     edge_bits: int = param(
         8, "bits of the first and the last layer and their inputs, as in lsq; 0 keeps floats", interval="[0, 8]"

@@ -34,7 +34,6 @@ class Cluster(Recipe, Method):
 
     family: ClassVar[str] = "quantize"
     seals: ClassVar[bool] = True
-    trains: ClassVar[bool] = True
 
     bits: int = param(5, "bits of an index in a linear layer: it has 2^bits values", interval="[1, 8]", search=(2, 8))
     conv_bits: int = param(8, "bits of an index in a convolution", interval="[1, 8]", search=(3, 8))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,6 @@ class Qat(Recipe, Scheme):
     arXiv:1712.05877, section 3: gradients pass the rounding (zero outside of the range), weights are rounded as they
     will be with their batch norm folded in. Weights' ranges follow the weights, activations' are moving averages.
     """
-
-    trains: ClassVar[bool] = True
 
     activation_bits: int = param(8, "bits of an activation", interval="[2, 8]", search=(4, 8))
     weight_observer: str = param(

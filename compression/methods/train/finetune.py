@@ -20,7 +20,6 @@ class Finetune(Recipe, Method):
     """
 
     family: ClassVar[str] = "train"
-    trains: ClassVar[bool] = True
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         return fit(model, context, self)
