@@ -82,7 +82,7 @@ def fit(
     train, validation = context.task.train.to(device), context.task.validation.to(device)
     loss, beside = loss or task_loss(context.task, recipe), [rows.to(device) for rows in beside]
     everything = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
-    everything.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: 1.3 times the images/s
+    lay_out(everything, torch.channels_last)
     per_epoch = len(shares(train, context, recipe, torch.Generator()))
 
     optimizer = make_optimizer((groups or decay_groups)(everything), recipe)
@@ -121,9 +121,19 @@ def fit(
 
     progress.close()
     best.restore(everything)
-    everything.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    lay_out(everything, torch.contiguous_format)
     layers.apply_masks(model)
     return model.eval()
+
+
+def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Keep the weights of convolutions in `memory_format`, in place: channels-last trains 1.3 times the images/s.
+
+    Parameters alone: a buffer may be held in two places (masks that travel in a checkpoint), and must stay one.
+    """
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=memory_format)
 
 
 def task_loss(task: Task, recipe: Recipe) -> Loss:
