@@ -99,7 +99,7 @@ def columns(found: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
 
 
 def _text(value: Any, name: str) -> str:
-    return number(value, name) if isinstance(value, float) else str(value)
+    return number(value, name) if value is None or isinstance(value, float) else str(value)
 
 
 def note(content: dict[str, Any]) -> str:
