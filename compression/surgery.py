@@ -12,8 +12,9 @@ model's config is made to tell the truth. A BERT's config has one `num_attention
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +120,25 @@ def blocks(model: nn.Module) -> list[Block]:
     if not all(isinstance(block.query, nn.Linear) and isinstance(block.up, nn.Linear) for block in found):
         raise UserError("The linear layers of this transformer were taken apart: prune it first, then decompose it.")
     return found
+
+
+@contextlib.contextmanager
+def watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What goes into each layer and what comes out, `(batch, length, hidden)`, of the forward passes within.
+
+    The library's own output_hidden_states leaves its hooks in the model for good.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        seen.append((given[0], output[0] if isinstance(output, tuple) else output))
+
+    hooks = [layer.register_forward_hook(look) for layer in layers(model)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:

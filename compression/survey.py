@@ -13,6 +13,7 @@ from typing import Any
 from compression import figures, params, report, tracking
 from compression.claims import findings
 from compression.errors import UserError
+from compression.front import beats
 from compression.params import param
 from compression.tracking import Stored
 
@@ -87,12 +88,9 @@ def metric_of(runs: Sequence[Stored]) -> str:
 
 def leading(runs: Sequence[Stored], metric: str) -> list[Stored]:
     """The runs that no other beats in quality, size and latency at once."""
-
-    def beats(one: Stored, other: Stored) -> bool:
-        gains = [one.metrics[metric] - other.metrics[metric], *(other.metrics[c] - one.metrics[c] for c in COSTS)]
-        return min(gains) >= 0 and max(gains) > 0
-
-    return [run for run in runs if not any(beats(other, run) for other in runs)]
+    names, more = (metric, *COSTS), (True, *(False for _ in COSTS))
+    figures = {run.id: [run.metrics[name] for name in names] for run in runs}
+    return [run for run in runs if not any(beats(other, figures[run.id], more) for other in figures.values())]
 
 
 def by_method(runs: Sequence[Stored], metric: str) -> dict[str, list[Stored]]:

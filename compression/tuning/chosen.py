@@ -9,7 +9,8 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from compression.tuning.trial import beats, feasible
+from compression.front import beats
+from compression.tuning.trial import feasible
 
 ALIASES = {"size_mb": "smallest", "latency_ms": "fastest"}  # of the best by an objective; best_<objective> else
 KNEE = "knee"

@@ -14,6 +14,7 @@ from torch import nn
 
 from compression import methods, pipeline, results, tracking
 from compression.errors import UserError
+from compression.front import beats
 from compression.job import Job
 from compression.measure import Measurement, examine, timed
 from compression.methods.base import Method
@@ -124,9 +125,3 @@ class Attempt:
 
 def feasible(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get(FEASIBLE, False)
-
-
-def beats(one: Sequence[float], other: Sequence[float], more: Sequence[bool]) -> bool:
-    """Whether `one` is nowhere worse and somewhere better; `more` says where more is better."""
-    gains = [(a - b) if up else (b - a) for a, b, up in zip(one, other, more, strict=True)]
-    return min(gains) >= 0 and max(gains) > 0

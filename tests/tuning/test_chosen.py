@@ -4,8 +4,9 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
+from compression.front import beats
 from compression.tuning.chosen import chosen, complete, front, knee
-from compression.tuning.trial import FEASIBLE, beats
+from compression.tuning.trial import FEASIBLE
 
 OBJECTIVES = {"accuracy": True, "size_mb": False}
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -76,28 +74,12 @@ def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor
     for inputs, _ in scores.batches(context, examples):
         assert isinstance(inputs, dict)
         there = inputs["attention_mask"].bool()
-        with watched(model) as seen:
+        with surgery.watched(model) as seen:
             forward(model, inputs)
         for layer, (before, after) in enumerate(seen):
             sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()
         tokens += int(there.sum())
     return sums / tokens
-
-
-@contextmanager
-def watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What goes into each layer and what comes out, of the forward passes within."""
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        seen.append((given[0], output[0] if isinstance(output, tuple) else output))
-
-    hooks = [layer.register_forward_hook(look) for layer in surgery.layers(model)]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def picture(influence: Tensor, gone: list[int]) -> Any:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -124,17 +123,17 @@ class Course:
         """The task's loss, the original's answers and layers, and the constraint, under gates drawn anew."""
         self.learned.masks.draw()
         m, task = self.method, self.context.task
-        with states_of(self.model) as states:
+        with surgery.watched(self.model) as seen:
             answer = forward(model, inputs)
         value = (1 - m.distill_alpha) * task.loss(answer, targets, label_smoothing=m.label_smoothing or 0.0)
         if m.distill_alpha:
-            value = value + m.distill_alpha * self.taught(answer, states, inputs)
+            value = value + m.distill_alpha * self.taught(answer, [state for _, state in seen], inputs)
         return value + self.learned.constraint(self.target)
 
     def taught(self, answer: Tensor, states: list[Tensor], inputs: Inputs) -> Tensor:
         """What the original model says of an answer and of the hidden states it came by."""
         m, teacher = self.method, self.context.original.to(self.context.device).eval()
-        with torch.no_grad(), states_of(teacher) as known:
+        with torch.no_grad(), surgery.watched(teacher) as known:
             right = forward(teacher, inputs)
         value = (1 - m.layer_share) * soft_loss(answer, right, m.temperature)
         if not m.layer_share:
@@ -142,7 +141,9 @@ class Course:
         assert isinstance(inputs, dict)
         projected = [self.learned.project(s) for s in states]
         alive = self.learned.masks.ffn.drawn > 0
-        return value + m.layer_share * layer_loss(projected, known, alive, inputs["attention_mask"])
+        return value + m.layer_share * layer_loss(
+            projected, [state for _, state in known], alive, inputs["attention_mask"]
+        )
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The weights as always; the gates at their own rate; the multipliers uphill, as they are to be maximized."""
@@ -171,25 +172,6 @@ class Course:
         self.context.record.table("kept", [row | {"hidden_before": before, "hidden": after} for row in kept])
         if self.points:
             self.context.record.figure("sparsity-schedule", schedule.curve(self.points))
-
-
-@contextlib.contextmanager
-def states_of(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what each layer gives, `(batch, length, hidden)`, while the block runs.
-
-    The library's own output_hidden_states leaves its hooks in the model for good.
-    """
-    states: list[Tensor] = []
-
-    def look(layer: nn.Module, given: Any, answer: Any) -> None:
-        states.append(answer if isinstance(answer, Tensor) else answer[0])
-
-    hooks = [layer.register_forward_hook(look) for layer in surgery.layers(model)]
-    try:
-        yield states
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def layer_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], alive: Tensor, there: Tensor) -> Tensor:
