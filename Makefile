@@ -1,11 +1,16 @@
 # make demo | test | lint | format | clean; the first use installs into .venv.
+# make image | secrets | backup | restore | test-containers: docker/README.md
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 
-.PHONY: demo test browser lint format clean
+IMAGE ?= model-compression-lab
+# More arguments of the image's build: BUILD='--build-arg FLAVOUR=cpu'
+BUILD ?=
+
+.PHONY: demo test test-containers browser lint format clean image secrets backup restore
 
 # --no-serve-artifacts: without it, experiments made in the UI keep their files where only a server can write.
 demo: $(VENV)/.installed
@@ -15,7 +20,11 @@ demo: $(VENV)/.installed
 	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
 
 test: $(VENV)/.installed browser
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not containers'
+
+# Builds the image, starts the stack, breaks it. Needs a Docker engine.
+test-containers: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m containers tests/containers
 
 # The study's pages are tried in a real browser, in Chinese too.
 browser:
@@ -32,6 +41,20 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(VENV)/bin/ruff check --fix
 	$(VENV)/bin/ruff format
+
+image:
+	DOCKER_BUILDKIT=1 docker buildx build --load --tag $(IMAGE) \
+	  --build-arg COMMIT=$$(git rev-parse HEAD 2>/dev/null) $(BUILD) .
+
+secrets:
+	@bash docker/secrets.sh
+
+# make backup TO=FOLDER, make restore FROM=FOLDER: databases and artifacts of the running stack.
+backup:
+	@bash docker/backup.sh '$(TO)'
+
+restore:
+	@bash docker/restore.sh '$(FROM)'
 
 # Runs and results (mlflow.db, mlruns, .compression) stay.
 clean:

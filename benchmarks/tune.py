@@ -31,7 +31,7 @@ RANGES = "structured.sparsity=0.2..0.8,static.bits=2..8,static.activation_bits=4
 def worker(study: str, home: str, options: list[str]) -> subprocess.Popen:
     environment = os.environ | {"OPTUNA_STORAGE": STORAGE, "COMPRESSION_HOME": home}
     words = [sys.executable, "entrypoints/tune.py", RECIPE, "--study", study, "--threads", "1", *options]
-    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
 
 
 def run(study: str, workers: int, options: list[str]) -> float:
@@ -86,10 +86,10 @@ def saved(study: str) -> tuple[int, float, float]:
 @click.option("--trials", "count", default=30, show_default=True)
 @click.option("--seeds", default=2, show_default=True, help="of TPE against random search")
 def main(task: str, model: str, limit: int, count: int, seeds: int) -> None:
-    common = ["--task", task, "--model", model, "--trials", str(count), *(["--limit", str(limit)] if limit else [])]
+    told = ["--task", task, "--model", model, *(["--limit", str(limit)] if limit else [])]
+    common = [*told, "--trials", str(count)]
     Path("tune-benchmark.db").unlink(missing_ok=True)
-    train = [word for word in common if word not in ("--trials", str(count))]
-    subprocess.run([sys.executable, "entrypoints/train.py", *train, "--threads", "1"], check=True)
+    subprocess.run([sys.executable, "entrypoints/train.py", *told, "--threads", "1"], check=True)
     mark = str(int(time.time()))
     for workers in (1, 2):
         name = f"grid-{workers}-{mark}"

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
 import contextlib
+import signal
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from compression import models
 from compression.context import Context
 from compression.machine import accelerator
 from compression.tasks.task import Split, Task
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background: children inherit it
 
 
 class Kept:

@@ -42,7 +42,12 @@ def everywhere(path: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("library", "doors"),
-    [("mlflow", ("tracking", "backend")), ("optuna", ("tuning",)), ("click", ("cli", "backend", "study.cli"))],
+    [
+        ("mlflow", ("tracking", "backend")),
+        ("optuna", ("tuning",)),
+        ("click", ("cli", "backend", "study.cli")),
+        ("docker", ("containers",)),
+    ],
 )
 def test_a_library_has_its_doors(library, doors):
     for name, path in FILES.items():

@@ -9,7 +9,7 @@ from compression.tracking.delivery import sync, unsent
 from compression.tracking.journal import home
 from compression.tracking.lifecycle import child, refuse, start
 from compression.tracking.run import Run, folder_of, say
-from compression.tracking.server import check_server, public
+from compression.tracking.server import check_server, public, tracking_uri
 from compression.tracking.silent import Silent
 from compression.tracking.stored import (
     Stored,
@@ -42,5 +42,6 @@ __all__ = [
     "start",
     "stored",
     "sync",
+    "tracking_uri",
     "unsent",
 ]

@@ -24,6 +24,7 @@ CONTEXT: dict[str, Any] = {
     "max_content_width": 110,
 }
 
+USERS = "Who may log in to the tracking server, and see what."
 STUDY = "Take part in the study, or run it: people, time, questionnaires, hand-in, analysis."
 
 
@@ -187,6 +188,18 @@ def sync() -> None:
     click.echo(f"Sent {sent} records; {tracking.unsent() or 'none'} left.")
 
 
+def doctor() -> None:
+    """Look at what runs need (server, disk, data, GPU, Docker) and say what to do about what is missing."""
+    from compression import doctor
+
+    findings = doctor.examine()
+    for found in findings:
+        mark = "ok" if found.well else "MISSING" if found.needed else "no"
+        click.echo(f"{mark:<8} {found.name:<14} {found.sentence}")
+    if lacking := [found.name for found in findings if found.needed and not found.well]:
+        raise UserError(f"No run can begin without: {', '.join(lacking)}.")
+
+
 def in_project() -> bool:
     """Whether `mlflow run` started this command, and made a run for it."""
     return "MLFLOW_RUN_ID" in os.environ
@@ -234,6 +247,8 @@ cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=eval
 cli.add_command(FieldCommand("report", surveyed, report, params=[runs, of_task, output], help=report.__doc__))
 cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
+cli.add_command(click.Command("doctor", callback=doctor, help=doctor.__doc__))
+cli.add_command(Later("users", "compression.cli.users", help=USERS, context_settings=CONTEXT))
 cli.add_command(Later("study", "compression.study.cli", help=STUDY, context_settings=CONTEXT))
 
 
