@@ -29,11 +29,12 @@ def ranges(values: dict[str, np.ndarray], chosen: Mapping[str, Sequence[float]],
         held = values[name].ravel()
         inside = (held >= low) & (held <= high)
         edges: Any = np.linspace(min(held.min(), low), max(held.max(), high), 81)
-        place.hist(held[inside], edges, color=AFTER)
-        place.hist(held[~inside], edges, color=BEFORE)
+        for part, colour in ((held[inside], AFTER), (held[~inside], BEFORE)):
+            place.hist(part, edges, color=colour, histtype="stepfilled")  # a bar each takes seconds to draw
         for end in (low, high):
             place.axvline(end, color=INK, linewidth=1, linestyle="--")
         place.set_yscale("log")
+        place.minorticks_off()
         place.set_title(name, fontsize=8)
         place.set_xlabel(f"{what}; {(~inside).mean():.2%} clipped", fontsize=8)
     return figure
