@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,8 +51,10 @@ def opened(
     try:
         study = optuna.create_study(directions=directions, sampler=sampler(plan, space, about["seed"]), **settings)
     except optuna.exceptions.DuplicatedStudyError:
-        study = optuna.load_study(sampler=sampler(plan, space, uuid.uuid4().int % 2**31), **settings)
-        _check_same(study, {name: value for name, value in about.items() if name not in ("seed", *own)})
+        study = optuna.load_study(**settings)
+        begun = _check_same(study, {name: value for name, value in about.items() if name not in ("seed", *own)})
+        study.sampler = sampler(plan, space, begun["seed"])  # the seed numbers the points of a grid: one for all
+        study.sampler.reseed_rng()  # and what is drawn, each worker draws otherwise
         return study
     study.set_metric_names(list(objectives))
     study.set_user_attr("about", about)
@@ -74,13 +75,15 @@ def _storage(plan: Plan) -> RDBStorage:
         ) from error
 
 
-def _check_same(study: Study, about: dict[str, Any]) -> None:
+def _check_same(study: Study, about: dict[str, Any]) -> dict[str, Any]:
+    """How the study was begun; UserError where that was otherwise than `about` says."""
     begun = next(filter(None, (_begun(study) for _ in range(10))), {})
     for name, value in about.items():
         if begun.get(name) != value:
             raise UserError(
                 f"The study {study.study_name} was begun with {name}={begun.get(name)}; take another name: study=NAME."
             )
+    return begun
 
 
 def _begun(study: Study) -> dict[str, Any]:
