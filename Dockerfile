@@ -9,7 +9,7 @@ WORKDIR /wheels
 
 FROM ${BASE_IMAGE} AS base
 RUN apt-get update -q \
- && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3 ca-certificates git \
+ && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends python3 ca-certificates \
  && rm -rf /var/lib/apt/lists/*
 
 FROM base AS packages
@@ -36,6 +36,7 @@ RUN useradd --create-home --uid 1000 lab \
 COPY --from=packages /opt/lab /opt/lab
 ENV PATH=/opt/lab/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
+    GIT_PYTHON_REFRESH=quiet \
     COMPRESSION_HOME=/var/lib/compression \
     MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
     NVIDIA_VISIBLE_DEVICES=all \

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import random
@@ -46,7 +47,7 @@ class Machine:
 
     def facts(self) -> dict[str, str | int]:
         """Device, threads, precision, library versions and CPU capability, as MLflow parameters."""
-        versions = {f"version.{name}": importlib.metadata.version(name) for name in LOGGED}
+        versions = {f"version.{name}": importlib.metadata.version(name) for name in LOGGED if _installed(name)}
         gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
         return {
             "device": self.device.type,
@@ -59,6 +60,11 @@ class Machine:
             **gpu,
             **versions,
         }
+
+
+def _installed(name: str) -> bool:
+    """Whether a package is here: a container for processors may lack torchvision."""
+    return importlib.util.find_spec(name) is not None
 
 
 def prepare(settings: Settings) -> Machine:

@@ -22,3 +22,6 @@ python3 -m venv --without-pip /opt/lab
 site=$(/opt/lab/bin/python -c 'import site; print(site.getsitepackages()[0])')
 rm -rf "$site"/torch/include "$site"/torch/share "$site"/pyarrow/include
 find "$site" -type d -name tests -not -path '*/torch/*' -prune -exec rm -rf {} +
+# Bytecode for what runs load, since nobody may write it later: seconds at every start for 150 MB.
+/opt/lab/bin/python -m compileall -q -j 0 -x 'transformers/models/|torch/(_inductor|testing|distributed)/' "$site" \
+  >/dev/null || true  # templates among the packages are no Python

@@ -1,15 +1,16 @@
 #!/usr/bin/env bash
-# Fills the empty lines of docker/.env with random passwords; what is filled stays.
+# secrets.sh [FILE]: fills the empty lines of docker/.env, or of FILE, with random passwords; what is filled stays.
 set -euo pipefail
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
+file=${1:-$here/.env}
 umask 077
-[ -e .env ] || cp .env.example .env
-chmod 600 .env
+[ -e "$file" ] || cp "$here/.env.example" "$file"
+chmod 600 "$file"
 while IFS= read -r line; do
   case $line in
     *PASSWORD= | *SECRET= | *KEY=) echo "$line$(python3 -c 'import secrets; print(secrets.token_urlsafe(32))')" ;;
     *) echo "$line" ;;
   esac
-done <.env >.env.half
-mv .env.half .env
-echo "docker/.env has a password for everything; the administrator of MLflow is admin."
+done <"$file" >"$file.half"
+mv "$file.half" "$file"
+echo "$file has a password for everything; the administrator of MLflow is admin."

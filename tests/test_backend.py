@@ -24,7 +24,8 @@ from mlflow.entities import Run
 from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 
-from compression import backend, methods
+from compression import methods
+from compression.backend import child
 
 ROOT = Path(__file__).parents[1]
 PROJECT = {
@@ -236,7 +237,7 @@ def send(monkeypatch):
 
 
 def test_processes_that_ignore_the_signal_are_killed_after_a_while(client, send, monkeypatch):
-    monkeypatch.setattr(backend, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(child, "GRACE_SECONDS", 1.0)
     folder = project(FAMILY.format(code=DEAF) + DEAF)
     send(folder / "pids", signal.SIGTERM)
     result = mlflow_run()
@@ -246,7 +247,7 @@ def test_processes_that_ignore_the_signal_are_killed_after_a_while(client, send,
 
 
 def test_a_second_ctrl_c_does_not_wait_for_processes_that_ignore_the_first(client, send, monkeypatch):
-    monkeypatch.setattr(backend, "GRACE_SECONDS", 3600.0)
+    monkeypatch.setattr(child, "GRACE_SECONDS", 3600.0)
     folder = project(FAMILY.format(code=DEAF) + DEAF)
     send(folder / "pids", signal.SIGINT, signal.SIGINT)
     assert mlflow_run().exit_code == 130

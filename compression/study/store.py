@@ -128,6 +128,13 @@ def define(content: str) -> Study:
     return study
 
 
+def defined() -> bool:
+    """Whether there is a study; its tables are made, or brought up to date."""
+    upgrade()
+    with session() as opened:
+        return opened.scalars(select(Definition.id).limit(1)).first() is not None
+
+
 def newest_definition(opened: Session) -> Definition:
     """The definition that holds; refused where there is none yet."""
     found = opened.scalars(select(Definition).order_by(Definition.id.desc()).limit(1)).first()

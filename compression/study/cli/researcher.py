@@ -13,8 +13,11 @@ from compression.study.texts import pick, say
 
 @group.command()
 @click.argument("file", required=False)
-def create(file: str | None) -> None:
+@click.option("--once", is_flag=True, help="leave the study there is as it is")
+def create(file: str | None, once: bool) -> None:
     """Make the study that the YAML FILE defines (without one, the shipped study), or amend the one there is."""
+    if once and store.defined():
+        return
     study = store.define(text_of(Path(file) if file else definition.DEFAULT))
     click.echo(say("created", title=pick(study.title), url=store.public_url()))
 
