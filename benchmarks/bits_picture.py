@@ -10,8 +10,11 @@ from collections import defaultdict
 import click
 import mlflow
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from compression import figures
+
+WIDTHS = (1, 2, 4, 8)
 
 
 def points(experiment: str) -> tuple[dict[str, list[tuple[int, float]]], float]:
@@ -34,7 +37,9 @@ def draw(lines: dict[str, list[tuple[int, float]]], before: float) -> Figure:
     for method, line in sorted(lines.items()):
         axes.plot(*zip(*line, strict=True), marker="o", label=method)
     axes.set(xlabel="bits of weights and activations", ylabel="accuracy", title="Accuracy against bits")
-    axes.set_xticks([1, 2, 4, 8])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(WIDTHS, map(str, WIDTHS))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend()
     return figure
 
