@@ -1,0 +1,152 @@
+"""Accounts at a real MLflow server with logins: who writes where, and who reads what."""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+import requests
+from click.testing import CliRunner
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from requests.exceptions import HTTPError
+
+from compression.cli import cli
+from compression.errors import UserError
+from tests.study.browser import ADMIN, logins
+
+PEOPLE = {"p07": "the seventh password", "p08": "the eighth password", "ada": "a researcher's password"}
+SHUT_OUT = (MlflowException, HTTPError)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """The address of a server where two participants and a researcher were added through the command line."""
+    with logins(tmp_path_factory.mktemp("server"), {}) as address, pytest.MonkeyPatch.context() as patch:
+        be(patch, address, ADMIN)
+        for name, password in PEOPLE.items():
+            role = "researcher" if name == "ada" else "participant"
+            done = told("add", name, "--role", role, said=password)
+            assert done.exit_code == 0, done.output
+        yield address
+    mlflow.set_tracking_uri(None)
+
+
+def be(patch, address, login):
+    mlflow.set_tracking_uri(address)
+    patch.setenv("MLFLOW_TRACKING_USERNAME", login[0])
+    patch.setenv("MLFLOW_TRACKING_PASSWORD", login[1])
+
+
+def told(*words, said=""):
+    return CliRunner().invoke(cli, ["users", *words], input=said + "\n")
+
+
+@pytest.fixture
+def as_user(server, monkeypatch):
+    def become(name):
+        be(monkeypatch, server, dict([ADMIN]).get(name) and ADMIN or (name, PEOPLE[name]))
+        return MlflowClient(server)
+
+    return become
+
+
+@pytest.fixture
+def theirs(as_user):
+    """A finished run of p07 with a metric and a file."""
+    client = as_user("p07")
+    run = client.create_run(client.get_experiment_by_name("p07").experiment_id)
+    client.log_metric(run.info.run_id, "accuracy", 0.9)
+    client.log_text(run.info.run_id, "words", "notes.txt")
+    client.set_terminated(run.info.run_id)
+    return run.info
+
+
+def test_a_participant_sees_and_writes_an_experiment_of_their_own_alone(as_user, theirs):
+    assert [e.name for e in as_user("p07").search_experiments()] == ["p07"]
+    stranger = as_user("p08")
+    assert [e.name for e in stranger.search_experiments()] == ["p08"]
+    assert stranger.search_runs([theirs.experiment_id]) == []
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        lambda client, run: client.get_run(run.run_id),
+        lambda client, run: client.get_metric_history(run.run_id, "accuracy"),
+        lambda client, run: client.list_artifacts(run.run_id),
+        lambda client, run: client.download_artifacts(run.run_id, "notes.txt"),
+        lambda client, run: client.log_metric(run.run_id, "accuracy", 1.0),
+        lambda client, run: client.log_text(run.run_id, "mine", "notes.txt"),
+        lambda client, run: client.set_tag(run.run_id, "participant", "p08"),
+        lambda client, run: client.create_run(run.experiment_id),
+        lambda client, run: client.delete_run(run.run_id),
+        lambda client, run: client.get_experiment(run.experiment_id),
+        lambda client, run: client.create_run("0"),
+    ],
+    ids=["run", "history", "list", "download", "metric", "file", "tag", "create", "delete", "experiment", "default"],
+)
+def test_a_participant_is_shut_out_of_another_ones_runs_and_files(as_user, theirs, reach):
+    with pytest.raises(SHUT_OUT, match="403|PERMISSION|denied"):
+        reach(as_user("p08"), theirs)
+
+
+def test_files_are_shut_by_their_address_too(server, theirs):
+    path = f"mlflow-artifacts/artifacts/{theirs.experiment_id}/{theirs.run_id}/artifacts/notes.txt"
+    addresses = [f"{server}/{api}/2.0/{path}" for api in ("api", "ajax-api")]
+    addresses.append(f"{server}/get-artifact?run_uuid={theirs.run_id}&path=notes.txt")
+    for address in addresses:
+        assert requests.get(address, auth=("p08", PEOPLE["p08"]), timeout=10).status_code == 403, address
+        assert requests.get(address, auth=("p07", PEOPLE["p07"]), timeout=10).text == "words", address
+
+
+def test_a_researcher_reads_everything_and_writes_nothing(as_user, theirs, tmp_path):
+    client = as_user("ada")
+    assert {"p07", "p08"} <= {e.name for e in client.search_experiments()}
+    assert client.get_run(theirs.run_id).data.metrics == {"accuracy": 0.9}
+    assert Path(client.download_artifacts(theirs.run_id, "notes.txt", str(tmp_path))).read_text() == "words"
+    for write in (lambda: client.log_metric(theirs.run_id, "accuracy", 1.0), lambda: client.delete_run(theirs.run_id)):
+        with pytest.raises(SHUT_OUT):
+            write()
+
+
+def test_nothing_but_health_answers_without_a_login(server):
+    assert requests.get(f"{server}/health", timeout=10).status_code == 200
+    for path in ("", "api/2.0/mlflow/experiments/search?max_results=1", "api/2.0/mlflow/users/list", "version"):
+        assert requests.get(f"{server}/{path}", timeout=10).status_code == 401, path
+
+
+def test_passwords_are_renewed_and_users_removed(as_user, server):
+    as_user(ADMIN[0])
+    assert told("add", "p09", said="the ninth password").exit_code == 0
+    assert told("passwd", "p09", said="another ninth password").exit_code == 0
+    assert "p09" in told("list").output
+    asked = f"{server}/api/2.0/mlflow/users/current"
+    assert requests.get(asked, auth=("p09", "the ninth password"), timeout=10).status_code == 401
+    assert requests.get(asked, auth=("p09", "another ninth password"), timeout=10).status_code == 200
+    assert told("remove", "p09").exit_code == 0
+    assert "p09" not in told("list").output
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "sentence"),
+    [
+        (("add", "p10"), "short", "at least 12 characters"),
+        (("remove", "nobody"), "", "nobody"),
+    ],
+)
+def test_what_the_server_refuses_is_one_sentence(as_user, words, said, sentence):
+    as_user(ADMIN[0])
+    refused = told(*words, said=said).exception
+    assert isinstance(refused, UserError)
+    assert sentence in str(refused)
+    assert "password" not in str(refused).lower().replace("password must", "")
+
+
+def test_a_participant_adds_nobody(as_user):
+    as_user("p07")
+    assert "403" in str(told("add", "p11", said="the eleventh password").exception)
+
+
+def test_a_store_without_users_says_so(tmp_path):
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    assert "has no users; set MLFLOW_TRACKING_URI" in str(told("list").exception)
