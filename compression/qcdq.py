@@ -1,7 +1,8 @@
 """QCDQ: QuantizeLinear, Clip, DequantizeLinear on 8-bit containers, the exchange format that Brevitas writes.
 
 Standard operators alone: every code takes a byte, and a Clip before its DequantizeLinear says how many bits it has.
-What we deploy is smaller (see `quantized.deployed`); this is for tools that read nothing else.
+What we deploy is smaller (see `quantized.deployed`); this is for tools that read nothing else. ONNX Runtime rounds its
+biases, floats, to steps of the input's scale times the weight's, which are wide where bits are few.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
         form = plain.get_submodule(name)
         if not isinstance(getattr(form, "weight", None), OnnxWeight):
             raise UserError(f"{name} has no fixed levels for its input, which QCDQ takes; use static or qat.")
-        form.weight.codes = Bytes(layer.codes.cpu())  # type: ignore[union-attr]
+        form.weight.store(Bytes(layer.codes.cpu()), layer.multiple)  # type: ignore[union-attr, operator]
         form.bias = Plain(None if layer.bias is None else layer.bias.data.cpu())
     deploy.export(plain, example, path)
     proto = onnx.load(path)

@@ -95,19 +95,19 @@ def quantize(source: Quantize) -> nn.Module:
 class Codes(nn.Module):
     """Signed integers of an initializer, int8 when it runs, packed in the file at `bits` bits.
 
-    `doubled` gives 2 code + 1 instead: the odd numbers that stand for halves.
+    What runs is `multiple` times the code or, where `odd`, times 2 code + 1: the odd numbers that stand for halves.
     """
 
     packed: Tensor
     size: Tensor
 
-    def __init__(self, codes: Tensor, bits: int, doubled: bool = False) -> None:
+    def __init__(self, codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> None:
         super().__init__()
-        step = 2 if doubled else 1
+        step = 2 * multiple if odd else multiple
         self.attributes: dict[str, Any] = {
             "bits": bits,
             "step": float(step),
-            "offset": float(step - 1 - step * 2 ** (bits - 1)),
+            "offset": float((multiple if odd else 0) - step * 2 ** (bits - 1)),
         }
         self.shape = tuple(codes.shape)
         self.register_buffer("packed", pack(codes, bits))
@@ -132,7 +132,10 @@ class Bytes(nn.Module):
 
 
 class OnnxWeight(nn.Module):
-    """An integer initializer and its DequantizeLinear; odd levels are doubled, which makes their halves whole."""
+    """An integer initializer and its DequantizeLinear; odd levels are doubled, which makes their halves whole.
+
+    Fewer than 8 bits are spread over the byte, see `Weighted.multiple`.
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -141,12 +144,16 @@ class OnnxWeight(nn.Module):
         super().__init__()
         odd = source.levels == "odd"
         codes = source.codes.t() if transposed else source.codes
-        self.codes = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, doubled=odd)
+        self.codes = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, source.multiple, odd)
         self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
         shape = (-1,) if self.axis else ()
-        zero_point = torch.zeros_like(source.scale) if odd else source.zero_points
+        zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.multiple
         self.register_buffer("scale", source.unit.reshape(shape))
         self.register_buffer("zero_point", zero_point.to(torch.int8).reshape(shape))
+
+    def store(self, codes: nn.Module, multiple: int) -> None:
+        """Hold `codes` as they are, of which `multiple` times was held."""
+        self.codes, self.scale, self.zero_point = codes, self.scale * multiple, self.zero_point // multiple
 
     def forward(self) -> Tensor:
         codes = self.codes()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.quantized.numbers import (
+    PAIR_SUM,
     ROW_SUM,
     Numbers,
     code_range,
@@ -121,9 +122,22 @@ class Weighted(nn.Module):
         return torch.full_like(self.scale, -0.5 if self.levels == "odd" else 0.0)
 
     @property
+    def multiple(self) -> int:
+        """What integer kernels are given codes times: as much as a byte holds, and a pair of products.
+
+        Few bits beside few bits have so large a product of their scales that a bias in steps of it would be far off.
+        """
+        source = getattr(self, "input", None)
+        if not isinstance(source, Quantize) or source.levels != "affine" or not self.integer:
+            return 1
+        odd = self.levels == "odd"
+        limit, largest = PAIR_SUM // (2 * source.highest), 2**self.bits - 1 if odd else 2 ** (self.bits - 1)
+        return max(1, min(limit, 127 if odd else 128) // largest)
+
+    @property
     def unit(self) -> Tensor:
         """What 1 stands for in integer kernels, `(rows, groups)`: halves are doubled for them."""
-        return self.scale / 2 if self.levels == "odd" else self.scale
+        return self.scale / (self.multiple * (2 if self.levels == "odd" else 1))
 
     @property
     def integer(self) -> bool:
@@ -149,7 +163,8 @@ class Weighted(nn.Module):
         source = getattr(self, "input", None)
         if isinstance(source, Quantize) and self.integer:
             stored = self.codes.flatten(1).int()
-            require_exact(2 * stored + 1 if self.levels == "odd" else stored, source.highest)
+            whole = 2 * stored + 1 if self.levels == "odd" else stored
+            require_exact(self.multiple * whole, source.highest)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
@@ -171,7 +186,8 @@ def _hold(made: Weighted, layer: nn.Module, weight: Numbers, activation: Activat
     scale = weight.scale.detach().to(torch.float32)
     if isinstance(activation, Numbers) and bias is not None and codes is None:
         # A channel of tiny weights would need a larger integer for its bias than 32 bits.
-        scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / (activation.scale * ROW_SUM))
+        step = activation.scale * ROW_SUM / made.multiple
+        scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / step)
     if codes is None:
         groups = split(values, weight.granularity, weight.group_size)
         found = quantize(groups, scale.unsqueeze(2), weight.zero_point.unsqueeze(2), weight.low, weight.high)

@@ -23,9 +23,10 @@ def test_a_linear_layer_computes_what_its_integers_mean():
     made = QuantLinear.from_float(layer, numbers, source)
     inputs = torch.randn(5, 6)
     codes = ((inputs / source.scale).round() + source.zero_point).clamp(0, 255) - source.zero_point
-    bias = (layer.bias / (numbers.scale.flatten() * source.scale)).round()
-    sums = codes.double() @ made.codes.double().t() + bias.double()
-    expected = sums * numbers.scale.flatten().double() * source.scale
+    unit = numbers.scale.flatten() / 8  # codes of -8..7 run as -64..56: no pair of products may be larger
+    bias = (layer.bias / (unit * source.scale)).round()
+    sums = codes.double() @ (8 * made.codes.double()).t() + bias.double()
+    expected = sums * unit.double() * source.scale
     torch.testing.assert_close(made(inputs), expected.float())
 
 

@@ -55,14 +55,15 @@ def pair(kind):
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
-@pytest.mark.parametrize("bits", [3, 8])
-def test_the_deployed_layer_computes_what_training_ended_with(kind, bits):
+@pytest.mark.parametrize(("bits", "activation_bits"), [(2, 2), (3, 8), (4, 4), (8, 8)])
+def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activation_bits):
     layer, norm, inputs = pair(kind)
-    fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, InputRange(8, seen(-4, 4))).eval()
+    source = InputRange(activation_bits, seen(-4, 4))
+    fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, source).eval()
     made = fake.deployed()
     assert made.bits == bits
-    with torch.no_grad():  # a bias is a whole number of steps
-        torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=5e-3)
+    with torch.no_grad():  # a bias is a whole number of steps, small ones even where levels are far apart
+        torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
