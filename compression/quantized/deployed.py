@@ -144,7 +144,7 @@ class OnnxWeight(nn.Module):
         super().__init__()
         odd = source.levels == "odd"
         codes = source.codes.t() if transposed else source.codes
-        self.codes = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, source.multiple, odd)
+        self.codes: nn.Module = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, source.multiple, odd)
         self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
         shape = (-1,) if self.axis else ()
         zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.multiple

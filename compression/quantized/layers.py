@@ -186,8 +186,8 @@ def _hold(made: Weighted, layer: nn.Module, weight: Numbers, activation: Activat
     scale = weight.scale.detach().to(torch.float32)
     if isinstance(activation, Numbers) and bias is not None and codes is None:
         # A channel of tiny weights would need a larger integer for its bias than 32 bits.
-        step = activation.scale * ROW_SUM / made.multiple
-        scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / step)
+        most = activation.scale * ROW_SUM / made.multiple
+        scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / most)
     if codes is None:
         groups = split(values, weight.granularity, weight.group_size)
         found = quantize(groups, scale.unsqueeze(2), weight.zero_point.unsqueeze(2), weight.low, weight.high)
