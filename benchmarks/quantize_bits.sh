@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # CIFAR-10: one trained MODEL at W8A8, W4A4, W2A2 and W1A1 by every method that has the width, those that train with the
-# same EPOCHS. LIMIT=0 takes all examples.
-# COMPRESSION_DATA=PATH benchmarks/quantize_bits.sh [EPOCHS [LIMIT [THREADS [MODEL]]]]
+# same EPOCHS. LIMIT=0 takes all examples. BASELINE is a trained model to take instead of training one.
+# COMPRESSION_DATA=PATH benchmarks/quantize_bits.sh [EPOCHS [LIMIT [THREADS [MODEL [BASELINE]]]]]
 set -euo pipefail
-epochs=${1:-2} limit=${2:-0} threads=${3:-2} model=${4:-resnet8}
+epochs=${1:-2} limit=${2:-0} threads=${3:-2} model=${4:-resnet8} baseline=${5:-}
 run() { mlflow run . -b host --experiment-name quantize-bits -P task=cifar10 -P model="$model" -P threads="$threads" \
   $([ "$limit" = 0 ] || echo "-P limit=$limit") "$@"; }
-quantize() { run -e quantize -P method="$1" "${@:3}" --run-name "$1 $2"; }
+quantize() { run -e quantize -P method="$1" $([ -z "$baseline" ] || echo "-P baseline=$baseline") "${@:3}" \
+  --run-name "$1 $2"; }
 trained="-P epochs=$epochs -P learning_rate=0.01"
-run -e train -P epochs="$((3 * epochs))" --run-name "trained"
+[ -n "$baseline" ] || run -e train -P epochs="$((3 * epochs))" --run-name "trained"
 quantize static W8A8 -P bits=8 -P activation_bits=8
 quantize static W4A4 -P bits=4 -P activation_bits=4 -P observer=mse
 quantize static W2A2 -P bits=2 -P activation_bits=2 -P observer=mse
