@@ -75,7 +75,14 @@ IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize(
     ("bits", "activation_bits", "granularity", "symmetric"),
-    [(8, 8, "channel", True), (8, 8, "tensor", False), (3, 5, "channel", True), (1, 8, "channel", True)],
+    [
+        (8, 8, "channel", True),
+        (8, 8, "tensor", False),
+        (3, 4, "tensor", False),
+        (3, 5, "channel", True),
+        (2, 2, "channel", True),
+        (1, 8, "channel", True),
+    ],
 )
 def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granularity, symmetric, tmp_path):
     model = quantized_block(bits, activation_bits, granularity, symmetric=symmetric)

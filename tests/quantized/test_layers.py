@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from compression import artifacts, layers, models
 from compression.measure import layer_table, structure
 from compression.quantized import DYNAMIC, QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear
+from compression.quantized.numbers import PAIR_SUM
 from tests.quantized.chosen import input_numbers, weight_numbers
 
 
@@ -28,6 +29,23 @@ def test_a_linear_layer_computes_what_its_integers_mean():
     sums = codes.double() @ (8 * made.codes.double()).t() + bias.double()
     expected = sums * unit.double() * source.scale
     torch.testing.assert_close(made(inputs), expected.float())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("activation_bits", range(1, 9))
+def test_codes_are_spread_over_bytes_that_add_up_exactly(bits, activation_bits, symmetric):
+    layer = nn.Linear(9, 5)
+    numbers = weight_numbers(layer.weight, bits, symmetric=symmetric, activation_bits=activation_bits)
+    made = QuantLinear.from_float(layer, numbers, input_numbers(-2, 2, activation_bits))
+    low, high = numbers.low, numbers.high
+    ends = [made.multiple * (2 * code + 1 if bits == 1 else code) for code in (low, high)]
+    assert -128 <= min(ends) <= max(ends) <= 127
+    assert 2 * max(map(abs, ends)) * made.input.highest <= PAIR_SUM
+    step = made.unit.flatten() * made.input.scale
+    assert ((made.bias - layer.bias).abs() <= step / 2 * 1.001).all()
+    if bits + activation_bits < 8:
+        assert max(map(abs, ends)) > 64
 
 
 def test_a_convolution_computes_what_its_integers_mean():
