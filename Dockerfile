@@ -22,7 +22,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=
     python3 -m venv /opt/uv && /opt/uv/bin/pip install --no-cache-dir uv
 # cuda: torch as the package index has it, CUDA included.  cpu: torch's CPU wheels.
 ARG FLAVOUR=cuda
-# Requirements that replace those of pyproject.toml, one a line; for wheels on disk.
+# Requirements in place of those of pyproject.toml, with spaces between them alone; for wheels on disk.
 ARG OVERRIDES=""
 COPY pyproject.toml docker/packages.sh /build/
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf --mount=type=secret,id=ca_bundle,target=/run/ca.crt \

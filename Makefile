@@ -1,5 +1,5 @@
 # make demo | test | lint | format | clean; the first use installs into .venv.
-# make image | secrets | backup | restore | test-containers: docker/README.md
+# make image | secrets | backup | restore | test-containers: docs/containers.md
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \

@@ -12,7 +12,7 @@ case $FLAVOUR in
   cpu) [ -n "$OVERRIDES" ] || options+=(--torch-backend cpu) ;;
   *) echo "FLAVOUR is cuda or cpu, not $FLAVOUR." >&2; exit 1 ;;
 esac
-printf '%s\n' "$OVERRIDES" >/build/overrides.txt
+printf '%s\n' $OVERRIDES >/build/overrides.txt # one a word
 
 python3 -m venv --without-pip /opt/lab
 /opt/uv/bin/uv pip install "${options[@]}" --override /build/overrides.txt \

@@ -26,6 +26,8 @@ from mlflow.projects.utils import load_project
 
 from compression import methods
 from compression.backend import child
+from compression.backend.docker import DockerBackend
+from compression.backend.process import Launch
 
 ROOT = Path(__file__).parents[1]
 PROJECT = {
@@ -384,3 +386,51 @@ def test_an_entry_point_passes_its_parameters_to_the_command_of_its_name(name):
     assert set(words) >= set(given.values())
     shown = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert shown.stdout.startswith(f"Usage: compression {name} ")
+
+
+def test_a_container_is_told_names_of_secrets_and_where_things_lie(client, tmp_path, monkeypatch):
+    folder = project("")
+    spec = yaml.safe_load((ROOT / "MLproject").read_text())
+    (folder / "MLproject").write_text(yaml.safe_dump(PROJECT | {"docker_env": spec["docker_env"]}))
+    (folder / "mine.yaml").write_text("")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "the-secret")
+    monkeypatch.setenv("COMPRESSION_DATA", "data")
+    run = client.create_run("0")
+    launch = Launch(
+        run.info.run_id,
+        "0",
+        f"{tmp_path}/mlruns/0/{run.info.run_id}/artifacts",
+        load_project(str(folder)),
+        str(folder.absolute()),
+        "python script.py",
+        {"recipe": "@mine.yaml", "task": "digits"},
+        str(tmp_path / "scratch"),
+        {"gpus": "all"},
+    )
+    words, env = DockerBackend().process(launch)
+    assert words[:4] == ["docker", "run", "--rm", "--init"]
+    assert words[-6:] == ["--gpus", "all", "model-compression-lab", "bash", "-c", "python script.py"]
+    assert "the-secret" not in " ".join(words)
+    assert env["MLFLOW_TRACKING_PASSWORD"] == "the-secret"
+    handed_on = {after for word, after in zip(words, words[1:], strict=False) if word == "--env"}
+    assert {"MLFLOW_RUN_ID", "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_PASSWORD", "COMPRESSION_DATA"} <= handed_on
+    mounts = {after for word, after in zip(words, words[1:], strict=False) if word == "--volume"}
+    assert mounts == {
+        f"{folder.absolute()}/mlruns:{folder.absolute()}/mlruns",
+        f"{folder.absolute()}/.compression:/var/lib/compression",
+        f"{tmp_path}:{tmp_path}",
+        f"{tmp_path}/mlruns/0:{tmp_path}/mlruns/0",
+        f"{tmp_path}/data:{tmp_path}/data:ro",
+        f"{folder.absolute()}/mine.yaml:/mlflow/projects/code/mine.yaml:ro",
+    }
+
+
+@pytest.mark.parametrize(
+    ("uri", "shared"), [("http://127.0.0.1:5000", True), ("http://localhost:5000", True), ("http://lab:5000", False)]
+)
+def test_a_server_of_this_machine_is_reached_through_its_network(client, tmp_path, monkeypatch, uri, shared):
+    folder = project("")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(uri)
+    launch = Launch("a" * 32, "0", "mlflow-artifacts:/0", load_project(str(folder)), str(folder), "true", {}, "", {})
+    assert ("--network=host" in DockerBackend().process(launch)[0]) == shared

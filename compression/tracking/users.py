@@ -5,6 +5,7 @@ Through its REST API: MLflow's own client for it (mlflow.server.auth.client) bri
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from mlflow import MlflowClient
@@ -58,8 +59,13 @@ def listed() -> list[tuple[str, str]]:
     return sorted((user["username"], "admin" if user["is_admin"] else "user") for user in users)
 
 
+class Exists(UserError):
+    """The server has it already."""
+
+
 def _grant(name: str, kind: str, resource: str, permission: str) -> None:
-    _ask("POST", GRANT, username=name, resource_type=kind, resource_id=resource, permission=permission)
+    with suppress(Exists):
+        _ask("POST", GRANT, username=name, resource_type=kind, resource_id=resource, permission=permission)
 
 
 def _experiment(name: str) -> str:
@@ -86,12 +92,11 @@ def _ask(method: str, path: str, **content: Any) -> dict[str, Any]:
     if answer.status_code == 404 and "json" not in answer.headers.get("Content-Type", ""):
         raise UserError(f"The server {server.public(uri)} knows no users; start it with --app-name basic-auth.")
     if answer.status_code != 200:
-        raise UserError(f"The server refuses ({answer.status_code}): {_reason(answer)}")
+        raise _refusal(answer)
     return answer.json() if answer.content else {}
 
 
-def _reason(answer: Any) -> str:
-    try:
-        return answer.json()["message"]
-    except (ValueError, KeyError):
-        return server.reason(answer.text)
+def _refusal(answer: Any) -> UserError:
+    said = answer.json() if "json" in answer.headers.get("Content-Type", "") else {}
+    kind = Exists if said.get("error_code") == "RESOURCE_ALREADY_EXISTS" else UserError
+    return kind(f"The server refuses ({answer.status_code}): {said.get('message') or server.reason(answer.text)}")

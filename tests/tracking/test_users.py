@@ -44,7 +44,7 @@ def told(*words, said=""):
 @pytest.fixture
 def as_user(server, monkeypatch):
     def become(name):
-        be(monkeypatch, server, dict([ADMIN]).get(name) and ADMIN or (name, PEOPLE[name]))
+        be(monkeypatch, server, ADMIN if name == ADMIN[0] else (name, PEOPLE[name]))
         return MlflowClient(server)
 
     return become
@@ -113,6 +113,15 @@ def test_nothing_but_health_answers_without_a_login(server):
     assert requests.get(f"{server}/health", timeout=10).status_code == 200
     for path in ("", "api/2.0/mlflow/experiments/search?max_results=1", "api/2.0/mlflow/users/list", "version"):
         assert requests.get(f"{server}/{path}", timeout=10).status_code == 401, path
+
+
+def test_adding_somebody_again_changes_neither_rights_nor_password(as_user, server):
+    as_user(ADMIN[0])
+    for role in ("participant", "researcher"):
+        name = "ada" if role == "researcher" else "p07"
+        assert told("add", name, "--role", role, said="another password").exit_code == 0
+        asked = f"{server}/api/2.0/mlflow/users/current"
+        assert requests.get(asked, auth=(name, PEOPLE[name]), timeout=10).status_code == 200
 
 
 def test_passwords_are_renewed_and_users_removed(as_user, server):
