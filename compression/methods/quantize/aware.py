@@ -21,6 +21,7 @@ from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.observers import minmax
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import Rounded, Rounding, deployed, foldable, rounded, trainable
+from compression.methods.quantize.scheme import SUM_BITS
 from compression.methods.quantize.steps import learned
 from compression.params import param
 from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
@@ -53,9 +54,9 @@ def join(model: nn.Module, data: list[Inputs]) -> nn.Module:
     if any(isinstance(m, Weighted) and m.activation == "odd" for m in model.modules()):
         return model
     between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
-    codes = code_range(8, signed=False)
+    codes = code_range(SUM_BITS, signed=False)
     for name, held in observe(model, between, data).items():
-        numbers = [Numbers(8, *choose_range(*minmax(o), *codes, symmetric=False), *codes) for o in held]
+        numbers = [Numbers(SUM_BITS, *choose_range(*minmax(o), *codes, symmetric=False), *codes) for o in held]
         pool = between[name]
         whole = isinstance(pool, nn.AdaptiveAvgPool2d)
         made = QuantAvgPool2d.from_float(pool, numbers[0]) if whole else QuantAdd.from_numbers(*numbers)

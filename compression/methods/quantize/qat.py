@@ -17,7 +17,7 @@ from compression.methods.quantize.folding import relu_before_pool
 from compression.methods.quantize.observers import Observed, moving_average
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import along, factors, fold, geometry, unrounded
-from compression.methods.quantize.scheme import Scheme
+from compression.methods.quantize.scheme import SUM_BITS, Scheme
 from compression.methods.quantize.static import quantized
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
@@ -46,7 +46,7 @@ class Qat(Recipe, Scheme):
     will be with their batch norm folded in. Weights' ranges follow the weights, activations' are moving averages.
     """
 
-    activation_bits: int = param(8, "bits of an activation", interval="[2, 8]", search=(4, 8))
+    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
     weight_observer: str = param(
         "minmax", "range of a weight: all of it, or that of the least squared error (slow)", choices=("minmax", "mse")
     )
@@ -82,7 +82,7 @@ class Qat(Recipe, Scheme):
         data = batches(context, self.calibration_samples)
         order = Order.of(model, data[0])
         for name, held in observe(model, layers | others, data).items():
-            inputs = [InputRange(self.activation_bits, observed) for observed in held]
+            inputs = [InputRange(SUM_BITS if name in others else self.activation_bits, o) for o in held]
             if name in others:
                 pool = others[name]
                 rounded = FakeAvgPool(pool, *inputs) if isinstance(pool, nn.AdaptiveAvgPool2d) else FakeAdd(*inputs)

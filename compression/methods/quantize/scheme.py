@@ -16,6 +16,8 @@ from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
 from compression.quantized import Numbers, merge, split
 
+SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
+
 
 @dataclass(frozen=True)
 class Scheme(Method):

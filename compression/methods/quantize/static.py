@@ -14,7 +14,7 @@ from compression.methods.quantize import observers, pictures
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
 from compression.methods.quantize.observers import Observed
-from compression.methods.quantize.scheme import Scheme
+from compression.methods.quantize.scheme import SUM_BITS, Scheme
 from compression.params import param
 from compression.quantized import (
     Numbers,
@@ -37,7 +37,7 @@ class Static(Scheme):
     training examples. Eight-bit weights use the codes -64..64, so that no CPU adds them up wrongly.
     """
 
-    activation_bits: int = param(8, "bits of an activation", interval="[2, 8]", search=(4, 8))
+    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
     observer: str = param(
         "minmax",
         "range of an activation",
@@ -68,23 +68,27 @@ class Static(Scheme):
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
         return model.to(context.device)
 
-    def bounds(self, observed: Observed) -> observers.Bounds:
-        """The range of an activation, as the chosen observer sees it."""
+    def input_bits(self, module: nn.Module) -> int:
+        """Bits of what goes into a layer, sum or pooling."""
+        return SUM_BITS if isinstance(module, (Add, nn.AdaptiveAvgPool2d)) else self.activation_bits
+
+    def bounds(self, observed: Observed, bits: int) -> observers.Bounds:
+        """The range of an activation of `bits` bits, as the chosen observer sees it."""
         if self.observer == "percentile":
             return observers.percentile(observed, self.percentile)
         if self.observer in ("entropy", "mse"):
-            return getattr(observers, self.observer)(observed, self.activation_bits)
+            return getattr(observers, self.observer)(observed, bits)
         return getattr(observers, self.observer)(observed)
 
-    def activation(self, observed: Observed) -> Numbers:
+    def activation(self, observed: Observed, bits: int) -> Numbers:
         """The numbers of an activation."""
-        codes = code_range(self.activation_bits, signed=False)
-        scale, zero_point = choose_range(*self.bounds(observed), *codes, self.activation_symmetric)
-        return Numbers(self.activation_bits, scale, zero_point, *codes)
+        codes = code_range(bits, signed=False)
+        scale, zero_point = choose_range(*self.bounds(observed, bits), *codes, self.activation_symmetric)
+        return Numbers(bits, scale, zero_point, *codes)
 
     def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
         """The quantized form of a layer, sum or pooling that was given what `held` says."""
-        inputs = [self.activation(observed) for observed in held]
+        inputs = [self.activation(observed, self.input_bits(layer)) for observed in held]
         if isinstance(layer, Add):
             return QuantAdd.from_numbers(*inputs)
         if isinstance(layer, nn.AdaptiveAvgPool2d):
@@ -103,7 +107,8 @@ class Static(Scheme):
         first = {name: held[0] for name, held in seen.items()}
         shown = pictures.spread(list(first))
         values = {name: first[name].sample.numpy() for name in shown}
-        chosen = {name: tuple(float(end) for end in self.bounds(first[name])) for name in shown}
+        bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
+        chosen = {name: tuple(map(float, self.bounds(first[name], bits[name]))) for name in shown}
         context.record.figure("activation-ranges", pictures.ranges(values, chosen, "activation"))
         weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
         context.record.figure("weight-ranges", self.weight_picture(model, weighted, self.activation_bits))

@@ -8,6 +8,7 @@ from compression import layers, models
 from compression.methods import method, parse
 from compression.methods.quantize.observers import Observed
 from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
+from compression.quantized import QuantAdd, QuantAvgPool2d
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +95,9 @@ def test_what_is_deployed_is_what_static_deploys(task, make_context):
     assert "QuantAdd" in kinds(trained).values()
     bits = {m.bits for m in trained.modules() if hasattr(m, "codes")}
     assert bits == {5}
+    for model in (trained, calibrated):
+        assert {m.activation_bits for m in model.modules() if hasattr(m, "codes")} == {6}
+        assert {m.bits for m in model.modules() if isinstance(m, (QuantAdd, QuantAvgPool2d))} == {8}
 
 
 def test_observers_and_norms_freeze_at_their_share_of_the_training(task, make_context):
