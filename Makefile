@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
 
 test: $(VENV)/.installed browser
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m 'not containers'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not containers'
 
 # Builds the image, starts the stack, breaks it. Needs a Docker engine.
 test-containers: $(VENV)/.installed

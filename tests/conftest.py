@@ -7,18 +7,36 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
 import contextlib
+import functools
 import signal
 
 import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compression import models
 from compression.context import Context
 from compression.machine import accelerator
 from compression.tasks.task import Split, Task
 
+# The exporter reads its 497 translations anew for every file, 0.4 s long; a process of tests writes hundreds of files.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background: children inherit it
+
+LONGEST = (
+    "tuning/test_tune.py",
+    "test_chains.py",
+    "test_methods.py",
+    "study/test_web.py",
+    "test_backend.py",
+    "test_pipeline.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONGEST))
 
 
 class Kept:
