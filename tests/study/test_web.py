@@ -1,14 +1,17 @@
 """The study in a real browser."""
 
 import re
+import subprocess
+import sys
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 import requests
+from mlflow.entities import ViewType
 from playwright.sync_api import expect
 
-from compression.study import check, clock, notes, people, store
+from compression.study import check, clock, forget, notes, people, runs, store
 from compression.study.tables import now
 from compression.study.web.access import Alone, Logins
 from tests.study.browser import ADMIN, browser, logins, served
@@ -325,8 +328,13 @@ def test_a_researcher_invites_and_sees_the_analysis_without_ids(study, page):
 
 
 @pytest.fixture(scope="module")
-def mlflow_server(tmp_path_factory):
-    with logins(tmp_path_factory.mktemp("mlflow"), {"ada": "ada-password-1", "bob": "bob-password-1"}) as uri:
+def server_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="module")
+def mlflow_server(server_folder):
+    with logins(server_folder, {"ada": "ada-password-1", "bob": "bob-password-1"}) as uri:
         yield uri
 
 
@@ -370,6 +378,24 @@ def run_of(participant):
     run = client.create_run("0", tags={"participant": participant, "method": "magnitude", "family": "prune"})
     client.set_terminated(run.info.run_id)
     return run.info.run_id
+
+
+def test_what_is_forgotten_at_a_server_waits_in_its_bin_for_the_command_that_is_told(
+    study, mlflow_server, server_folder, monkeypatch
+):
+    for name, value in zip(("USERNAME", "PASSWORD"), ADMIN, strict=True):
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    run, other = run_of("p05"), run_of("p06")
+    with store.session() as opened:
+        join(opened, "p05")
+    left = {trace.place: trace.left for trace in forget.forget("p05")}
+    assert left == dict.fromkeys(left, 0) | {"runs": 1}
+    words = forget.emptying("p05").replace("…", f"sqlite:///{server_folder}/server.db").split()
+    assert run in words[3]
+    subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
+    assert runs.of_person("p05", ViewType.ALL) == []
+    assert [r.id for r in runs.of_person("p06")] == [other]
 
 
 def test_only_the_servers_users_come_in_and_its_administrator_is_a_researcher(lab, mlflow_server, page):
