@@ -69,6 +69,12 @@ def answer_all(page):
 
 def test_a_participant_gets_from_consent_to_hand_in(p07, page, place):
     page.goto(p07)
+    take_part(page, p07, place / "bundle.zip")
+    assert check.check(place / "bundle.zip").problems == []
+
+
+def take_part(page, address, bundle):
+    """Everything from the consent to the hand-in, which is saved as `bundle`."""
     expect(page.get_by_role("heading", name="Consent")).to_be_visible()
     page.get_by_label("I have read this").check()
     page.get_by_role("button", name="Take part").click()
@@ -85,10 +91,10 @@ def test_a_participant_gets_from_consent_to_hand_in(p07, page, place):
     page.get_by_role("link", name="Answer").click()
     answer_all(page)
     launch(page)
-    page.goto(f"{p07}/notes")
+    page.goto(f"{address}/notes")
     page.get_by_label("Note (Markdown)").fill("it **works**")
     page.get_by_role("button", name="Keep").first.click()
-    page.goto(p07)
+    page.goto(address)
     page.get_by_role("button", name="Practice: done").click()
     page.get_by_role("link", name="Answer").click()
     answer_all(page)
@@ -96,9 +102,8 @@ def test_a_participant_gets_from_consent_to_hand_in(p07, page, place):
     page.get_by_role("button", name="Make the bundle").click(timeout=120_000)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download the bundle").click()
-    download.value.save_as(place / "bundle.zip")
-    assert check.check(place / "bundle.zip").problems == []
-    page.goto(p07)
+    download.value.save_as(bundle)
+    page.goto(address)
     expect(page.get_by_text("Every stage is done")).to_be_visible()
 
 
