@@ -17,10 +17,19 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.layers import Add
 from compression.methods.base import Method
+from compression.methods.quantize import pictures
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.observers import minmax
 from compression.methods.quantize.order import Order
-from compression.methods.quantize.rounding import Rounded, Rounding, deployed, foldable, rounded, trainable
+from compression.methods.quantize.rounding import (
+    InputRounding,
+    Rounded,
+    Rounding,
+    deployed,
+    foldable,
+    rounded,
+    trainable,
+)
 from compression.methods.quantize.scheme import SUM_BITS
 from compression.methods.quantize.steps import learned
 from compression.params import param
@@ -42,6 +51,14 @@ def convert(model: nn.Module, order: Order) -> nn.Module:
             if norm and follows is not None:
                 model.set_submodule(norm, nn.Identity())
     return model
+
+
+def draw(model: nn.Module, context: Context, data: list[Inputs]) -> None:
+    """Pictures of some layers' weights and inputs with the ranges they were trained to."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, Rounded)}
+    weights = {n: (m.rounding.before(m.weight), m.rounding.numbers(m.weight)) for n, m in layers.items()}
+    inputs = {n: m.source.activation() for n, m in layers.items() if isinstance(m.source, InputRounding)}
+    pictures.keep_trained(context.record, model, weights, inputs, data)
 
 
 def join(model: nn.Module, data: list[Inputs]) -> nn.Module:
@@ -113,7 +130,9 @@ class Aware(Recipe, Method):
         with torch.no_grad():  # roundings choose their first numbers by the first values they meet
             forward(model.eval(), inputs)
         model = fit(model, context, self, on_step=lambda step, steps: self.on_step(model))
-        return join(convert(model, order), batches(context, SAMPLES))
+        data = batches(context, SAMPLES)
+        draw(model, context, data)
+        return join(convert(model, order), data)
 
     def insert(self, model: nn.Module, order: Order) -> None:
         """Swap the layers, in place."""

@@ -49,6 +49,9 @@ class TanhWeight(Rounding):
     def forward(self, values: Tensor) -> Tensor:
         return normalised(values, self.bits)
 
+    def before(self, values: Tensor) -> Tensor:
+        return 2 * unit(values) - 1
+
     def numbers(self, values: Tensor) -> Numbers:
         scale = torch.full((1, 1), 2 / (2**self.bits - 1), device=values.device)
         return Numbers(self.bits, scale, torch.full_like(scale, -0.5), *code_range(self.bits, signed=True))
@@ -89,8 +92,13 @@ def quantize_unit(values: Tensor, bits: int) -> Tensor:
 
 def normalised(weight: Tensor, bits: int) -> Tensor:
     """2 quantize(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1: eq. 9."""
+    return 2 * quantize_unit(unit(weight), bits) - 1
+
+
+def unit(weight: Tensor) -> Tensor:
+    """tanh(w) / (2 max|tanh(w)|) + 1/2, within [0, 1]."""
     squeezed = weight.tanh()
-    return 2 * quantize_unit(squeezed / (2 * squeezed.abs().max().clamp_min(1e-12)) + 0.5, bits) - 1
+    return squeezed / (2 * squeezed.abs().max().clamp_min(1e-12)) + 0.5
 
 
 def mean_sign(weight: Tensor) -> Tensor:

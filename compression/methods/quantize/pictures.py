@@ -7,8 +7,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
+from compression.context import Record
 from compression.figures import AFTER, BEFORE, INK, canvas, styled
+from compression.methods.quantize.calibration import observe
+from compression.quantized import Numbers, merge, split
+from compression.tasks.task import Inputs
 
 SHOWN = 4  # histograms in one picture
 
@@ -17,6 +22,37 @@ def spread(names: list[str]) -> list[str]:
     """At most SHOWN of the names, from the first to the last."""
     places = np.linspace(0, len(names) - 1, min(SHOWN, len(names))).round().astype(int)
     return [names[i] for i in places]
+
+
+def in_steps(weight: Tensor, numbers: Numbers) -> np.ndarray:
+    """A weight in steps of its scales, where its codes are whole numbers."""
+    groups = split(weight.detach(), numbers.granularity, numbers.group_size)
+    steps = groups / numbers.scale.unsqueeze(2) + numbers.zero_point.unsqueeze(2)
+    return merge(steps, weight.shape).float().cpu().numpy()
+
+
+def ends(numbers: Numbers) -> tuple[float, float]:
+    """The lowest and the highest value that an activation's codes mean."""
+    low, high = ((code - numbers.zero_point) * numbers.scale for code in (numbers.low, numbers.high))
+    return float(low), float(high)
+
+
+def keep_trained(
+    record: Record,
+    model: nn.Module,
+    weights: Mapping[str, tuple[Tensor, Numbers]],
+    inputs: Mapping[str, Numbers],
+    data: list[Inputs],
+) -> None:
+    """Pictures of some layers of a model trained for its numbers: weights before they are rounded, and inputs."""
+    shown = {name: weights[name] for name in spread(list(weights))}
+    steps = {name: in_steps(*held) for name, held in shown.items()}
+    codes = {name: (numbers.low, numbers.high) for name, (_, numbers) in shown.items()}
+    record.figure("weight-ranges", ranges(steps, codes, "weight in steps"))
+    if watched := {name: model.get_submodule(name) for name in spread(list(inputs))}:
+        seen = observe(model, watched, data)
+        values = {name: held[0].sample.numpy() for name, held in seen.items()}
+        record.figure("activation-ranges", ranges(values, {n: ends(inputs[n]) for n in values}, "activation"))
 
 
 @styled

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from compression.context import Context
 from compression.layers import Add
+from compression.methods.quantize import pictures
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import relu_before_pool
 from compression.methods.quantize.observers import Observed, moving_average
@@ -69,12 +70,20 @@ class Qat(Recipe, Scheme):
             freeze(model, observers=step >= self.freeze_observers * steps, norms=step >= self.freeze_norm * steps)
 
         model = fit(model, context, self, on_step=on_step)
+        self.draw(model, context)
         for name, module in list(model.named_modules()):
             if isinstance(module, (FakeLayer, FakeAdd, FakeAvgPool)):
                 model.set_submodule(name, module.deployed())
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
         return model.to(context.device)
+
+    def draw(self, model: nn.Module, context: Context) -> None:
+        """Pictures of some layers' weights, batch norms folded in, and inputs, with the ranges of their codes."""
+        layers = {name: m for name, m in model.named_modules() if isinstance(m, FakeLayer)}
+        weights = {name: (m.folded().detach(), self.rounding(m.folded().detach())) for name, m in layers.items()}
+        inputs = {name: m.source.activation() for name, m in layers.items()}
+        pictures.keep_trained(context.record, model, weights, inputs, batches(context, self.calibration_samples))
 
     def insert(self, model: nn.Module, layers: dict[str, nn.Module], context: Context) -> None:
         """Swap `layers`, sums and mean poolings for those that round, in place; batch norms move into the layers."""
@@ -224,8 +233,7 @@ class FakeLayer(Freezable):
 
     def forward(self, inputs: Tensor) -> Tensor:
         by, me = self.factors(), cast(Any, self)
-        folded = me.weight if by is None else me.weight * along(by, me.weight)
-        outputs = self.compute(self.source(inputs), self.rounded(folded))
+        outputs = self.compute(self.source(inputs), self.rounded(self.folded()))
         if by is not None:
             outputs = outputs / self.spread(by)
         if me.bias is not None:
@@ -234,6 +242,11 @@ class FakeLayer(Freezable):
             return outputs
         self.norm.train(self.training and not self.frozen)
         return self.norm(outputs)
+
+    def folded(self) -> Tensor:
+        """The weight with the factors of the norm in it."""
+        by, weight = self.factors(), cast(Tensor, self.weight)
+        return weight if by is None else weight * along(by, weight)
 
     def spread(self, values: Tensor) -> Tensor:
         """`values` `(outputs,)`, shaped to go with the layer's outputs."""

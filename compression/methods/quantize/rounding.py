@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.quantized import Activation, Numbers, QuantConv2d, QuantLinear
+from compression.quantized import Numbers, QuantConv2d, QuantLinear
 
 
 class Rounding(nn.Module):
@@ -22,11 +22,15 @@ class Rounding(nn.Module):
         """The levels that a weight of these `values` is rounded to."""
         raise NotImplementedError
 
+    def before(self, values: Tensor) -> Tensor:
+        """What is rounded of them: the values, unless the method makes others of them first."""
+        return values
+
 
 class InputRounding(Rounding):
     """As `Rounding`, of what goes into a layer; `numbers` does not look at the values."""
 
-    def activation(self) -> Activation:
+    def activation(self) -> Numbers:
         """What the deployed layer does to its input."""
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from compression.methods.base import Method
 from compression.methods.quantize import pictures
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
-from compression.quantized import Numbers, merge, split
+from compression.quantized import Numbers
 
 SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
 
@@ -55,9 +55,7 @@ class Scheme(Method):
         for name in pictures.spread(names):
             layer = model.get_submodule(name)
             numbers = self.weight_numbers(layer, activation_bits)
-            groups = split(weight(layer), numbers.granularity, numbers.group_size)
-            steps = groups / numbers.scale.unsqueeze(2) + numbers.zero_point.unsqueeze(2)
-            values[name] = merge(steps, weight(layer).shape).float().cpu().numpy()
+            values[name] = pictures.in_steps(weight(layer), numbers)
             chosen[name] = (numbers.low, numbers.high)
         return pictures.ranges(values, chosen, "weight in steps")
 
