@@ -159,5 +159,5 @@ def layers(before: list[dict[str, Any]] | None, after: list[dict[str, Any]], col
     axes.bar(places + 0.2, [later.get(name, 0) for name in names], 0.4, color=AFTER, label="after")
     axes.set_xticks(places, names, rotation=90, fontsize=max(5, 9 - len(names) // 20))
     axes.set(title=title)
-    axes.legend()
+    axes.legend(ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0))  # above the bars, not over them
     return figure
