@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from compression import layers, models
+from compression import deploy, layers, models
 from compression.methods import method, parse
 from compression.methods.quantize.observers import Observed
 from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
-from compression.quantized import QuantAdd, QuantAvgPool2d
+from compression.quantized import QuantAdd, QuantAvgPool2d, QuantEmbedding, QuantLinear
+from tests.conftest import tiny_bert, words_task
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,17 @@ def test_pruned_weights_stay_zero_and_skipped_layers_floats(task, make_context):
     found = parse("qat:epochs=1,batch_size=128,skip=stages.0")[0].apply(model, context)
     assert (found.hidden.fc.weight[zero] == 0).all()
     assert type(found.stages[0].conv) is nn.Conv2d
+
+
+@pytest.mark.parametrize("name", ["qat", "lsq"])
+def test_a_bert_is_trained_rounded_and_answers_as_its_file(name, make_context, tmp_path):
+    task = words_task()
+    model = tiny_bert(num_hidden_layers=1)
+    context = make_context(task, copy.deepcopy(model))
+    made = method(name)(epochs=1).apply(model, context)
+    kinds = [type(m) for m in made.modules()]
+    assert kinds.count(QuantLinear) == 6 + 2
+    assert kinds.count(QuantEmbedding) == (3 if name == "qat" else 0)
+    assert {"activation-ranges", "weight-ranges"} <= set(context.record.figures)
+    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
+    deploy.parity(made, file, task.test, task.metrics, threads=1)
