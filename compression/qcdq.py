@@ -1,8 +1,8 @@
 """QCDQ: QuantizeLinear, Clip, DequantizeLinear on 8-bit containers, the exchange format that Brevitas writes.
 
 Standard operators alone: every code takes a byte, and a Clip before its DequantizeLinear says how many bits it has.
-What we deploy is smaller (see `quantized.deployed`); this is for tools that read nothing else. ONNX Runtime rounds its
-biases, floats, to steps of the input's scale times the weight's, which are wide where bits are few.
+What we deploy is smaller (see `quantized.onnx_numbers`); this is for tools that read nothing else. ONNX Runtime rounds
+its biases, floats, to steps of the input's scale times the weight's, which are wide where bits are few.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from compression import deploy
 from compression.errors import UserError
 from compression.quantized import Weighted, code_range, deployable
-from compression.quantized.deployed import Bytes, OnnxWeight, Plain
+from compression.quantized.onnx_numbers import Bytes, OnnxWeight, Plain
 from compression.tasks.task import Inputs
 
 

@@ -1,0 +1,212 @@
+"""Numbers as ONNX: activations, weights, biases and packed codes, each a module that writes its operators.
+
+Activations become QuantizeLinear (Clip, below 8 bits) DequantizeLinear, weights integer initializers with a
+DequantizeLinear. Codes of fewer than 8 bits stay packed in the file at their width, whatever it is: `Unpack` (see
+functions.py) is evaluated once, when the file is loaded, and then ONNX Runtime fuses as if the bytes had been there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from compression.quantized.clustered import Clustered
+from compression.quantized.functions import DOMAIN
+from compression.quantized.layers import (
+    QuantConv2d,
+    Quantize,
+    QuantLinear,
+    Weighted,
+)
+from compression.quantized.numbers import dequantize, merge, split
+from compression.quantized.packing import pack
+
+OPSET = 20
+
+
+def op(name: str, *inputs: Tensor, dtype: torch.dtype, shape: Any, version: int = OPSET, **attributes: Any) -> Tensor:
+    return symbolic(name, inputs, attrs=attributes or None, dtype=dtype, shape=shape, version=version)
+
+
+class OnnxQuantize(nn.Module):
+    """QuantizeLinear, Clip where the codes do not fill a byte, DequantizeLinear."""
+
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, source: Quantize) -> None:
+        super().__init__()
+        self.narrow = source.bits < 8
+        self.register_buffer("scale", source.scale)
+        self.register_buffer("zero_point", source.zero_point.to(torch.uint8))
+        self.register_buffer("low", torch.tensor(0, dtype=torch.uint8))
+        self.register_buffer("high", torch.tensor(2**source.bits - 1, dtype=torch.uint8))
+
+    def forward(self, values: Tensor) -> Tensor:
+        like: dict[str, Any] = {"shape": values.shape}
+        codes = op("QuantizeLinear", values, self.scale, self.zero_point, dtype=torch.uint8, **like)
+        if self.narrow:
+            codes = op("Clip", codes, self.low, self.high, dtype=torch.uint8, **like)
+        return op("DequantizeLinear", codes, self.scale, self.zero_point, dtype=torch.float32, **like)
+
+
+class OnnxDynamicQuantize(nn.Module):
+    """DynamicQuantizeLinear, DequantizeLinear."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        codes, scale, zero_point = dynamic(values)
+        return op("DequantizeLinear", codes, scale, zero_point, dtype=torch.float32, shape=values.shape)
+
+
+def dynamic(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scale and zero point of an input by its own range."""
+    types, shapes = (torch.uint8, torch.float32, torch.uint8), (values.shape, (), ())
+    return symbolic_multi_out("DynamicQuantizeLinear", (values,), dtypes=types, shapes=shapes, version=OPSET)  # type: ignore[return-value]
+
+
+def quantize(source: Quantize) -> nn.Module:
+    if source.levels == "dynamic":
+        return OnnxDynamicQuantize()
+    # QuantizeLinear knows no zero point of a half: odd levels stay the float arithmetic that they are in torch.
+    return source if source.levels == "odd" else OnnxQuantize(source)
+
+
+class Codes(nn.Module):
+    """Signed integers of an initializer, int8 when it runs, packed in the file at `bits` bits.
+
+    What runs is `multiple` times the code or, where `odd`, times 2 code + 1: the odd numbers that stand for halves.
+    """
+
+    packed: Tensor
+    size: Tensor
+
+    def __init__(self, codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> None:
+        super().__init__()
+        step = 2 * multiple if odd else multiple
+        self.attributes: dict[str, Any] = {
+            "bits": bits,
+            "step": float(step),
+            "offset": float((multiple if odd else 0) - step * 2 ** (bits - 1)),
+        }
+        self.shape = tuple(codes.shape)
+        self.register_buffer("packed", pack(codes, bits))
+        self.register_buffer("size", torch.tensor(codes.shape))
+
+    def forward(self) -> Tensor:
+        made: dict[str, Any] = {"dtype": torch.int8, "shape": self.shape, "version": 1}
+        return op(f"{DOMAIN}::Unpack", self.packed, self.size, **made, **self.attributes)
+
+
+class Bytes(nn.Module):
+    """Codes of 8 bits: an int8 initializer."""
+
+    codes: Tensor
+
+    def __init__(self, codes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("codes", codes.contiguous())
+
+    def forward(self) -> Tensor:
+        return self.codes
+
+
+class OnnxWeight(nn.Module):
+    """An integer initializer and its DequantizeLinear; odd levels are doubled, which makes their halves whole.
+
+    Fewer than 8 bits are spread over the byte, see `Weighted.multiple`.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, source: Weighted, transposed: bool = False) -> None:
+        super().__init__()
+        odd = source.levels == "odd"
+        codes = source.codes.t() if transposed else source.codes
+        self.codes: nn.Module = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, source.multiple, odd)
+        self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
+        shape = (-1,) if self.axis else ()
+        zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.multiple
+        self.register_buffer("scale", source.unit.reshape(shape))
+        self.register_buffer("zero_point", zero_point.to(torch.int8).reshape(shape))
+
+    def store(self, codes: nn.Module, multiple: int) -> None:
+        """Hold `codes` as they are, of which `multiple` times was held."""
+        self.codes, self.scale, self.zero_point = codes, self.scale * multiple, self.zero_point // multiple
+
+    def forward(self) -> Tensor:
+        codes = self.codes()
+        made: dict[str, Any] = {"dtype": torch.float32, "shape": codes.shape}
+        return op("DequantizeLinear", codes, self.scale, self.zero_point, **made, **self.axis)
+
+
+class OnnxFloatWeight(nn.Module):
+    """A weight that no integer kernel takes: integers in the file, made floats once, when it is loaded."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, source: Weighted) -> None:
+        super().__init__()
+        self.shape = source.weight.shape
+        # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
+        self.codes = Codes(split(source.codes, source.granularity, source.group_size), source.bits)
+        self.register_buffer("scale", source.scale.unsqueeze(2))
+        self.register_buffer("zero_point", source.zero_points.unsqueeze(2))
+
+    def forward(self) -> Tensor:
+        return merge(dequantize(self.codes().to(torch.float32), self.scale, self.zero_point), self.shape)
+
+
+class OnnxSharedWeight(nn.Module):
+    """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
+
+    values: Tensor
+
+    def __init__(self, source: Clustered) -> None:
+        super().__init__()
+        self.first = 2 ** (source.bits - 1)
+        self.codes = Codes(source.indices - self.first, source.bits)
+        self.register_buffer("values", source.codebook)
+
+    def forward(self) -> Tensor:
+        return F.embedding(self.codes().long() + self.first, self.values.unsqueeze(1)).squeeze(-1)
+
+
+class OnnxBias(nn.Module):
+    """A bias in 32-bit integers, in steps of the input's scale times the weight's."""
+
+    codes: Tensor
+    input_scale: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, source: QuantLinear | QuantConv2d, step: Tensor) -> None:
+        super().__init__()
+        assert source.bias is not None
+        assert isinstance(source.input, Quantize)
+        self.register_buffer("codes", (source.bias.data / step).round().to(torch.int32))
+        self.register_buffer("input_scale", source.input.scale)
+        self.register_buffer("weight_scale", source.unit.reshape(-1 if source.granularity == "channel" else ()))
+
+    def forward(self) -> Tensor:
+        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.codes.shape, "version": 1}
+        return op(f"{DOMAIN}::DequantizeBias", self.codes, self.input_scale, self.weight_scale, **made)
+
+
+class Plain(nn.Module):
+    """A tensor or None, called like the others."""
+
+    value: Tensor | None
+
+    def __init__(self, value: Tensor | None) -> None:
+        super().__init__()
+        self.register_buffer("value", value)
+
+    def forward(self) -> Tensor | None:
+        return self.value
