@@ -88,9 +88,16 @@ def _on_hub(origin: Origin, looked: str) -> Found:
     except (OSError, ValueError, HTTPError, exceptions.DatasetsError) as error:
         raise UserError(
             f"The data of {origin.name} was not found: {looked}, no whole copy made by load_dataset is in "
-            f"{config.HF_DATASETS_CACHE}, and {hub.trouble(error)}, or give data=FOLDER with its parquet files, or "
+            f"{config.HF_DATASETS_CACHE}, and {_trouble(error)}, or give data=FOLDER with its parquet files, or "
             f"set COMPRESSION_DATA to a folder that holds {origin.name}/."
         ) from error
+
+
+def _trouble(error: Exception) -> str:
+    """Why the hub gave no data and what to set, as half a sentence."""
+    if os.environ.get("HF_DATASETS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+        return "HF_DATASETS_OFFLINE forbids asking the hub, unset it"
+    return hub.trouble(error)
 
 
 def _prepared(origin: Origin) -> Files:

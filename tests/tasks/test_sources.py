@@ -98,6 +98,12 @@ def test_data_found_nowhere_says_at_once_where_it_looked_and_what_to_set(monkeyp
     assert "Retrying" not in caplog.text  # as the hub's libraries would, for most of a minute
 
 
+def test_offline_mode_of_the_data_is_named(monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    with pytest.raises(UserError, match="HF_DATASETS_OFFLINE forbids asking the hub, unset it"):
+        find(ORIGIN)
+
+
 def test_an_endpoint_that_never_answers_is_given_up(monkeypatch, point_at):
     monkeypatch.setattr(hub, "SECONDS", 0.2)
     with serve({}, delay=2) as endpoint:
