@@ -28,6 +28,7 @@ def examine() -> list[Finding]:
     """Everything, in the order in which a run needs it. Takes some seconds and changes nothing."""
     checks: list[tuple[str, Callable[[], str], bool]] = [
         ("server", server, True),
+        ("runs", runs, False),
         ("disk", disk, True),
         ("data", data, False),
         ("gpu", gpu, False),
@@ -48,6 +49,23 @@ def _finding(name: str, check: Callable[[], str], needed: bool) -> Finding:
 def server() -> str:
     tracking.check_server()
     return f"runs go to {tracking.public(tracking.tracking_uri())}"
+
+
+def runs() -> str:
+    if left := tracking.never_begun():
+        raise UserError(
+            f"{len(left)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when Docker "
+            "is down); close them with `compression doctor --close-runs`, and use `-b docker`, which looks first."
+        )
+    return "none waits for a container that never came"
+
+
+def close_runs() -> int:
+    """Set the runs whose container never came to FAILED; how many."""
+    left = tracking.never_begun()
+    for run in left:
+        tracking.close(run, "Its container never came: see `compression doctor`.")
+    return len(left)
 
 
 def disk() -> str:

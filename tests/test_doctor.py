@@ -2,6 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 
 from compression import containers, doctor
 from compression.cli import cli
@@ -39,6 +40,23 @@ def test_a_server_that_is_gone_is_needed(monkeypatch):
     assert isinstance(done.exception, UserError)
     assert "No run can begin without: server" in str(done.exception)
     assert "does not answer" in done.output
+
+
+def test_runs_whose_container_never_came_are_found_and_closed(monkeypatch):
+    store = MlflowClient()
+    tags = {"mlflow.project.env": "docker"}
+    stuck = store.create_run("0", start_time=1, tags=tags).info.run_id
+    others = [
+        store.create_run("0", tags=tags),  # made this moment: its container may be on its way
+        store.create_run("0", start_time=1, tags=tags | {"stage": "compress"}),  # an entry point works on it
+        store.create_run("0", start_time=1),  # somebody's own
+    ]
+    assert "1 runs are RUNNING whose container never came" in found("runs").sentence
+    assert "Closed 1 runs." in CliRunner().invoke(cli, ["doctor", "--close-runs"]).output
+    assert store.get_run(stuck).info.status == "FAILED"
+    assert "container never came" in store.get_run(stuck).data.tags["mlflow.note.content"]
+    assert {store.get_run(run.info.run_id).info.status for run in others} == {"RUNNING"}
+    assert found("runs").well
 
 
 def test_a_full_disk_is_needed(monkeypatch):

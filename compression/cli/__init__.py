@@ -188,10 +188,12 @@ def sync() -> None:
     click.echo(f"Sent {sent} records; {tracking.unsent() or 'none'} left.")
 
 
-def doctor() -> None:
+def doctor(close_runs: bool) -> None:
     """Look at what runs need (server, disk, data, GPU, Docker) and say what to do about what is missing."""
     from compression import doctor
 
+    if close_runs:
+        click.echo(f"Closed {doctor.close_runs()} runs.")
     findings = doctor.examine()
     for found in findings:
         mark = "ok" if found.well else "MISSING" if found.needed else "no"
@@ -239,6 +241,7 @@ kind = click.Option(
     help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone",
 )
 file = click.Option(["--output"], required=True, help="file to write")
+closing = click.Option(["--close-runs"], is_flag=True, help="set runs whose container never came to FAILED")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))
 cli.add_command(FieldCommand("tune", tuned, tune, params=[recipe], help=tune.__doc__))
@@ -247,7 +250,7 @@ cli.add_command(FieldCommand("evaluate", lambda: [Settings], evaluate, help=eval
 cli.add_command(FieldCommand("report", surveyed, report, params=[runs, of_task, output], help=report.__doc__))
 cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
-cli.add_command(click.Command("doctor", callback=doctor, help=doctor.__doc__))
+cli.add_command(click.Command("doctor", callback=doctor, params=[closing], help=doctor.__doc__))
 cli.add_command(Later("users", "compression.cli.users", help=USERS, context_settings=CONTEXT))
 cli.add_command(Later("study", "compression.study.cli", help=STUDY, context_settings=CONTEXT))
 

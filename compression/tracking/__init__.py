@@ -13,11 +13,13 @@ from compression.tracking.server import check_server, public, tracking_uri
 from compression.tracking.silent import Silent
 from compression.tracking.stored import (
     Stored,
+    close,
     describe_model,
     download,
     find_baseline,
     finished,
     history,
+    never_begun,
     register,
     stored,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "Stored",
     "check_server",
     "child",
+    "close",
     "describe_model",
     "download",
     "find_baseline",
@@ -35,6 +38,7 @@ __all__ = [
     "folder_of",
     "history",
     "home",
+    "never_begun",
     "public",
     "refuse",
     "register",

@@ -14,10 +14,13 @@ from mlflow import MlflowClient, pyfunc
 from mlflow.entities import ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENV
 
 from compression import __version__
 from compression.tracking import server
-from compression.tracking.run import folder_of
+from compression.tracking.run import NOTE, folder_of, milliseconds
+
+PULL_SECONDS = 120  # what a container may take to come
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,22 @@ def finished(task: str) -> list[Stored]:
             found += [_read(run) for run in page if run.data.tags.get("stage") in ("compress", "chosen")]
             if not (token := page.token):
                 return found
+
+
+def never_begun() -> list[str]:
+    """The ids of runs that plain `mlflow run` made for a container that never came: RUNNING, and nobody joined them."""
+    asked = f"attributes.status = 'RUNNING' and tags.`{MLFLOW_PROJECT_ENV}` = 'docker'"
+    with server.asking("look for runs that never began") as client:
+        found = client.search_runs(_experiments(client), asked)
+    earliest = milliseconds() - 1000 * PULL_SECONDS
+    return [run.info.run_id for run in found if "stage" not in run.data.tags and run.info.start_time < earliest]
+
+
+def close(run_id: str, note: str) -> None:
+    """Set a run that nobody works on to FAILED, with `note` on its page."""
+    with server.asking(f"close the run {run_id}") as client:
+        client.set_tag(run_id, NOTE, note)
+        client.set_terminated(run_id, "FAILED")
 
 
 def history(run_id: str) -> dict[str, list[tuple[int, float]]]:
