@@ -57,13 +57,13 @@ class Attempt:
     before: Measurement
 
     def __call__(self, trial: Trial) -> list[float]:
+        trial.set_user_attr(WORKER, self.job.run.id)
         steps = self.space.steps_of(trial)
         tags = self.job.tags("trial", steps) | {"split": "validation", "trial": str(trial.number)}
         tags |= {"study": trial.study.study_name}
         stopped = None
         with self.job.child(f"trial {trial.number}", tags) as run:
             trial.set_user_attr(RUN, run.id)
-            trial.set_user_attr(WORKER, self.job.run.id)
             trial.set_user_attr(RECIPE, methods.text(steps))
             try:
                 figures = self.figures(replace(self.job, run=run, stage="step"), steps, trial)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -21,7 +21,7 @@ from compression import tracking
 from compression.errors import UserError, first_line
 from compression.tuning.plan import STORAGE, Plan, storage
 from compression.tuning.space import Space
-from compression.tuning.trial import REFUSED, Attempt
+from compression.tuning.trial import REFUSED, WORKER, Attempt
 
 PAUSE = 1.0  # seconds between looks at what other workers are doing
 SIGNS = 3  # signs of life that may fail to come before a worker is taken for dead
@@ -32,6 +32,11 @@ def quiet() -> None:
     """Optuna says nothing of its own: every trial is a run."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2020
+
+
+def retrying() -> RetryHeartbeatStaleTrialCallback:
+    """What puts another trial in the place of one whose worker died."""
+    return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
 def opened(
@@ -67,7 +72,7 @@ def _storage(plan: Plan) -> RDBStorage:
             storage(),
             heartbeat_interval=plan.heartbeat,
             grace_period=SIGNS * plan.heartbeat,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES),
+            heartbeat_stale_trial_callback=retrying(),
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise UserError(
@@ -121,11 +126,13 @@ class Worker:
     study: Study
     plan: Plan
     attempt: Attempt
+    seen: dict[int, float] = field(default_factory=dict)  # when a trial was first seen running for nobody
 
     def work(self) -> None:
         began = time.monotonic()
         while not self.exhausted():
             fail_stale_trials(self.study)
+            self.retry_never_begun()
             counts = self.counts()
             if counts["finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
                 if self.plan.timeout and time.monotonic() - began > self.plan.timeout:
@@ -135,6 +142,19 @@ class Worker:
                 time.sleep(PAUSE)  # another worker's: should it die, its trial comes back
             else:
                 return
+
+    def retry_never_begun(self) -> None:
+        """Have the trials tried again whose worker died before its first sign of life.
+
+        Optuna would take them for alive for ever. The clock is this worker's own: others' may be set otherwise.
+        """
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if WORKER in trial.user_attrs:
+                continue
+            first = self.seen.setdefault(trial.number, time.monotonic())
+            if time.monotonic() - first > SIGNS * self.plan.heartbeat:
+                self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+                retrying()(self.study, trial)
 
     def exhausted(self) -> bool:
         sampler = self.study.sampler

@@ -88,7 +88,7 @@ def stack(image, tmp_path_factory):
         print(f"\nup and healthy after {made.up():.0f} s")
         yield made
     finally:
-        log = made("logs", "--no-color", check=False).stdout
+        log = made("--profile", "worker", "logs", "--no-color", "--timestamps", check=False).stdout
         (made.folder / "stack.log").write_text(log)
         made("--profile", "worker", "down", "--volumes", "--timeout", "5")
 

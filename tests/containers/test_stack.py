@@ -9,9 +9,12 @@ from collections import Counter
 
 import pytest
 import requests
+from click.testing import CliRunner
 from mlflow.exceptions import MlflowException
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+from compression.cli import cli
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
 
 TRIALS = 8
 TUNE = (
@@ -107,9 +110,13 @@ def test_nothing_is_lost_when_database_server_and_a_worker_are_killed_in_the_mid
     stack.kill(stack("--profile", "worker", "ps", "--quiet", "worker").stdout.split()[0])
     stack("--profile", "worker", "up", "--detach", "--scale", "worker=2", "worker", more=more)
 
-    said, _ = run.communicate(timeout=400)
+    said, _ = run.communicate(timeout=900)
     assert run.returncode == 0, said.decode()[-3000:]
-    until(lambda: not stack("--profile", "worker", "ps", "--quiet", "--status", "running", "worker").stdout, 400)
+    until(lambda: not stack("--profile", "worker", "ps", "--quiet", "--status", "running", "worker").stdout, 900)
+
+    # What ended while the server was away is in files: the run's in this folder, the workers' in their volume.
+    assert "none left" in CliRunner().invoke(cli, ["sync"]).output
+    assert "none left" in stack("--profile", "lab", "run", "--rm", "-T", "lab", "compression", "sync").stdout
 
     [trained] = [r for r in all_runs(client) if r.data.params.get("epochs") == "400"]
     assert trained.info.status == "FINISHED"

@@ -178,6 +178,19 @@ def test_where_nothing_meets_the_constraints_it_is_said_and_nothing_chosen(tuned
     assert not any(t.user_attrs[FEASIBLE] for t in trials_of("none"))
 
 
+def test_a_trial_whose_worker_died_before_its_first_sign_of_life_is_tried_again(tuned):
+    plan = Plan(trials=2, study="never-begun", space=SPACE, sampler="random", heartbeat=1)
+    tune(quick(), RECIPE, plan)
+    study = optuna.load_study(study_name="never-begun", storage=os.environ["OPTUNA_STORAGE"])
+    orphan = study.ask()  # and nobody goes on
+    content = tune(quick(), RECIPE, dataclasses.replace(plan, trials=3))
+    states = Counter(t.state for t in trials_of("never-begun"))
+    assert (states[TrialState.COMPLETE], states[TrialState.FAIL], states[TrialState.RUNNING]) == (3, 1, 0)
+    [again] = [t for t in trials_of("never-begun") if t.system_attrs.get("failed_trial") == orphan.number]
+    assert again.state == TrialState.COMPLETE
+    assert content["states"]["complete"] == 3
+
+
 def test_storage_that_cannot_be_used_is_said_without_the_password(tuned, monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg2://lab:secret@127.0.0.1:9/optuna")
     with pytest.raises(UserError, match="Optuna's storage .* cannot be used") as refused:
