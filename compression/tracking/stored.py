@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENV
 
 from compression import __version__
 from compression.tracking import server
+from compression.tracking.delivery import KEY
 from compression.tracking.run import NOTE, folder_of, milliseconds
 
 PULL_SECONDS = 120  # what a container may take to come
@@ -38,7 +39,20 @@ class Stored:
 def stored(run_id: str) -> Stored:
     """The run `run_id`; a UserError if there is none, or the server does not answer."""
     with server.asking(f"read the run {run_id}") as client:
-        return _read(client.get_run(run_id))
+        return _read(client.get_run(_at_server(client, run_id)))
+
+
+def _at_server(client: MlflowClient, run_id: str) -> str:
+    """The id of a run there: one that began while the server was gone is known by its key to whoever began it."""
+    try:
+        return client.get_run(run_id).info.run_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        made = client.search_runs(_experiments(client), f"tags.`{KEY}` = {_quoted(run_id)}")
+        if not made:
+            raise
+        return made[0].info.run_id
 
 
 def _read(run: Any) -> Stored:
@@ -131,14 +145,14 @@ def download(uri: str, to: Path | str) -> Path:
     UserError if there is no such thing, or the server does not answer.
     """
     scheme, _, path = uri.partition(":/")
-    if scheme == "runs":
-        run_id, slash, path = path.strip().partition("/")
-        path = path if slash else "model"
-        uri = f"runs:/{run_id}/{path}"
-        here = folder_of(run_id) / "artifacts" / path
-        if run_id and path and here.exists():
-            return _copied(here, Path(to))
-    with server.asking(f"download {uri}"):
+    run_id, slash, path = path.strip().partition("/") if scheme == "runs" else ("", "", "")
+    path = path if slash else "model"
+    here = folder_of(run_id) / "artifacts" / path
+    if run_id and path and here.exists():
+        return _copied(here, Path(to))
+    with server.asking(f"download {uri}") as client:
+        if run_id:
+            uri = f"runs:/{_at_server(client, run_id)}/{path}"
         got = mlflow.artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=server.tracking_uri())
     return Path(got)
 
@@ -158,6 +172,7 @@ def register(name: str, run_id: str, aliases: Sequence[str]) -> str:
     with server.asking(f"register the model {name}") as client:
         with contextlib.suppress(MlflowException):  # it exists: a real refusal comes again below
             client.create_registered_model(name)
+        run_id = _at_server(client, run_id)
         known = [v for v in client.search_model_versions(f"name = {_quoted(name)}") if v.run_id == run_id]
         made = known[0] if known else client.create_model_version(name, f"runs:/{run_id}/model", run_id)
         for alias in aliases:

@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from optuna import Study
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
@@ -137,11 +138,30 @@ class Worker:
             if counts["finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
                 if self.plan.timeout and time.monotonic() - began > self.plan.timeout:
                     return
-                self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
+                self.take_one()
             elif counts["running"]:
                 time.sleep(PAUSE)  # another worker's: should it die, its trial comes back
             else:
                 return
+
+    def take_one(self) -> None:
+        """Do a trial; UserError where the storage goes away meanwhile."""
+        try:
+            self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
+        except StorageInternalError as error:
+            raise UserError(
+                f"Optuna's storage {tracking.public(storage())} went away; start this worker again when it is back, "
+                "and it goes on with the study."
+            ) from error
+        except ValueError:
+            if not self.taken_for_dead():
+                raise
+            tracking.say("Another worker took this one for dead, and does its trial again.")
+
+    def taken_for_dead(self) -> bool:
+        """Whether the last trial that this worker began was ended by another."""
+        own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER) == self.attempt.job.run.id]
+        return bool(own) and own[-1].state == TrialState.FAIL
 
     def retry_never_begun(self) -> None:
         """Have the trials tried again whose worker died before its first sign of life.

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from compression import tracking
 from compression.errors import UserError
 from compression.tracking import lifecycle, outbox
-from compression.tracking.delivery import Delivery
+from compression.tracking.delivery import KEY, Delivery
 from compression.tracking.journal import REFUSED, Journal, waiting
 from compression.tracking.server import tracking_uri
 
@@ -616,3 +616,16 @@ def test_a_killed_process_loses_nothing_and_its_run_is_not_left_running(outage):
 def test_no_run_is_there_twice(outage):
     everything = outage.client.search_runs(["0"])
     assert sorted(run.info.run_name for run in everything) == ["below", "crashes", "deep", "ends", "goes on"]
+
+
+def test_a_run_that_began_while_the_server_was_gone_is_found_by_its_key_from_everywhere(client, tmp_path):
+    key = "5" * 32
+    made = client.create_run("0", tags={KEY: key})
+    client.log_text(made.info.run_id, "{}", "model/spec.json")
+    client.log_metric(made.info.run_id, "accuracy", 0.9)
+    assert tracking.stored(key).metrics == {"accuracy": 0.9}
+    assert (tracking.download(f"runs:/{key}/model", tmp_path / "got") / "spec.json").read_text() == "{}"
+    version = tracking.register("kept", key, ["smallest"])
+    assert client.get_model_version("kept", version).run_id == made.info.run_id
+    with pytest.raises(UserError, match="not found"):
+        tracking.stored("6" * 32)
