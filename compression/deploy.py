@@ -131,6 +131,8 @@ class Parity:
     max_difference: float
     agreement: float
     quality: dict[str, float]  # the task's metrics, as the file answers
+    logits: Tensor  # (n, outputs), as the torch model answers
+    targets: Tensor
 
 
 def parity(model: nn.Module, path: Path, split: Split, metrics: Any, threads: int) -> Parity:
@@ -138,7 +140,7 @@ def parity(model: nn.Module, path: Path, split: Split, metrics: Any, threads: in
     ours, targets = predict(model, split)
     theirs = Session(path, threads).predict(split)
     agreement = _agreeing(ours, theirs).float().mean().item()
-    found = Parity((ours - theirs).abs().max().item(), agreement, metrics(theirs, targets))
+    found = Parity((ours - theirs).abs().max().item(), agreement, metrics(theirs, targets), ours, targets)
     relative = ((ours - theirs).square().mean() / ours.square().mean().clamp_min(1e-12)).sqrt().item()
     if len(targets) * (1 - agreement) > most_wrong(len(targets)) or relative > LARGEST_DIFFERENCE:
         raise UserError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compression import deploy, layers
-from compression.tasks.task import Inputs, Task, evaluate, forward, predict
+from compression.tasks.task import Inputs, Task, evaluate, forward
 
 BATCH = 32  # examples in a timed batch
 # Figures of a model, and those that compare two or tell of the way there; whether more of it is better.
@@ -61,17 +61,16 @@ def examine(model: nn.Module, task: Task, file: Path, threads: int) -> Measureme
     file.parent.mkdir(parents=True, exist_ok=True)
     deploy.export(model, task.example(4), file)
     check = deploy.parity(model, file, task.test, task.metrics, threads)
-    logits, targets = predict(model, task.test)
     sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     return Measurement(
-        quality=task.metrics(logits, targets) | also(model, task),
+        quality=task.metrics(check.logits, check.targets) | also(model, task),
         figures=structure(model, task.example()) | sizes,
         layers=layer_table(model, task.example()),
         file=file,
         onnx={"onnx_max_difference": check.max_difference, "onnx_agreement": check.agreement}
         | {f"onnx_{name}": value for name, value in check.quality.items()},
-        logits=logits,
-        targets=targets,
+        logits=check.logits,
+        targets=check.targets,
     )
 
 
