@@ -22,11 +22,10 @@ from compression.tracking import users
 METRICS = 20
 
 
-def join(name: str, password: str) -> str:
-    """Make a participant; their experiment's id."""
+def join(name: str, password: str) -> None:
+    """Make a participant, with an experiment of their name."""
     users.add(name, "participant", password)
     users.renew(name, password)  # where an earlier load made them
-    return name
 
 
 def log(uri: str, name: str, password: str, batches: int, pause: float) -> tuple[list[float], list[str]]:
