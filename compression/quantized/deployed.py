@@ -23,16 +23,15 @@ from compression.quantized.layers import (
 )
 from compression.quantized.numbers import dequantize, split
 from compression.quantized.onnx_numbers import (
-    Bytes,
-    Codes,
     OnnxBias,
     OnnxFloatWeight,
-    OnnxSharedWeight,
     OnnxWeight,
     Plain,
     dynamic,
+    integers,
     op,
     quantize,
+    shared_weight,
 )
 from compression.quantized.packing import pack
 
@@ -55,11 +54,12 @@ class OnnxLinear(nn.Module):
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
         self.input, self.weight = _input(source), _weight(source)
-        self.bias, self.float_bias = _bias(source), Plain(source.bias)
+        self.bias, self.row = _bias(source), _row(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        bias = self.bias if inputs.ndim == 2 else self.float_bias
-        return F.linear(self.input(inputs), self.weight(), bias())
+        if inputs.ndim == 2:
+            return F.linear(self.input(inputs), self.weight(), self.bias())
+        return _plus(F.linear(self.input(inputs), self.weight()), self.row())
 
 
 class OnnxConv2d(nn.Module):
@@ -80,6 +80,15 @@ def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
     if source.bias is None or step is None:
         return Plain(None if source.bias is None else source.bias.data)
     return OnnxBias(source, step)
+
+
+def _row(source: QuantLinear) -> Plain:
+    """The bias as a matrix of one row: a vector would go into BiasGelu, which is slower than an addition and Gelu."""
+    return Plain(None if source.bias is None else source.bias.data.unsqueeze(0))
+
+
+def _plus(values: Tensor, bias: Tensor | None) -> Tensor:
+    return values if bias is None else values + bias
 
 
 def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
@@ -113,8 +122,7 @@ class OnnxDynamicLinear(nn.Module):
         operands = (codes, self.codes(), zero_point, self.zero_point)
         sums = op("MatMulInteger", *operands, dtype=torch.int32, shape=shape)
         values = sums.to(torch.float32) * (scale * self.scale)
-        bias = self.bias()
-        return values if bias is None else values + bias
+        return _plus(values, self.bias())
 
 
 class OnnxEmbedding(nn.Module):
@@ -125,16 +133,18 @@ class OnnxEmbedding(nn.Module):
 
     def __init__(self, source: QuantEmbedding) -> None:
         super().__init__()
-        self.codes = Bytes(source.codes) if source.bits == 8 else Codes(source.codes, source.bits)
+        self.codes = integers(source.codes, source.bits)
         self.symmetric, self.group, width = source.levels == "symmetric", source.group_size, source.embedding_dim
         self.padding = -width % self.group if self.group else 0
-        rows = source.num_embeddings
-        self.register_buffer("scale", source.scale.expand(rows, -1).contiguous())
-        self.register_buffer("zero_point", source.zero_points.expand(rows, -1).contiguous())
+        self.register_buffer("scale", source.scale)
+        self.register_buffer("zero_point", source.zero_points)
 
     def forward(self, indices: Tensor) -> Tensor:
         codes = F.embedding(indices, self.codes()).to(torch.float32)
-        scale, zero_point = F.embedding(indices, self.scale), F.embedding(indices, self.zero_point)
+        # One row of them is that of the whole table.
+        scale, zero_point = (
+            F.embedding(indices, numbers) if len(numbers) > 1 else numbers for numbers in (self.scale, self.zero_point)
+        )
         if not self.group:
             return codes * scale if self.symmetric else dequantize(codes, scale, zero_point)
         padded = F.pad(codes, (0, self.padding)) if self.padding else codes
@@ -144,7 +154,10 @@ class OnnxEmbedding(nn.Module):
 
 
 class OnnxBlockLinear(nn.Module):
-    """MatMulNBits of ONNX Runtime: weights of 4 or 8 bits in groups, made floats within the kernel."""
+    """MatMulNBits of ONNX Runtime: weights of 4 bits in groups, made floats within the kernel.
+
+    It takes 8 bits as well, but slower than the floats: 2.4 times for one example of MiniLM (benchmarks/README.md).
+    """
 
     packed: Tensor
     scale: Tensor
@@ -158,7 +171,7 @@ class OnnxBlockLinear(nn.Module):
             "bits": source.bits,
             "block_size": source.group_size,
         }
-        self.bias = Plain(source.bias)
+        self.row = _row(source)
         rows, blocks, size = groups.shape
         self.register_buffer("packed", pack(groups, source.bits).view(rows, blocks, size * source.bits // 8))
         self.register_buffer("scale", source.scale.flatten())
@@ -173,9 +186,7 @@ class OnnxBlockLinear(nn.Module):
             "shape": (*inputs.shape[:-1], self.attributes["N"]),
             "version": 1,
         }
-        product = op("com.microsoft::MatMulNBits", *operands, **made, **self.attributes)
-        bias = self.bias()
-        return product if bias is None else product + bias
+        return _plus(op("com.microsoft::MatMulNBits", *operands, **made, **self.attributes), self.row())
 
 
 def linear(source: QuantLinear) -> nn.Module:
@@ -187,7 +198,7 @@ def linear(source: QuantLinear) -> nn.Module:
 def _fits_blocks(source: QuantLinear) -> bool:
     size = source.group_size
     blocks = size >= 16 and size & (size - 1) == 0
-    return blocks and source.bits in (4, 8) and source.levels != "odd" and source.activation == "none"
+    return blocks and source.bits == 4 and source.levels != "odd" and source.activation == "none"
 
 
 class OnnxHalf(nn.Module):
@@ -216,7 +227,7 @@ class OnnxClustered(nn.Module):
 
     def __init__(self, source: ClusteredLinear | ClusteredConv2d) -> None:
         super().__init__()
-        self.weight, self.bias = OnnxSharedWeight(source), source.bias
+        self.weight, self.bias = shared_weight(source), source.bias
         self.geometry: Any = None
         if isinstance(source, ClusteredConv2d):
             self.geometry = (source.stride, source.padding, source.dilation, source.groups)

@@ -77,30 +77,32 @@ def quantize(source: Quantize) -> nn.Module:
     return source if source.levels == "odd" else OnnxQuantize(source)
 
 
-class Codes(nn.Module):
-    """Signed integers of an initializer, int8 when it runs, packed in the file at `bits` bits.
-
-    What runs is `multiple` times the code or, where `odd`, times 2 code + 1: the odd numbers that stand for halves.
-    """
+class Unpacked(nn.Module):
+    """What codes of `bits` bits stand for, packed in the file: `levels` `(2 ** bits,)`, from the lowest code up."""
 
     packed: Tensor
+    levels: Tensor
     size: Tensor
 
-    def __init__(self, codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> None:
+    def __init__(self, codes: Tensor, bits: int, levels: Tensor) -> None:
         super().__init__()
-        step = 2 * multiple if odd else multiple
-        self.attributes: dict[str, Any] = {
-            "bits": bits,
-            "step": float(step),
-            "offset": float((multiple if odd else 0) - step * 2 ** (bits - 1)),
-        }
-        self.shape = tuple(codes.shape)
-        self.register_buffer("packed", pack(codes, bits))
+        self.bits, self.shape = bits, tuple(codes.shape)
+        stream = pack(codes, bits)
+        self.register_buffer("packed", F.pad(stream, (0, -len(stream) % bits)))
+        self.register_buffer("levels", levels)
         self.register_buffer("size", torch.tensor(codes.shape))
 
     def forward(self) -> Tensor:
-        made: dict[str, Any] = {"dtype": torch.int8, "shape": self.shape, "version": 1}
-        return op(f"{DOMAIN}::Unpack", self.packed, self.size, **made, **self.attributes)
+        made: dict[str, Any] = {"dtype": self.levels.dtype, "shape": self.shape, "version": 1}
+        return op(f"{DOMAIN}::Unpack", self.packed, self.levels, self.size, bits=self.bits, **made)
+
+
+def integers(codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> nn.Module:
+    """`multiple` times the codes, int8; where `odd`, times 2 code + 1: the odd numbers that stand for halves."""
+    if bits == 8:
+        return Bytes(codes)
+    levels = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), device=codes.device)
+    return Unpacked(codes, bits, (multiple * (2 * levels + 1 if odd else levels)).to(torch.int8))
 
 
 class Bytes(nn.Module):
@@ -129,7 +131,7 @@ class OnnxWeight(nn.Module):
         super().__init__()
         odd = source.levels == "odd"
         codes = source.codes.t() if transposed else source.codes
-        self.codes: nn.Module = Bytes(codes) if source.bits == 8 else Codes(codes, source.bits, source.multiple, odd)
+        self.codes = integers(codes, source.bits, source.multiple, odd)
         self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
         shape = (-1,) if self.axis else ()
         zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.multiple
@@ -156,27 +158,19 @@ class OnnxFloatWeight(nn.Module):
         super().__init__()
         self.shape = source.weight.shape
         # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
-        self.codes = Codes(split(source.codes, source.granularity, source.group_size), source.bits)
+        half = 2 ** (source.bits - 1)
+        levels = torch.arange(-half, half, dtype=torch.float32)
+        self.codes = Unpacked(split(source.codes, source.granularity, source.group_size), source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
         self.register_buffer("zero_point", source.zero_points.unsqueeze(2))
 
     def forward(self) -> Tensor:
-        return merge(dequantize(self.codes().to(torch.float32), self.scale, self.zero_point), self.shape)
+        return merge(dequantize(self.codes(), self.scale, self.zero_point), self.shape)
 
 
-class OnnxSharedWeight(nn.Module):
+def shared_weight(source: Clustered) -> Unpacked:
     """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
-
-    values: Tensor
-
-    def __init__(self, source: Clustered) -> None:
-        super().__init__()
-        self.first = 2 ** (source.bits - 1)
-        self.codes = Codes(source.indices - self.first, source.bits)
-        self.register_buffer("values", source.codebook)
-
-    def forward(self) -> Tensor:
-        return F.embedding(self.codes().long() + self.first, self.values.unsqueeze(1)).squeeze(-1)
+    return Unpacked(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
 
 
 class OnnxBias(nn.Module):

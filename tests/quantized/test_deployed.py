@@ -20,6 +20,7 @@ from compression.quantized import (
     Quantize,
     QuantLinear,
 )
+from compression.quantized.onnx_numbers import Unpacked
 from tests.conftest import tiny_bert, words_task
 from tests.quantized.chosen import input_numbers, weight_numbers
 
@@ -100,6 +101,36 @@ def test_groups_of_a_convolution_answer_alike_in_floats(tmp_path):
     assert not optimised(path, tmp_path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("count", [1, 7, 8, 41])
+def test_onnx_runtime_unpacks_what_was_packed(bits, count, tmp_path):
+    codes = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (count, 3))
+    levels = torch.randn(2**bits)
+
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.values = Unpacked(codes, bits, levels)
+
+        def forward(self, inputs):
+            return inputs + self.values()
+
+    path = deploy.export(Looked(), torch.zeros(2, count, 3), tmp_path / "model.onnx")
+    theirs = deploy.Session(path)(torch.zeros(1, count, 3))
+    torch.testing.assert_close(theirs[0], levels[codes + 2 ** (bits - 1)], rtol=0, atol=0)
+
+
+def test_a_table_is_unpacked_in_little_memory(tmp_path):
+    table = nn.Embedding(40_000, 256)
+    files = {}
+    for name, numbers in {"words": weight_numbers(table.weight, 4, "group", 32), "floats": None}.items():
+        made = QuantEmbedding.from_float(table, numbers) if numbers else table
+        files[name] = deploy.export(made, torch.zeros(2, 3, dtype=torch.int64), tmp_path / f"{name}.onnx")
+    packed, floats = deploy.time_files(list(files.values()), torch.zeros(2, 3, dtype=torch.int64), 1)
+    codes = table.weight.numel() / 1e6
+    assert packed.peak_memory_mb - floats.peak_memory_mb < 20 * codes  # 14 bytes a code, once 138
+
+
 def test_odd_activations_answer_alike(tmp_path):
     model = quantized_block()
     binary = Quantize("odd", 1)
@@ -132,7 +163,9 @@ def test_the_file_takes_the_bits_of_its_weights(tmp_path):
     path, ours, theirs = both(Side(), torch.rand(4, 512), tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     packed = sum(512 * 256 * bits // 8 for bits in range(1, 9))
-    assert packed < path.stat().st_size < packed + 8 * (256 * 5 + 700)  # a scale and a zero point for each output
+    levels = sum(2**bits for bits in range(1, 8))
+    beside = 8 * (256 * 5 + 700)  # a scale and a zero point for each output
+    assert packed < path.stat().st_size < packed + levels + beside
     large = [t for t in onnx.load(path).graph.initializer if np.prod(t.dims) > 10_000]
     assert Counter(t.data_type for t in large) == {TensorProto.UINT8: 7, TensorProto.INT8: 1}
     assert optimised(path, tmp_path)["QGemm"] == 8
@@ -207,9 +240,33 @@ def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
     ran = optimised(path, tmp_path)
     assert ran["DynamicQuantizeMatMul"] == 2
     assert ran["MatMulIntegerToFloat"] + ran["QGemm"] == 2
-    assert ran["MatMulNBits"] == 3
-    assert ran["MatMul"] + ran["FusedMatMul"] + ran["FusedGemm"] == 2 + 1  # attention, and the odd groups of the pooler
+    assert ran["MatMulNBits"] == 2
+    # Attention, the odd groups of the pooler, and groups of 8 bits.
+    assert ran["MatMul"] + ran["FusedMatMul"] + ran["FusedGemm"] == 2 + 1 + 1
     assert not ran.keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
+
+
+@pytest.mark.parametrize("given", [(input_numbers(-4, 4), 8), (None, 4, "group", 16), (None, 8, "group", 16)])
+def test_biases_do_not_go_into_the_slow_gelu(given, tmp_path):
+    layer, (activation, *numbers) = nn.Linear(64, 64), given
+    chosen = weight_numbers(layer.weight, *numbers, activation_bits=8 if activation else None)
+    model = nn.Sequential(QuantLinear.from_float(layer, chosen, activation), nn.GELU())
+    path, ours, theirs = both(model, torch.randn(2, 5, 64), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
+    ran = optimised(path, tmp_path)
+    assert (ran["Gelu"], ran["BiasGelu"]) == (1, 0)
+
+
+def test_a_table_with_one_scale_stores_one_scale(tmp_path):
+    table = nn.Embedding(5000, 16)
+    sizes = {}
+    for granularity in ("tensor", "channel"):
+        made = QuantEmbedding.from_float(table, weight_numbers(table.weight, 8, granularity))
+        path, ours, theirs = both(made, torch.randint(0, 5000, (2, 3)), tmp_path)
+        torch.testing.assert_close(theirs, ours)
+        sizes[granularity] = path.stat().st_size
+    assert 5000 * 16 < sizes["tensor"] < 5000 * 16 + 2000
+    assert sizes["channel"] - sizes["tensor"] > 4900 * 4
 
 
 def test_exporting_leaves_quantized_layers_as_they_were(tmp_path):

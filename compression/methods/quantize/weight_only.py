@@ -16,8 +16,8 @@ from compression.quantized import QuantEmbedding, QuantLinear
 class WeightOnly(Scheme):
     """Weights of linear layers and embeddings rounded to the nearest of a few bits; activations stay as they are.
 
-    Four or eight bits in groups of 16, 32, 64 … run on a kernel that reads the small weights (MatMulNBits); the others
-    are small in the file and become floats when it is loaded.
+    Four bits in groups of 16, 32, 64 … run on a kernel that reads the small weights (MatMulNBits); the others are small
+    in the file and become floats when it is loaded.
     """
 
     bits: int = param(4, "bits of a weight", interval="[1, 8]", search=(2, 8))
