@@ -4,6 +4,7 @@ A quantizer only chooses numbers (`Numbers`); the layers here hold them packed a
 them in torch, and turn into what ONNX Runtime runs as integers (`deployable`).
 """
 
+from compression.quantized.convolution import geometry
 from compression.quantized.deployed import deployable
 from compression.quantized.layers import (
     ABOVE,
@@ -45,6 +46,7 @@ __all__ = [
     "code_range",
     "dequantize",
     "deployable",
+    "geometry",
     "merge",
     "pack",
     "quantize",

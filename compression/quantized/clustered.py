@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compression.quantized.convolution import convolve
 from compression.quantized.packing import pack, packed_size, unpack
 
 
@@ -91,5 +92,4 @@ class ClusteredConv2d(Clustered):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
-        geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(inputs, self.weight, self.bias, *geometry)
+        return convolve(self, inputs, self.weight, self.bias)

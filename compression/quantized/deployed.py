@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.quantized.clustered import ClusteredConv2d, ClusteredLinear
+from compression.quantized.convolution import convolve
 from compression.quantized.functions import DOMAIN
 from compression.quantized.half import HalfConv2d, HalfLinear
 from compression.quantized.layers import (
@@ -45,6 +47,11 @@ def deployable(model: nn.Module) -> nn.Module:
     return model
 
 
+def product(source: nn.Module) -> Callable[..., Tensor]:
+    """What a layer does with inputs, a weight and a bias: the product, or the convolution in its geometry."""
+    return functools.partial(convolve, source) if hasattr(source, "kernel_size") else F.linear
+
+
 class OnnxLinear(nn.Module):
     """The layer on a dequantized input; with integers on both sides ONNX Runtime makes it one of their kernels.
 
@@ -68,11 +75,10 @@ class OnnxConv2d(nn.Module):
     def __init__(self, source: QuantConv2d) -> None:
         super().__init__()
         self.input, self.weight = _input(source), _weight(source)
-        self.bias = _bias(source)
-        self.geometry: Any = (source.stride, source.padding, source.dilation, source.groups)
+        self.bias, self.product = _bias(source), product(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.conv2d(self.input(inputs), self.weight(), self.bias(), *self.geometry)
+        return self.product(self.input(inputs), self.weight(), self.bias())
 
 
 def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
@@ -210,16 +216,12 @@ class OnnxHalf(nn.Module):
         super().__init__()
         self.bias = Plain(None if source.bias is None else source.bias.data)
         self.register_buffer("halves", source.weight.data)
-        self.geometry: Any = None
-        if isinstance(source, HalfConv2d):
-            self.geometry = (source.stride, source.padding, source.dilation, source.groups)
+        self.product = product(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
         made: dict[str, Any] = {"dtype": torch.float32, "shape": self.halves.shape, "version": 1}
         weight = op(f"{DOMAIN}::Widen", self.halves, **made)
-        if self.geometry is None:
-            return F.linear(inputs, weight, self.bias())
-        return F.conv2d(inputs, weight, self.bias(), *self.geometry)
+        return self.product(inputs, weight, self.bias())
 
 
 class OnnxClustered(nn.Module):
@@ -227,15 +229,10 @@ class OnnxClustered(nn.Module):
 
     def __init__(self, source: ClusteredLinear | ClusteredConv2d) -> None:
         super().__init__()
-        self.weight, self.bias = shared_weight(source), source.bias
-        self.geometry: Any = None
-        if isinstance(source, ClusteredConv2d):
-            self.geometry = (source.stride, source.padding, source.dilation, source.groups)
+        self.weight, self.bias, self.product = shared_weight(source), source.bias, product(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.geometry is None:
-            return F.linear(inputs, self.weight(), self.bias)
-        return F.conv2d(inputs, self.weight(), self.bias, *self.geometry)
+        return self.product(inputs, self.weight(), self.bias)
 
 
 class OnnxAdd(nn.Module):

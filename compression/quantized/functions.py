@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DOMAIN = "compression"
 FUNCTIONS = {
-    # The level that each code of a stream stands for, in `shape`. A stream is what `packing.pack` writes, ended by zeros
+    # The level that each code of a stream stands for, in `shape`. A stream is what `packing.pack` writes, with zeros up
     # to rows of `bits` bytes, which hold 8 codes: the low part of each is in one byte, a high part may be in the next.
     # It stays arithmetic on bytes until the look-up: a large table costs some copies of itself, not of its floats.
     "Unpack": """

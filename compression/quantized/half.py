@@ -5,11 +5,13 @@ Processors without arithmetic for halves, and ONNX Runtime's kernels for them, c
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from compression.quantized.convolution import convolve
 
 
 class Half(nn.Module):
@@ -65,8 +67,7 @@ class HalfConv2d(Half):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
-        geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(inputs, self.weight.float(), self.bias, *geometry)
+        return convolve(self, inputs, self.weight.float(), self.bias)
 
 
 class HalfEmbedding(Half):

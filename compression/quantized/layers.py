@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from compression.quantized.convolution import convolve, geometry
 from compression.quantized.numbers import (
     PAIR_SUM,
     ROW_SUM,
@@ -300,16 +301,13 @@ class QuantConv2d(Weighted):
         """`layer` in the chosen numbers; `codes` (shape of the weight) where they are not the nearest ones."""
         if layer.padding_mode != "zeros":
             raise ValueError(f"padding_mode={layer.padding_mode!r}: only zeros can be padded in integers")
-        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-        geometry: dict[str, Any] = {name: getattr(layer, name) for name in names}
-        made = cls(**geometry, bias=layer.bias is not None, **_arguments(weight, activation))
+        made = cls(**geometry(layer), bias=layer.bias is not None, **_arguments(weight, activation))
         made.input = Quantize.of(activation)
         _hold(made, layer, weight, activation, codes)
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:
-        geometry: Any = (self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(self.input(inputs), self.weight, self.bias, *geometry)
+        return convolve(self, self.input(inputs), self.weight, self.bias)
 
 
 class QuantEmbedding(Weighted):

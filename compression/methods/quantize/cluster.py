@@ -15,8 +15,8 @@ from compression.context import Context
 from compression.methods.base import Method
 from compression.methods.quantize import coded
 from compression.methods.quantize.aware import named
-from compression.methods.quantize.rounding import geometry
 from compression.params import param
+from compression.quantized import geometry
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.training import Recipe, complete, decay_groups, fit
 

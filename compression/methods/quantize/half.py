@@ -12,8 +12,9 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.aware import named
-from compression.methods.quantize.rounding import geometry, trainable
+from compression.methods.quantize.rounding import trainable
 from compression.params import param
+from compression.quantized import geometry
 from compression.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
 
 STORED = {"fp16": "float16", "bf16": "bfloat16"}

@@ -17,7 +17,7 @@ from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import relu_before_pool
 from compression.methods.quantize.observers import Observed, moving_average
 from compression.methods.quantize.order import Order
-from compression.methods.quantize.rounding import along, factors, fold, geometry, unrounded
+from compression.methods.quantize.rounding import along, factors, fold, unrounded
 from compression.methods.quantize.scheme import SUM_BITS, Scheme
 from compression.methods.quantize.static import quantized
 from compression.methods.quantize.weights import weight_numbers
@@ -30,6 +30,7 @@ from compression.quantized import (
     choose_range,
     code_range,
     dequantize,
+    geometry,
     merge,
     quantize,
     split,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.quantized import Numbers, QuantConv2d, QuantLinear
+from compression.quantized import Numbers, QuantConv2d, QuantLinear, geometry
 
 
 class Rounding(nn.Module):
@@ -33,14 +32,6 @@ class InputRounding(Rounding):
     def activation(self) -> Numbers:
         """What the deployed layer does to its input."""
         raise NotImplementedError
-
-
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
-
-
-def geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    """The arguments of a convolution, but for its bias."""
-    return {name: getattr(layer, name) for name in GEOMETRY}
 
 
 class RoundedLinear(nn.Linear):
