@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from compression.quantized.clustered import ClusteredConv2d, ClusteredLinear
 from compression.quantized.convolution import convolve
-from compression.quantized.functions import DOMAIN
 from compression.quantized.half import HalfConv2d, HalfLinear
 from compression.quantized.layers import (
     QuantAdd,
@@ -23,7 +22,7 @@ from compression.quantized.layers import (
     QuantLinear,
     bias_step,
 )
-from compression.quantized.numbers import dequantize, split
+from compression.quantized.numbers import split
 from compression.quantized.onnx_numbers import (
     OnnxBias,
     OnnxFloatWeight,
@@ -34,6 +33,7 @@ from compression.quantized.onnx_numbers import (
     op,
     quantize,
     shared_weight,
+    widened,
 )
 from compression.quantized.packing import pack
 
@@ -135,28 +135,32 @@ class OnnxEmbedding(nn.Module):
     """Rows of integers are looked up, then made floats: the table stays small in memory."""
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
 
     def __init__(self, source: QuantEmbedding) -> None:
         super().__init__()
         self.codes = integers(source.codes, source.bits)
-        self.symmetric, self.group, width = source.levels == "symmetric", source.group_size, source.embedding_dim
-        self.padding = -width % self.group if self.group else 0
+        self.middle = 0.5 if source.levels == "odd" else 0.0
+        self.group = source.group_size or source.embedding_dim
+        self.padding = -source.embedding_dim % self.group
         self.register_buffer("scale", source.scale)
-        self.register_buffer("zero_point", source.zero_points)
+        self.register_buffer("zero_point", source.zero_point)
 
     def forward(self, indices: Tensor) -> Tensor:
         codes = F.embedding(indices, self.codes()).to(torch.float32)
-        # One row of them is that of the whole table.
-        scale, zero_point = (
-            F.embedding(indices, numbers) if len(numbers) > 1 else numbers for numbers in (self.scale, self.zero_point)
-        )
-        if not self.group:
-            return codes * scale if self.symmetric else dequantize(codes, scale, zero_point)
         padded = F.pad(codes, (0, self.padding)) if self.padding else codes
         groups = padded.unflatten(-1, (-1, self.group))
-        values = dequantize(groups, scale.unsqueeze(-1), zero_point.unsqueeze(-1)).flatten(-2)
+        if self.middle:
+            groups = groups + self.middle
+        if self.zero_point is not None:
+            groups = groups - _looked_up(indices, self.zero_point).to(torch.float32)
+        values = (groups * _looked_up(indices, self.scale)).flatten(-2)
         return values[..., : -self.padding] if self.padding else values
+
+
+def _looked_up(indices: Tensor, numbers: Tensor) -> Tensor:
+    """The numbers of the rows, `(…, groups, 1)`; a single row is that of the whole table."""
+    return (F.embedding(indices, numbers) if len(numbers) > 1 else numbers).unsqueeze(-1)
 
 
 class OnnxBlockLinear(nn.Module):
@@ -219,9 +223,7 @@ class OnnxHalf(nn.Module):
         self.product = product(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.halves.shape, "version": 1}
-        weight = op(f"{DOMAIN}::Widen", self.halves, **made)
-        return self.product(inputs, weight, self.bias())
+        return self.product(inputs, widened(self.halves), self.bias())
 
 
 class OnnxClustered(nn.Module):

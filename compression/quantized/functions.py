@@ -69,9 +69,9 @@ DequantizeBias(codes, input_scale, weight_scale) => (bias)
     # As a plain Cast, the exporter would work small ones out and write the floats.
     "Widen": """
 <domain: "compression", opset_import: ["" : 20]>
-Widen(halves) => (floats)
+Widen(small) => (floats)
 {
-  floats = Cast<to: int = 1>(halves)
+  floats = Cast<to: int = 1>(small)
 }
 """,
 }

@@ -22,7 +22,7 @@ from compression.quantized.layers import (
     QuantLinear,
     Weighted,
 )
-from compression.quantized.numbers import dequantize, merge, split
+from compression.quantized.numbers import merge, split
 from compression.quantized.packing import pack
 
 OPSET = 20
@@ -152,25 +152,33 @@ class OnnxFloatWeight(nn.Module):
     """A weight that no integer kernel takes: integers in the file, made floats once, when it is loaded."""
 
     scale: Tensor
-    zero_point: Tensor
+    zero_point: Tensor | None
 
     def __init__(self, source: Weighted) -> None:
         super().__init__()
         self.shape = source.weight.shape
         # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
         half = 2 ** (source.bits - 1)
-        levels = torch.arange(-half, half, dtype=torch.float32)
+        levels = torch.arange(-half, half) + (0.5 if source.levels == "odd" else 0.0)
         self.codes = Unpacked(split(source.codes, source.granularity, source.group_size), source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
-        self.register_buffer("zero_point", source.zero_points.unsqueeze(2))
+        self.register_buffer("zero_point", None if source.zero_point is None else source.zero_point.unsqueeze(2))
 
     def forward(self) -> Tensor:
-        return merge(dequantize(self.codes(), self.scale, self.zero_point), self.shape)
+        codes = self.codes()
+        if self.zero_point is not None:
+            codes = codes - widened(self.zero_point)
+        return merge(codes * self.scale, self.shape)
 
 
 def shared_weight(source: Clustered) -> Unpacked:
     """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
     return Unpacked(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
+
+
+def widened(small: Tensor) -> Tensor:
+    """The floats of small numbers, made when the file is loaded."""
+    return op(f"{DOMAIN}::Widen", small, dtype=torch.float32, shape=small.shape, version=1)
 
 
 class OnnxBias(nn.Module):

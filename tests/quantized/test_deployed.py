@@ -269,6 +269,23 @@ def test_a_table_with_one_scale_stores_one_scale(tmp_path):
     assert sizes["channel"] - sizes["tensor"] > 4900 * 4
 
 
+@pytest.mark.parametrize("bits", [1, 3, 8])
+@pytest.mark.parametrize(("symmetric", "points"), [(True, 0), (False, 1)])
+def test_groups_store_a_scale_and_at_most_a_byte_for_their_zero_point(bits, symmetric, points, tmp_path):
+    torch.manual_seed(0)
+    table, layer = nn.Embedding(2000, 40), nn.Linear(40, 1000, bias=False)
+    given = (bits, "group", 8, symmetric)
+    model = nn.Sequential(
+        QuantEmbedding.from_float(table, weight_numbers(table.weight, *given)),
+        QuantLinear.from_float(layer, weight_numbers(layer.weight, *given)),
+    )
+    path, ours, theirs = both(model, torch.randint(0, 2000, (2, 3)), tmp_path)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
+    stored = 0 if bits == 1 else points  # signs have no zero point
+    numbers = 3000 * 40 * bits // 8 + 3000 * 5 * (4 + stored)
+    assert numbers < path.stat().st_size < numbers + 5000
+
+
 def test_exporting_leaves_quantized_layers_as_they_were(tmp_path):
     model = quantized_block()
     before = copy.deepcopy(model)
