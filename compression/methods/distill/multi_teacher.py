@@ -64,7 +64,7 @@ class MultiTeacher(Learner, Softened):
         if len(teachers) == 1:
             context.record.warn("There is one teacher only, so this is response; name more: teachers=ONE//OTHER.")
         student = self.learner(model, teachers[0], context)
-        student = learn(student, teachers, context, self, self.judge(context.task))
+        student = learn(student, self.heard(teachers), context, self, self.judge(context.task))
         pictures.keep_softened(context, teachers, student, self.temperature)
         return student
 

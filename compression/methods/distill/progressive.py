@@ -65,7 +65,7 @@ class Progressive(Response):
         """Teach one learner in a child run of its own, and add it to the chain."""
         context = chain.context
         with context.stage(name) as own:
-            learned = learn(learner, [teacher], context, recipe, self.judge(context.task), name=name)
+            learned = learn(learner, self.heard([teacher]), context, recipe, self.judge(context.task), name=name)
             pictures.keep_softened(context, [teacher], learned, self.temperature)
             chain.add(name, learned)
             own.metrics({"params": chain.points[-1]["params"]})

@@ -28,9 +28,15 @@ class Softened(Distillation):
         hard = label_loss(task, self)
 
         def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+            if not self.alpha:
+                return hard(answer, targets)
             return self.alpha * self.soft(answer, known, targets) + (1 - self.alpha) * hard(answer, targets)
 
         return judge
+
+    def heard(self, teachers: list[nn.Module]) -> list[nn.Module]:
+        """The teachers to ask: none where their answers do not count."""
+        return teachers if self.alpha else []
 
     def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
         """The teacher's term."""
@@ -46,7 +52,7 @@ class Response(Pair, Softened):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
-        student = learn(student, [teacher], context, self, self.judge(context.task))
+        student = learn(student, self.heard([teacher]), context, self, self.judge(context.task))
         pictures.keep_softened(context, [teacher], student, self.temperature)
         return student
 

@@ -66,7 +66,7 @@ class SelfDistillation(Softened):
         for number in range(1, self.generations + 1):
             student, teachers, name = self.start(model, context), found[-1:], f"generation-{number}"
             with context.stage(name):
-                student = learn(student, teachers, context, self, self.judge(context.task), name=name)
+                student = learn(student, self.heard(teachers), context, self, self.judge(context.task), name=name)
                 pictures.keep_softened(context, teachers, student, self.temperature)
             found.append(frozen(student, context))
         return found[1:]
