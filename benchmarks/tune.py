@@ -22,7 +22,7 @@ import optuna
 from optuna.trial import TrialState
 
 STORAGE = "sqlite:///tune-benchmark.db"
-RECIPE = "structured:target=channels,criterion=l1,learning_rate=0.1,penalty=0.01+finetune:epochs=1,learning_rate=0.05"
+RECIPE = "structured:target=channels,criterion=l1+finetune:epochs=1,learning_rate=0.05"
 RECIPE += "+static:observer=mse,granularity=channel,calibration_samples=128"
 GRID = "structured.sparsity=0.2/0.3/0.4/0.5/0.6,static.bits=4/6/8,static.activation_bits=6/8"
 RANGES = "structured.sparsity=0.2..0.8,static.bits=2..8,static.activation_bits=4..8"

@@ -29,6 +29,10 @@ class Method:
     def __post_init__(self) -> None:
         params.check(self)
 
+    def unused(self) -> frozenset[str]:
+        """The fields that change nothing with the others as they are; tuning does not search them."""
+        return frozenset()
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """The compressed model."""
         raise NotImplementedError

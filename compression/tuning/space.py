@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -92,17 +93,24 @@ def space(recipe: str, narrowed: str) -> Space:
     labels = tuple(numbered([name for name, _ in parts]))
     steps = tuple(methods.build(name, texts) for name, texts in parts)
     given = _narrowed(narrowed, dict(zip(labels, parts, strict=True)))
-    ranges = {}
-    for label, (name, texts) in zip(labels, parts, strict=True):
-        for field in params.fields(methods.method(name)).values():
-            key = f"{label}.{field.name}"
-            if key in given:
-                ranges[key] = given[key]
-            elif field.param.search and field.name not in texts:
-                ranges[key] = _own(field)
+    ranges: dict[str, Range] = {}
+    for label, step, (name, texts) in zip(labels, steps, parts, strict=True):
+        fields = params.fields(methods.method(name))
+        wanted = {n: given[f"{label}.{n}"] for n in fields if f"{label}.{n}" in given}
+        own = {n: _own(f) for n, f in fields.items() if f.param.search and n not in texts and n not in wanted}
+        unused = _unused(step, own | wanted)
+        kept = {n: found for n, found in own.items() if n not in unused} | wanted
+        ranges |= {f"{label}.{n}": kept[n] for n in fields if n in kept}
     if not ranges:
         raise UserError(f"{recipe} leaves nothing to search: leave a field out, or name one in space=step.field=a/b.")
     return Space(labels, steps, ranges)
+
+
+def _unused(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
+    """The fields that change nothing, whatever the texts in `ranges` will be."""
+    texts = {name: found.choices for name, found in ranges.items() if found.field.type is str}
+    variants = (dict(zip(texts, values, strict=True)) for values in itertools.product(*texts.values()))
+    return frozenset.intersection(*(replace(step, **variant).unused() for variant in variants))
 
 
 def _own(field: Field) -> Range:

@@ -37,6 +37,29 @@ def test_a_method_that_comes_twice_is_narrowed_apart():
 
 
 @pytest.mark.parametrize(
+    ("recipe", "narrowed", "trains"),
+    [
+        ("magnitude", "", False),
+        ("magnitude:sparsity_schedule=agp", "", True),
+        ("magnitude", "magnitude.sparsity_schedule=oneshot/agp", True),
+        ("structured", "", False),
+        ("structured:criterion=group", "", True),
+        ("structured", "structured.criterion=l1/bn_scale", True),
+    ],
+)
+def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, trains):
+    found = space(recipe, narrowed).ranges
+    name = recipe.partition(":")[0]
+    assert f"{name}.sparsity" in found
+    assert (f"{name}.learning_rate" in found) is trains
+    assert f"{name}.penalty" not in found or trains
+
+
+def test_what_would_change_nothing_is_searched_if_asked_for():
+    assert "magnitude.learning_rate" in space("magnitude", "magnitude.learning_rate=0.1/0.2").ranges
+
+
+@pytest.mark.parametrize(
     ("recipe", "narrowed", "said"),
     [
         ("static", "statik.bits=4", "the steps are static"),

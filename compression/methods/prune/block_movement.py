@@ -38,27 +38,20 @@ class BlockMovement(Learned):
     def joint(self, model: nn.Module) -> list[list[Part]]:
         """Heads and neurons: rows of the weights before, columns of the one after, under one score."""
         names = {id(module): name for name, module in model.named_modules()}
+
+        def rows(layer: nn.Linear, count: int) -> Part:
+            return names[id(layer)], Blocks.of(layer, count, layer.in_features)
+
+        def columns(layer: nn.Linear, count: int) -> Part:
+            return names[id(layer)], Blocks.of(layer, layer.out_features, count)
+
         groups = []
         for block in surgery.blocks(model):
             if self.attention == "heads":
-                inner = [
-                    (names[id(m)], Blocks.of(m, block.head_size, m.in_features))
-                    for m in (block.query, block.key, block.value)
-                ]
-                groups.append(
-                    [
-                        *inner,
-                        (names[id(block.output)], Blocks.of(block.output, block.output.out_features, block.head_size)),
-                    ]
-                )
+                inner = [rows(layer, block.head_size) for layer in (block.query, block.key, block.value)]
+                groups.append([*inner, columns(block.output, block.head_size)])
             if self.ffn == "neurons":
-                up, down = block.up, block.down
-                groups.append(
-                    [
-                        (names[id(up)], Blocks.of(up, 1, up.in_features)),
-                        (names[id(down)], Blocks.of(down, down.out_features, 1)),
-                    ]
-                )
+                groups.append([rows(block.up, 1), columns(block.down, 1)])
         return groups
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from compression import layers, models
+from compression import layers, models, params
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
@@ -48,6 +48,9 @@ class Gradual(Recipe, Method):
         amounts.parse(self.layers)
         if self.ramp_start >= self.ramp_end:
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
+
+    def unused(self) -> frozenset[str]:
+        return frozenset(params.fields(Recipe)) if self.sparsity_schedule == "oneshot" else frozenset()
 
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
         """Which weights to keep in each layer that `shares` names, so that the share of the others is as it says."""

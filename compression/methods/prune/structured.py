@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from compression import figures, layers, surgery
+from compression import figures, layers, params, surgery
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
@@ -65,6 +65,9 @@ class Structured(Recipe, Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         encoder.parts(self.parts)
+
+    def unused(self) -> frozenset[str]:
+        return frozenset() if self.criterion in SPARSE else frozenset({*params.fields(Recipe), "penalty"})
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
