@@ -75,11 +75,27 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
             )
             assert program is not None
             define_functions(program)
+            _unfuse_gelu(program.model)
             path.write_bytes(_bare(program))
         except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
             path.unlink(missing_ok=True)
             raise UserError(f"The model could not be written as ONNX: {first_line(error)}") from error
     return path
+
+
+def _unfuse_gelu(model: Any) -> None:
+    """Make biases before a Gelu matrices of one row: ONNX Runtime would fuse vectors into BiasGelu, which is slower
+    than an addition and a Gelu (benchmarks/README.md)."""
+    import onnx_ir as ir
+
+    for node in model.graph:
+        before = node.inputs[0].producer() if node.op_type == "Gelu" and node.inputs[0] is not None else None
+        if before is None or before.op_type != "Add":
+            continue
+        for bias in before.inputs:
+            if bias is not None and bias.is_initializer() and len(bias.uses()) == 1 and bias.shape.rank() == 1:
+                bias.const_value = ir.tensor(bias.const_value.numpy()[None], name=bias.name)
+                bias.shape = bias.const_value.shape
 
 
 def _bare(program: torch.onnx.ONNXProgram) -> bytes:

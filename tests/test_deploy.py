@@ -1,9 +1,14 @@
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from compression import deploy, models
 from compression.errors import UserError
+from compression.methods.quantize.half import halved
+from compression.quantized import QuantLinear
+from tests.quantized.chosen import input_numbers, weight_numbers
 
 
 def test_a_file_that_answers_otherwise_is_refused(task, tmp_path):
@@ -53,3 +58,26 @@ def test_few_examples_may_differ_by_chance_and_many_may_not():
     assert deploy.most_wrong(96) < 2  # 0.192 + 2 sqrt(0.192)
     assert deploy.most_wrong(872) == pytest.approx(4.385, abs=1e-3)
     assert deploy.most_wrong(10_000) == pytest.approx(28.94, abs=1e-2)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(64, 64),
+        halved(nn.Linear(64, 64), "float16"),
+        QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 8), input_numbers(-4, 4)),
+        QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 4, "group", 16)),
+    ],
+    ids=["floats", "halves", "integers", "blocks"],
+)
+def test_biases_do_not_go_into_the_slow_gelu(layer, tmp_path):
+    model, inputs = nn.Sequential(layer, nn.GELU()), torch.randn(2, 5, 64)
+    path = deploy.export(model, inputs, tmp_path / "model.onnx")
+    with torch.no_grad():
+        torch.testing.assert_close(deploy.Session(path)(inputs), model(inputs), rtol=1e-3, atol=1e-3)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    ran = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert "Gelu" in ran
+    assert "BiasGelu" not in ran

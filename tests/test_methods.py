@@ -95,6 +95,11 @@ def test_a_method_is_a_frozen_dataclass_whose_fields_say_what_they_are(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_changes_nothing_are_fields(name):
+    assert methods.build(name, {}).unused() <= set(params.fields(methods.method(name)))
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_chains_text_reads_back_to_the_same_step(name):
     step = methods.method(name)()
     assert methods.parse(methods.text([step])) == (step,)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
+PLACEMENT = ("stride", "padding", "dilation", "groups")
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", *PLACEMENT)
 
 
 def geometry(layer: nn.Module) -> dict[str, Any]:
@@ -15,7 +15,6 @@ def geometry(layer: nn.Module) -> dict[str, Any]:
     return {name: getattr(layer, name) for name in GEOMETRY}
 
 
-def convolve(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """`inputs` `(batch, channels, height, width)` under `weight`, in the geometry of `layer`."""
-    placed: Any = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    return F.conv2d(inputs, weight, bias, **placed)
+def placement(layer: nn.Module) -> dict[str, Any]:
+    """Where a convolution's weight meets its inputs, as `F.conv2d` takes it."""
+    return {name: getattr(layer, name) for name in PLACEMENT}

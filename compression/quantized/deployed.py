@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.quantized.clustered import ClusteredConv2d, ClusteredLinear
-from compression.quantized.convolution import convolve
+from compression.quantized.convolution import placement
 from compression.quantized.half import HalfConv2d, HalfLinear
 from compression.quantized.layers import (
     QuantAdd,
@@ -49,7 +49,7 @@ def deployable(model: nn.Module) -> nn.Module:
 
 def product(source: nn.Module) -> Callable[..., Tensor]:
     """What a layer does with inputs, a weight and a bias: the product, or the convolution in its geometry."""
-    return functools.partial(convolve, source) if hasattr(source, "kernel_size") else F.linear
+    return functools.partial(F.conv2d, **placement(source)) if hasattr(source, "kernel_size") else F.linear
 
 
 class OnnxLinear(nn.Module):
@@ -61,12 +61,11 @@ class OnnxLinear(nn.Module):
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
         self.input, self.weight = _input(source), _weight(source)
-        self.bias, self.row = _bias(source), _row(source)
+        self.bias, self.float_bias = _bias(source), Plain(source.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.ndim == 2:
-            return F.linear(self.input(inputs), self.weight(), self.bias())
-        return _plus(F.linear(self.input(inputs), self.weight()), self.row())
+        bias = self.bias if inputs.ndim == 2 else self.float_bias
+        return F.linear(self.input(inputs), self.weight(), bias())
 
 
 class OnnxConv2d(nn.Module):
@@ -86,11 +85,6 @@ def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
     if source.bias is None or step is None:
         return Plain(None if source.bias is None else source.bias.data)
     return OnnxBias(source, step)
-
-
-def _row(source: QuantLinear) -> Plain:
-    """The bias as a matrix of one row: a vector would go into BiasGelu, which is slower than an addition and Gelu."""
-    return Plain(None if source.bias is None else source.bias.data.unsqueeze(0))
 
 
 def _plus(values: Tensor, bias: Tensor | None) -> Tensor:
@@ -141,26 +135,28 @@ class OnnxEmbedding(nn.Module):
         super().__init__()
         self.codes = integers(source.codes, source.bits)
         self.middle = 0.5 if source.levels == "odd" else 0.0
-        self.group = source.group_size or source.embedding_dim
-        self.padding = -source.embedding_dim % self.group
+        self.group = source.group_size
+        self.padding = -source.embedding_dim % self.group if self.group else 0
         self.register_buffer("scale", source.scale)
         self.register_buffer("zero_point", source.zero_point)
 
     def forward(self, indices: Tensor) -> Tensor:
         codes = F.embedding(indices, self.codes()).to(torch.float32)
-        padded = F.pad(codes, (0, self.padding)) if self.padding else codes
-        groups = padded.unflatten(-1, (-1, self.group))
+        if self.group:
+            padded = F.pad(codes, (0, self.padding)) if self.padding else codes
+            codes = padded.unflatten(-1, (-1, self.group))
         if self.middle:
-            groups = groups + self.middle
+            codes = codes + self.middle
         if self.zero_point is not None:
-            groups = groups - _looked_up(indices, self.zero_point).to(torch.float32)
-        values = (groups * _looked_up(indices, self.scale)).flatten(-2)
+            codes = codes - self.of_rows(indices, self.zero_point).to(torch.float32)
+        values = codes * self.of_rows(indices, self.scale)
+        values = values.flatten(-2) if self.group else values
         return values[..., : -self.padding] if self.padding else values
 
-
-def _looked_up(indices: Tensor, numbers: Tensor) -> Tensor:
-    """The numbers of the rows, `(…, groups, 1)`; a single row is that of the whole table."""
-    return (F.embedding(indices, numbers) if len(numbers) > 1 else numbers).unsqueeze(-1)
+    def of_rows(self, indices: Tensor, numbers: Tensor) -> Tensor:
+        """The numbers of the rows, to meet their codes; a single row is that of the whole table."""
+        found = F.embedding(indices, numbers) if len(numbers) > 1 else numbers
+        return found.unsqueeze(-1) if self.group else found
 
 
 class OnnxBlockLinear(nn.Module):
@@ -181,11 +177,11 @@ class OnnxBlockLinear(nn.Module):
             "bits": source.bits,
             "block_size": source.group_size,
         }
-        self.row = _row(source)
+        self.bias = Plain(source.bias)
         rows, blocks, size = groups.shape
-        self.register_buffer("packed", pack(groups, source.bits).view(rows, blocks, size * source.bits // 8))
+        self.register_buffer("packed", pack(groups, source.bits).view(rows, blocks, size // 2))
         self.register_buffer("scale", source.scale.flatten())
-        points = F.pad(source.zero_points.to(torch.int8), (0, blocks % (8 // source.bits)))  # a row begins a byte
+        points = F.pad(source.zero_points.to(torch.int8), (0, blocks % 2))  # a row begins a byte
         stored = [] if source.levels == "symmetric" else [Plain(pack(points, source.bits))]
         self.zero_points = nn.ModuleList(stored)  # left out, they are the middle of the codes
 
@@ -196,7 +192,7 @@ class OnnxBlockLinear(nn.Module):
             "shape": (*inputs.shape[:-1], self.attributes["N"]),
             "version": 1,
         }
-        return _plus(op("com.microsoft::MatMulNBits", *operands, **made, **self.attributes), self.row())
+        return _plus(op("com.microsoft::MatMulNBits", *operands, **made, **self.attributes), self.bias())
 
 
 def linear(source: QuantLinear) -> nn.Module:

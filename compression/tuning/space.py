@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -109,8 +110,11 @@ def space(recipe: str, narrowed: str) -> Space:
 def _unused(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
     """The fields that change nothing, whatever the texts in `ranges` will be."""
     texts = {name: found.choices for name, found in ranges.items() if found.field.type is str}
-    variants = (dict(zip(texts, values, strict=True)) for values in itertools.product(*texts.values()))
-    return frozenset.intersection(*(replace(step, **variant).unused() for variant in variants))
+    found = []
+    for values in itertools.product(*texts.values()):
+        with contextlib.suppress(UserError):  # what cannot be combined is said of the trial that tries it
+            found.append(replace(step, **dict(zip(texts, values, strict=True))).unused())
+    return frozenset.intersection(*found) if found else frozenset()
 
 
 def _own(field: Field) -> Range:

@@ -246,17 +246,6 @@ def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
     assert not ran.keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
 
 
-@pytest.mark.parametrize("given", [(input_numbers(-4, 4), 8), (None, 4, "group", 16), (None, 8, "group", 16)])
-def test_biases_do_not_go_into_the_slow_gelu(given, tmp_path):
-    layer, (activation, *numbers) = nn.Linear(64, 64), given
-    chosen = weight_numbers(layer.weight, *numbers, activation_bits=8 if activation else None)
-    model = nn.Sequential(QuantLinear.from_float(layer, chosen, activation), nn.GELU())
-    path, ours, theirs = both(model, torch.randn(2, 5, 64), tmp_path)
-    torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
-    ran = optimised(path, tmp_path)
-    assert (ran["Gelu"], ran["BiasGelu"]) == (1, 0)
-
-
 def test_a_table_with_one_scale_stores_one_scale(tmp_path):
     table = nn.Embedding(5000, 16)
     sizes = {}

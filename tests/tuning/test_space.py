@@ -55,6 +55,29 @@ def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, tr
     assert f"{name}.penalty" not in found or trains
 
 
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [
+        ("svd", "target"),
+        ("svd:rank=energy", "ratio"),
+        ("wanda:pattern=2:4", "sparsity"),
+        ("self_distill:style=born_again", "sure"),
+        ("response:alpha=0", "temperature"),
+    ],
+)
+def test_what_changes_nothing_is_not_searched(recipe, field):
+    label = recipe.partition(":")[0]
+    assert f"{label}.{field}" not in space(f"{recipe}+finetune", "").ranges
+
+
+@pytest.mark.parametrize(
+    ("recipe", "narrowed"),
+    [("progressive:assistants=0.5", ""), ("multi_teacher", "multi_teacher.weighting=mean/weighted")],
+)
+def test_texts_that_do_not_go_together_are_left_to_their_trials(recipe, narrowed):
+    assert space(recipe, narrowed).ranges
+
+
 def test_what_would_change_nothing_is_searched_if_asked_for():
     assert "magnitude.learning_rate" in space("magnitude", "magnitude.learning_rate=0.1/0.2").ranges
 

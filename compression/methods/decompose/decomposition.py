@@ -48,6 +48,10 @@ class Decomposition(Method):
     round_to: int = param(8, "ranks are rounded up to a multiple of it: 8 runs fast", interval="[1, inf)")
     skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
 
+    def unused(self) -> frozenset[str]:
+        used = "target" if self.rank in TARGETS else self.rank
+        return frozenset({"energy", "ratio", "target"}) - {used}
+
     def takes(self, layer: nn.Module) -> bool:
         """Whether the method is made for this layer."""
         raise NotImplementedError

@@ -23,6 +23,9 @@ class Softened(Distillation):
     temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
 
+    def unused(self) -> frozenset[str]:
+        return frozenset(() if self.alpha else {"temperature"})
+
     def judge(self, task: Task) -> Judge:
         """alpha times the teacher's term and 1 - alpha times that of the labels."""
         hard = label_loss(task, self)

@@ -38,6 +38,9 @@ class SelfDistillation(Softened):
     )
     student: str = param("", "model name or folder to start from; the model's own architecture, untrained, if empty")
 
+    def unused(self) -> frozenset[str]:
+        return super().unused() | (set() if self.style == "teacher_free" else {"sure"})
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         context.record.tag("distillation", "self")
         if self.style == "teacher_free":

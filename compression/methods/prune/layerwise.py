@@ -36,6 +36,9 @@ class Layerwise(Method):
         super().__post_init__()
         self.kept_of  # noqa: B018 - raises where the pattern is none
 
+    def unused(self) -> frozenset[str]:
+        return frozenset({"sparsity"} if self.pattern else ())
+
     @property
     def kept_of(self) -> tuple[int, int] | None:
         """n and m of the pattern."""

@@ -72,10 +72,11 @@ def test_the_teacher_never_changes_and_the_student_learns(task, make_context):
     assert "softened" in context.record.figures
 
 
+@pytest.mark.parametrize("name", ["response", "multi_teacher", "progressive"])
 @pytest.mark.parametrize(("alpha", "asked"), [(0, False), (0.5, True)])
-def test_a_teacher_is_asked_only_if_its_answers_count(alpha, asked, task, make_context):
+def test_a_teacher_is_asked_only_if_its_answers_count(name, alpha, asked, task, make_context):
     teacher, shown = models.build("mlp", task), []
     teacher.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
     context = make_context(task, teacher)
-    method("response")(alpha=alpha, epochs=1, student="digits_cnn_small").apply(teacher, context)
+    method(name)(alpha=alpha, epochs=1, student="digits_cnn_small").apply(teacher, context)
     assert (sum(shown) >= len(task.train)) is asked  # a few are shown for the picture
