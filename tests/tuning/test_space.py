@@ -61,6 +61,7 @@ def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, tr
         ("svd", "target"),
         ("svd:rank=energy", "ratio"),
         ("wanda:pattern=2:4", "sparsity"),
+        ("movement", "score_learning_rate"),
         ("self_distill:style=born_again", "sure"),
         ("response:alpha=0", "temperature"),
     ],

@@ -40,7 +40,7 @@ class Learned(Recipe, Method):
     )
     scope: str = param("local", "topk: rank within each layer, or all layers together", choices=("local", "global"))
     score_learning_rate: float = param(
-        0.01, "peak learning rate of the scores", interval="(0, inf)", search=(1e-3, 1.0), log=True
+        0.01, "sigmoid: peak learning rate of the scores; a ranking does not depend on it", interval="(0, inf)", search=(1e-3, 1.0), log=True
     )
     ramp_start: float = param(0.1, "share of the training before pruning begins (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.7, "share of the training after which nothing more goes (cool-down)", interval="(0, 1]")
@@ -59,6 +59,9 @@ class Learned(Recipe, Method):
         super().__post_init__()
         if self.ramp_start >= self.ramp_end:
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
+
+    def unused(self) -> frozenset[str]:
+        return frozenset({"score_learning_rate", "regularization"} if self.variant == "topk" else ())
 
     def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
         """The layers to score, cut into blocks; those whose blocks live and die together in one list."""

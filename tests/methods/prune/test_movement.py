@@ -54,6 +54,17 @@ def test_sparsity_follows_the_cubic_schedule(knowing):
         assert found == pytest.approx(target, abs=1e-3)
 
 
+def test_a_ranking_does_not_depend_on_the_learning_rate_of_the_scores(knowing):
+    model, context = knowing
+    slow, fast = (
+        method("movement")(epochs=1, score_learning_rate=rate).apply(copy.deepcopy(model), context)
+        for rate in (2.0**-7, 2.0**-3)
+    )
+    assert {"score_learning_rate", "regularization"} <= method("movement")().unused()
+    for one, other in zip(layers.prunable(slow).values(), layers.prunable(fast).values(), strict=True):
+        assert torch.equal(one.weight, other.weight)
+
+
 def test_pruned_weights_may_come_back_in_the_training(knowing, monkeypatch):
     model, context = knowing
     seen = []
