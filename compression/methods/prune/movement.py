@@ -40,7 +40,11 @@ class Learned(Recipe, Method):
     )
     scope: str = param("local", "topk: rank within each layer, or all layers together", choices=("local", "global"))
     score_learning_rate: float = param(
-        0.01, "sigmoid: peak learning rate of the scores; a ranking does not depend on it", interval="(0, inf)", search=(1e-3, 1.0), log=True
+        0.01,
+        "sigmoid: peak learning rate of the scores; a ranking does not depend on it",
+        interval="(0, inf)",
+        search=(1e-3, 1.0),
+        log=True,
     )
     ramp_start: float = param(0.1, "share of the training before pruning begins (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.7, "share of the training after which nothing more goes (cool-down)", interval="(0, 1]")
