@@ -162,7 +162,7 @@ class OnnxEmbedding(nn.Module):
 class OnnxBlockLinear(nn.Module):
     """MatMulNBits of ONNX Runtime: weights of 4 bits in groups, made floats within the kernel.
 
-    It takes 8 bits as well, but slower than the floats: 2.4 times for one example of MiniLM (benchmarks/README.md).
+    It takes 8 bits as well, but was 2.4 times as slow as the floats for one example of MiniLM (benchmarks/README.md).
     """
 
     packed: Tensor
