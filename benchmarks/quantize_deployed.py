@@ -29,8 +29,6 @@ from compression.context import Context
 from compression.machine import accelerator
 from compression.methods.quantize.calibration import batches
 
-TIMES = ("1: ms", "1: ours / it", "32: ms", "32: ours / it")
-
 
 class Reader(CalibrationDataReader):
     """The calibration batches as ONNX Runtime wants them."""
@@ -93,18 +91,20 @@ def compare(model, task, step, threads, folder, rounds):
         files[name] = theirs(files["float32"], data, folder, **options).rename(folder / f"{len(files)}.onnx")
     ours = step.apply(copy.deepcopy(model), context)
     files["ours"] = deploy.export(ours, task.example(4), folder / "ours.onnx")
-    true = answers(files["float32"], task, threads)
+    logits = {name: answers(file, task, threads) for name, file in files.items()}
+    right = logits["float32"].argmax(1)
+    times = {
+        name: timed(file, files["ours"], task.example(32), threads, rounds)
+        for name, file in files.items()
+        if name != "ours"
+    }
     return [
         {
             "file": name,
-            **(
-                timed(file, files["ours"], task.example(32), threads, rounds)
-                if name != "ours"
-                else dict.fromkeys(TIMES, "")
-            ),
+            **times.get(name, {}),
             "size_mb": file.stat().st_size / 1e6,
-            "agreement": (answers(file, task, threads).argmax(1) == true.argmax(1)).float().mean().item(),
-            **task.metrics(answers(file, task, threads), task.test.targets),
+            "agreement": (logits[name].argmax(1) == right).float().mean().item(),
+            **task.metrics(logits[name], task.test.targets),
         }
         for name, file in files.items()
     ]
@@ -114,7 +114,8 @@ def table(name, rows):
     columns = list(rows[0])
     print(f"\n{name}\n\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
-        cells = [f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in row.values()]
+        values = [row.get(column, "") for column in columns]
+        cells = [f"{v:.3f}" if isinstance(v, float | np.floating) else str(v) for v in values]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

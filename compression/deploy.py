@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from compression.errors import UserError, first_line
 from compression.quantized.deployed import deployable
 from compression.quantized.functions import define_functions
+from compression.quantized.onnx_numbers import OPSET
 from compression.tasks.task import Inputs, Split, forward, map_inputs, predict
 
-OPSET = 20
 # Beyond these the export is wrong, not rounded otherwise: share of equal predictions, and root mean square of the
 # logits' difference over that of the logits (predictions alone say nothing of a model that answers one class).
 LEAST_AGREEMENT, LARGEST_DIFFERENCE = 0.998, 0.1

@@ -146,7 +146,8 @@ def test_a_method_that_is_made_for_one_kind_of_model_refuses_another_in_a_senten
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_method_says_is_json(name):
-    json.dumps(params.values(methods.method(name)()))
+    said = params.values(methods.method(name)())
+    assert json.loads(json.dumps(said)) == said
 
 
 def test_an_unknown_method_is_refused_with_the_names():

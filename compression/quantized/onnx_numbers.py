@@ -22,7 +22,7 @@ from compression.quantized.layers import (
     QuantLinear,
     Weighted,
 )
-from compression.quantized.numbers import merge, split
+from compression.quantized.numbers import code_range, merge, split
 from compression.quantized.packing import pack
 
 OPSET = 20
@@ -97,11 +97,17 @@ class Unpacked(nn.Module):
         return op(f"{DOMAIN}::Unpack", self.packed, self.levels, self.size, bits=self.bits, **made)
 
 
+def every_code(bits: int) -> Tensor:
+    """The codes of so many bits, `(2 ** bits,)`, from the lowest up."""
+    low, high = code_range(bits, signed=True)
+    return torch.arange(low, high + 1)
+
+
 def integers(codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> nn.Module:
     """`multiple` times the codes, int8; where `odd`, times 2 code + 1: the odd numbers that stand for halves."""
     if bits == 8:
         return Bytes(codes)
-    levels = torch.arange(-(2 ** (bits - 1)), 2 ** (bits - 1), device=codes.device)
+    levels = every_code(bits)
     return Unpacked(codes, bits, (multiple * (2 * levels + 1 if odd else levels)).to(torch.int8))
 
 
@@ -158,8 +164,7 @@ class OnnxFloatWeight(nn.Module):
         super().__init__()
         self.shape = source.weight.shape
         # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
-        half = 2 ** (source.bits - 1)
-        levels = torch.arange(-half, half) + (0.5 if source.levels == "odd" else 0.0)
+        levels = every_code(source.bits) + (0.5 if source.levels == "odd" else 0.0)
         self.codes = Unpacked(split(source.codes, source.granularity, source.group_size), source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
         self.register_buffer("zero_point", None if source.zero_point is None else source.zero_point.unsqueeze(2))

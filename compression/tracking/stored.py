@@ -11,7 +11,7 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient, pyfunc
-from mlflow.entities import ViewType
+from mlflow.entities import Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENV
@@ -39,20 +39,20 @@ class Stored:
 def stored(run_id: str) -> Stored:
     """The run `run_id`; a UserError if there is none, or the server does not answer."""
     with server.asking(f"read the run {run_id}") as client:
-        return _read(client.get_run(_at_server(client, run_id)))
+        return _read(_at_server(client, run_id))
 
 
-def _at_server(client: MlflowClient, run_id: str) -> str:
-    """The id of a run there: one that began while the server was gone is known by its key to whoever began it."""
+def _at_server(client: MlflowClient, run_id: str) -> Run:
+    """The run as it is there: one that began while the server was gone is known by its key to whoever began it."""
     try:
-        return client.get_run(run_id).info.run_id
+        return client.get_run(run_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         made = client.search_runs(_experiments(client), f"tags.`{KEY}` = {_quoted(run_id)}")
         if not made:
             raise
-        return made[0].info.run_id
+        return made[0]
 
 
 def _read(run: Any) -> Stored:
@@ -152,7 +152,7 @@ def download(uri: str, to: Path | str) -> Path:
         return _copied(here, Path(to))
     with server.asking(f"download {uri}") as client:
         if run_id:
-            uri = f"runs:/{_at_server(client, run_id)}/{path}"
+            uri = f"runs:/{_at_server(client, run_id).info.run_id}/{path}"
         got = mlflow.artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=server.tracking_uri())
     return Path(got)
 
@@ -172,7 +172,7 @@ def register(name: str, run_id: str, aliases: Sequence[str]) -> str:
     with server.asking(f"register the model {name}") as client:
         with contextlib.suppress(MlflowException):  # it exists: a real refusal comes again below
             client.create_registered_model(name)
-        run_id = _at_server(client, run_id)
+        run_id = _at_server(client, run_id).info.run_id
         known = [v for v in client.search_model_versions(f"name = {_quoted(name)}") if v.run_id == run_id]
         made = known[0] if known else client.create_model_version(name, f"runs:/{run_id}/model", run_id)
         for alias in aliases:

@@ -220,24 +220,28 @@ def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
 
 def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
     """It once was there before it was locked: a sync beside it took the run for dead."""
-    found, stop = [], threading.Event()
+    found, held, stop = [], set(), threading.Event()
 
     def look():
-        while not stop.is_set():
-            for path in tmp_path.glob(f"*/{JOURNAL}"):
-                try:
-                    Journal(path.parent, create=False).close()
-                    found.append(path)
-                except Busy:
-                    pass
+        for path in tmp_path.glob(f"*/{JOURNAL}"):
+            try:
+                Journal(path.parent, create=False).close()
+                found.append(path)
+            except Busy:
+                held.add(path)
 
-    looking = threading.Thread(target=look)
+    def keep_looking():
+        while not stop.is_set():
+            look()
+
+    looking = threading.Thread(target=keep_looking)
     looking.start()
     journals = [Journal(tmp_path / str(n)) for n in range(300)]
     stop.set()
     looking.join()
+    look()
     assert found == []
-    assert len(journals) == 300
+    assert len(held) == len(journals) == 300
 
 
 def test_a_journal_that_was_delivered_is_nobodys(tmp_path):

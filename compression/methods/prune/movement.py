@@ -65,7 +65,7 @@ class Learned(Recipe, Method):
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
 
     def unused(self) -> frozenset[str]:
-        return frozenset({"score_learning_rate", "regularization"} if self.variant == "topk" else ())
+        return frozenset({"score_learning_rate", "threshold", "regularization"} if self.variant == "topk" else ())
 
     def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
         """The layers to score, cut into blocks; those whose blocks live and die together in one list."""
