@@ -21,6 +21,8 @@ from optuna.trial import TrialState, create_trial
 from compression import baseline, methods, pipeline, tasks
 from compression.errors import UserError
 from compression.settings import Settings
+from compression.tracking.journal import JOURNAL
+from compression.tracking.run import folder_of
 from compression.tuning.plan import Plan
 from compression.tuning.trial import FEASIBLE, REFUSED, RUN, WORKER
 from compression.tuning.tune import tune
@@ -253,11 +255,20 @@ def killed(worker, study, number):
     """Kill a worker, unless its trial came to an end before it could be stopped."""
     worker.send_signal(signal.SIGSTOP)
     trial = study.get_trials()[number]
-    if trial.state == TrialState.RUNNING and mlflow.get_run(trial.user_attrs[RUN]).info.status == "RUNNING":
+    if trial.state == TrialState.RUNNING and lives(trial.user_attrs[RUN]):
         worker.kill()
         return True
     worker.send_signal(signal.SIGCONT)
     return False
+
+
+def lives(run):
+    """Whether a run has not ended, by its journal: a worker stopped in a transaction keeps MLflow's database locked."""
+    try:
+        lines = (folder_of(run) / JOURNAL).read_text().splitlines()
+    except FileNotFoundError:
+        return False
+    return "end" not in json.loads(lines[-1])
 
 
 def holder(run, workers):
