@@ -11,6 +11,7 @@ from compression.quantized import choose_range, code_range, dequantize, quantize
 
 BINS = 2048  # of the histogram that `entropy` looks at; Migacz 2017
 FEW = 2**14  # values that `mse` rounds again and again
+OBSERVERS = ("minmax", "moving_average", "percentile", "entropy", "mse")
 Bounds = tuple[Tensor, Tensor]
 
 

@@ -15,10 +15,10 @@ from compression.layers import Add
 from compression.methods.quantize import pictures
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import relu_before_pool
-from compression.methods.quantize.observers import Observed, moving_average
+from compression.methods.quantize.observers import OBSERVERS, Observed
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import along, factors, fold, unrounded
-from compression.methods.quantize.scheme import SUM_BITS, Scheme
+from compression.methods.quantize.scheme import Calibrated
 from compression.methods.quantize.static import quantized
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
@@ -42,13 +42,19 @@ SMALLEST = 1e-6  # factor of a batch norm; a channel below is as good as gone, a
 
 
 @dataclass(frozen=True)
-class Qat(Recipe, Scheme):
+class Qat(Recipe, Calibrated):
     """Train with weights and activations rounded where static quantization rounds them.  Jacob et al. 2018,
     arXiv:1712.05877, section 3: gradients pass the rounding (zero outside of the range), weights are rounded as they
-    will be with their batch norm folded in. Weights' ranges follow the weights, activations' are moving averages.
+    will be with their batch norm folded in. Weights' ranges follow the weights, activations' are moving averages,
+    unless another observer is chosen: then they stay as calibrated before the training.
     """
 
-    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
+    observer: str = param(
+        "moving_average",
+        "range of an activation: moving_average follows the training, the others stay as calibrated",
+        choices=OBSERVERS,
+        search=OBSERVERS,
+    )
     weight_observer: str = param(
         "minmax", "range of a weight: all of it, or that of the least squared error (slow)", choices=("minmax", "mse")
     )
@@ -92,7 +98,7 @@ class Qat(Recipe, Scheme):
         data = batches(context, self.calibration_samples)
         order = Order.of(model, data[0])
         for name, held in observe(model, layers | others, data).items():
-            inputs = [InputRange(SUM_BITS if name in others else self.activation_bits, o) for o in held]
+            inputs = [self.input_range(model.get_submodule(name), observed) for observed in held]
             if name in others:
                 pool = others[name]
                 rounded = FakeAvgPool(pool, *inputs) if isinstance(pool, nn.AdaptiveAvgPool2d) else FakeAdd(*inputs)
@@ -104,6 +110,11 @@ class Qat(Recipe, Scheme):
             model.set_submodule(name, made.to(context.device))
             if norm:
                 model.set_submodule(norm, nn.Identity())
+
+    def input_range(self, module: nn.Module, observed: Observed) -> InputRange:
+        """The rounding of what goes into a layer, sum or pooling that was given `observed`."""
+        bits = self.input_bits(module)
+        return InputRange(bits, *self.bounds(observed, bits), follows=self.observer == "moving_average")
 
     def rounding(self, weight: Tensor) -> Numbers:
         """The numbers of a weight as it stands."""
@@ -147,20 +158,19 @@ class Freezable(nn.Module):
 
 
 class InputRange(Freezable):
-    """Rounds an activation within moving averages of its smallest and largest value: section 3.1 of the paper."""
+    """Rounds an activation within a range that may follow its smallest and largest value: section 3.1 of the paper."""
 
     low: Tensor
     high: Tensor
 
-    def __init__(self, bits: int, observed: Observed) -> None:
+    def __init__(self, bits: int, low: Tensor, high: Tensor, follows: bool) -> None:
         super().__init__()
-        self.bits = bits
-        low, high = moving_average(observed)
+        self.bits, self.follows = bits, follows
         self.register_buffer("low", low)
         self.register_buffer("high", high)
 
     def forward(self, values: Tensor) -> Tensor:
-        if self.training and not self.frozen:
+        if self.training and self.follows and not self.frozen:
             with torch.no_grad():
                 self.low.lerp_(values.amin().float(), RATE)
                 self.high.lerp_(values.amax().float(), RATE)

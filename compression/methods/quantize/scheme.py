@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from compression.errors import UserError
-from compression.layers import weight
+from compression.layers import Add, weight
 from compression.methods.base import Method
-from compression.methods.quantize import pictures
+from compression.methods.quantize import observers, pictures
+from compression.methods.quantize.observers import OBSERVERS, Observed
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
 from compression.quantized import Numbers
@@ -75,3 +76,25 @@ class Scheme(Method):
         if not names:
             raise UserError(f"skip={wanted!r} is no layer of the model; its layers are {', '.join(found)}.")
         return names
+
+
+@dataclass(frozen=True)
+class Calibrated(Scheme):
+    """How activations become integers too, in ranges found by looking at calibration data."""
+
+    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
+    observer: str = param("minmax", "range of an activation", choices=OBSERVERS, search=OBSERVERS)
+    percentile: float = param(99.99, "share of an activation's values to cover, in percent", interval="(50, 100]")
+    calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")
+
+    def input_bits(self, module: nn.Module) -> int:
+        """Bits of what goes into a layer, sum or pooling."""
+        return SUM_BITS if isinstance(module, (Add, nn.AdaptiveAvgPool2d)) else self.activation_bits
+
+    def bounds(self, observed: Observed, bits: int) -> observers.Bounds:
+        """The range of an activation of `bits` bits, as the chosen observer sees it."""
+        if self.observer == "percentile":
+            return observers.percentile(observed, self.percentile)
+        if self.observer in ("entropy", "mse"):
+            return getattr(observers, self.observer)(observed, bits)
+        return getattr(observers, self.observer)(observed)

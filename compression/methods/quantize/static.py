@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from compression.context import Context
 from compression.layers import Add
-from compression.methods.quantize import observers, pictures
+from compression.methods.quantize import pictures
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
 from compression.methods.quantize.observers import Observed
-from compression.methods.quantize.scheme import SUM_BITS, Scheme
+from compression.methods.quantize.scheme import Calibrated
 from compression.params import param
 from compression.quantized import (
     Numbers,
@@ -30,22 +30,13 @@ from compression.quantized import (
 
 
 @dataclass(frozen=True)
-class Static(Scheme):
+class Static(Calibrated):
     """Weights and activations in integers, with ranges chosen from calibration data.
 
     Jacob et al. 2018, arXiv:1712.05877; batch norms are folded into the layers before them. Calibration looks at
     training examples. Eight-bit weights use the codes -64..64, so that no CPU adds them up wrongly.
     """
 
-    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
-    observer: str = param(
-        "minmax",
-        "range of an activation",
-        choices=("minmax", "moving_average", "percentile", "entropy", "mse"),
-        search=("minmax", "moving_average", "percentile", "entropy", "mse"),
-    )
-    percentile: float = param(99.99, "share of an activation's values to cover, in percent", interval="(50, 100]")
-    calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")
     activation_symmetric: bool = param(False, "spread an activation's codes evenly around zero")
     equalize: bool = param(False, "first equalise the ranges of neighbouring layers; Nagel et al. 2019")
     bias_correction: bool = param(False, "take the mean error of the weights out of the bias; Nagel et al. 2019")
@@ -67,18 +58,6 @@ class Static(Scheme):
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
         return model.to(context.device)
-
-    def input_bits(self, module: nn.Module) -> int:
-        """Bits of what goes into a layer, sum or pooling."""
-        return SUM_BITS if isinstance(module, (Add, nn.AdaptiveAvgPool2d)) else self.activation_bits
-
-    def bounds(self, observed: Observed, bits: int) -> observers.Bounds:
-        """The range of an activation of `bits` bits, as the chosen observer sees it."""
-        if self.observer == "percentile":
-            return observers.percentile(observed, self.percentile)
-        if self.observer in ("entropy", "mse"):
-            return getattr(observers, self.observer)(observed, bits)
-        return getattr(observers, self.observer)(observed)
 
     def activation(self, observed: Observed, bits: int) -> Numbers:
         """The numbers of an activation."""

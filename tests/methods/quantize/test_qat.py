@@ -6,7 +6,6 @@ from torch import nn
 
 from compression import deploy, layers, models
 from compression.methods import method, parse
-from compression.methods.quantize.observers import Observed
 from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
 from compression.quantized import QuantAdd, QuantAvgPool2d, QuantEmbedding, QuantLinear
 from tests.conftest import tiny_bert, words_task
@@ -17,9 +16,8 @@ def _seeded():
     torch.manual_seed(0)
 
 
-def seen(low, high):
-    ends = torch.tensor([float(low)]), torch.tensor([float(high)])
-    return Observed(*ends, torch.zeros(1), torch.zeros(1))
+def within(low, high, bits=8, follows=True):
+    return InputRange(bits, torch.tensor(float(low)), torch.tensor(float(high)), follows)
 
 
 def test_gradients_pass_within_the_range_only():
@@ -31,15 +29,21 @@ def test_gradients_pass_within_the_range_only():
 
 
 def test_a_range_follows_the_data_until_it_is_frozen():
-    source = InputRange(8, seen(-1, 1)).train()
+    source = within(-1, 1).train()
     source(torch.tensor([-3.0, 2.0]))
     assert (source.low.item(), source.high.item()) == pytest.approx((-1 - 2 * RATE, 1 + RATE))
     freeze(source, observers=True, norms=False)
     source(torch.tensor([-30.0, 20.0]))
     assert source.high.item() == pytest.approx(1 + RATE)
-    again = InputRange(8, seen(-1, 1))
+    again = within(-1, 1)
     again.load_state_dict(source.state_dict())
     assert again.frozen
+
+
+def test_a_calibrated_range_stays():
+    source = within(-1, 1, follows=False).train()
+    source(torch.tensor([-3.0, 2.0]))
+    assert (source.low.item(), source.high.item()) == (-1, 1)
 
 
 def pair(kind):
@@ -60,7 +64,7 @@ def pair(kind):
 @pytest.mark.parametrize(("bits", "activation_bits"), [(2, 2), (3, 8), (4, 4), (8, 8)])
 def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activation_bits):
     layer, norm, inputs = pair(kind)
-    source = InputRange(activation_bits, seen(-4, 4))
+    source = within(-4, 4, activation_bits)
     fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, source).eval()
     made = fake.deployed()
     assert made.bits == bits
@@ -72,7 +76,7 @@ def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activa
 def test_in_training_a_norm_sees_what_it_would_have_seen(kind):
     layer, norm, inputs = pair(kind)
     plain, alone = copy.deepcopy(layer), copy.deepcopy(norm).train()
-    fake = FakeLayer.of(layer, norm, method("qat")().rounding, InputRange(8, seen(-5, 5))).train()
+    fake = FakeLayer.of(layer, norm, method("qat")().rounding, within(-5, 5)).train()
     expected = alone(plain(inputs))
     alive = expected[:, :5]  # the last channel's factor is zero: its rounded weight means nothing
     assert (fake(inputs)[:, :5] - alive).norm() < 0.03 * alive.norm()
@@ -99,6 +103,17 @@ def test_what_is_deployed_is_what_static_deploys(task, make_context):
     for model in (trained, calibrated):
         assert {m.activation_bits for m in model.modules() if hasattr(m, "codes")} == {6}
         assert {m.bits for m in model.modules() if isinstance(m, (QuantAdd, QuantAvgPool2d))} == {8}
+
+
+@pytest.mark.parametrize(("observer", "stays"), [("moving_average", False), ("minmax", True), ("mse", True)])
+def test_a_range_follows_the_training_or_stays_as_calibrated(observer, stays, task, make_context):
+    model = models.build("digits_cnn", task)
+    context = make_context(task, copy.deepcopy(model))
+    step = f"activation_bits=2,observer={observer}"
+    [untrained] = parse(f"static:{step},calibration_samples=256")
+    [trained] = parse(f"qat:epochs=1,batch_size=128,{step}")
+    before, after = (s.apply(copy.deepcopy(model), context).hidden.fc.input.scale for s in (untrained, trained))
+    assert (before == after) == stays
 
 
 def test_observers_and_norms_freeze_at_their_share_of_the_training(task, make_context):
