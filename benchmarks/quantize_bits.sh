@@ -9,12 +9,14 @@ run() { mlflow run . -b host --experiment-name quantize-bits -P task=cifar10 -P 
 quantize() { run -e quantize -P method="$1" $([ -z "$baseline" ] || echo "-P baseline=$baseline") "${@:3}" \
   --run-name "$1 $2"; }
 trained="-P epochs=$epochs -P learning_rate=0.01"
+least_error="-P observer=mse -P weight_observer=mse" # ranges from end to end are too wide for few bits
 [ -n "$baseline" ] || run -e train -P epochs="$((3 * epochs))" --run-name "trained"
 quantize static W8A8 -P bits=8 -P activation_bits=8
-quantize static W4A4 -P bits=4 -P activation_bits=4 -P observer=mse
-quantize static W2A2 -P bits=2 -P activation_bits=2 -P observer=mse
+quantize static W4A4 -P bits=4 -P activation_bits=4 $least_error
+quantize static W2A2 -P bits=2 -P activation_bits=2 $least_error
 for bits in 8 4 2; do
-  for method in qat lsq dorefa; do
+  quantize qat "W${bits}A$bits" -P bits=$bits -P activation_bits=$bits $trained $([ $bits = 8 ] || echo "$least_error")
+  for method in lsq dorefa; do
     quantize "$method" "W${bits}A$bits" -P bits=$bits -P activation_bits=$bits $trained
   done
 done
