@@ -15,12 +15,13 @@ HIDDEN = -1e4  # a score that leaves no attention; -inf would make 0 times infin
 
 
 class Parts:
-    """Where a transformer's layers have their projections, and how many heads."""
+    """Where a transformer's layers have their projections, whole or taken apart, and how many heads."""
 
     def __init__(self, model: nn.Module) -> None:
         names = surgery.names(model)
         self.parts = (names.query, names.key, names.value)
-        self.heads = dict(zip(stages(model), (block.heads for block in surgery.blocks(model)), strict=True))
+        attentions = {layer: model.get_submodule(f"{layer}.{names.attention}") for layer in stages(model)}
+        self.heads: dict[str, int] = {layer: getattr(one, names.heads) for layer, one in attentions.items()}
 
     def heads_of(self, layer: str) -> int:
         """How many heads a layer has; UserError where `layer` is none of the transformer's."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression import surgery
 from compression.methods.distill.features import Pairs
 from compression.methods.distill.heads import Parts, require_same_heads, scores
 from compression.methods.distill.layered import Comparison, Outputs
@@ -26,7 +26,7 @@ class PerLayer(Comparison):
         super().__init__(pairs)
         self.weight, self.known, self.seen = weight, Parts(teacher), Parts(student)
         self.heads = [self.known.heads_of(one) for one, _ in pairs], [self.seen.heads_of(other) for _, other in pairs]
-        ours, theirs = surgery.hidden_size(student), surgery.hidden_size(teacher)
+        ours, theirs = hidden_size(student), hidden_size(teacher)
         self.layers = list(dict.fromkeys(layer for _, layer in pairs))
         shared = projection(ours, theirs, always=False)
         self.projections = nn.ModuleList(
@@ -72,7 +72,7 @@ class TinyBert(PerLayer):
         super().__init__(pairs, teacher, student, adaptive, weight)
         require_same_heads(*self.heads)
         self.embeddings = embeddings(teacher), embeddings(student)
-        self.project = projection(surgery.hidden_size(student), surgery.hidden_size(teacher), always=False)
+        self.project = projection(hidden_size(student), hidden_size(teacher), always=False)
 
     def watched(self) -> tuple[list[str], list[str]]:
         theirs, ours = super().watched()
@@ -107,6 +107,11 @@ def projection(ours: int, theirs: int, always: bool) -> nn.Module:
     made = nn.Linear(ours, theirs, bias=False)
     nn.init.eye_(made.weight)
     return made
+
+
+def hidden_size(model: Any) -> int:
+    """Dimensions of the hidden states, as the config has them: also where the linear layers were taken apart."""
+    return model.config.hidden_size
 
 
 def embeddings(model: nn.Module) -> str:

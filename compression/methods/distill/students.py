@@ -35,8 +35,20 @@ def shallower(teacher: nn.Module, count: int) -> nn.Module:
     total = len(surgery.layers(student))
     if count > total:
         raise UserError(f"layers={count} is more than the {total} layers of the teacher; take fewer.")
+    require_whole(student)
     surgery.keep_layers(student, evenly(total, count))
     return student
+
+
+def require_whole(teacher: nn.Module) -> None:
+    """UserError for a transformer whose layers are no plain ones: a config could not say what its copy has."""
+    parts = surgery.names(teacher)
+    for layer in surgery.layers(teacher):
+        if not all(isinstance(layer.get_submodule(part), nn.Linear) for part in (parts.query, parts.up)):
+            raise UserError(
+                "A shallower copy is made of plain linear layers, and the teacher's were decomposed or quantized; "
+                "name a student=, or distil first."
+            )
 
 
 def keep_blocks(model: Any, count: int) -> nn.Module:
