@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from compression.tasks.task import Inputs, forward
 
 K = TypeVar("K", bound=Hashable)
 Cut = dict[K, list[int]]  # where -> the channels that go there
-CLOSE = 0.005  # of what was there: no nearer is looked for
+Taken = frozenset[int]  # which of some blocks
+TOLERANCE = 0.02  # of what was there: a target missed by more is said loudly
 
 
 @dataclass(frozen=True)
@@ -60,39 +61,76 @@ def ordered(scores: dict[K, Tensor], everywhere: bool, round_to: int) -> list[Bl
 def merged(blocks: Iterable[Block]) -> Cut:
     """All that goes with `blocks`."""
     total: Cut = {}
-    for where, channels in chain.from_iterable(block.cut.items() for block in blocks):
+    for where, channels in itertools.chain.from_iterable(block.cut.items() for block in blocks):
         total.setdefault(where, []).extend(channels)
     return total
 
 
 def closest(blocks: Sequence[Block], removed: Callable[[Cut], float], wanted: float, what: str) -> Cut:
-    """The first of `blocks` that take away the share `wanted`, or as near to it as they come.
+    """Those of `blocks` that take away the share `wanted` within TOLERANCE, in their order as far as that allows.
 
-    `removed(cut)` is the share that a cut takes away, larger for every further block. Where the next block would take
-    far too much (a head of every layer), what follows it elsewhere (neurons) fills the gap. UserError if all blocks
-    together are too little.
+    `removed(cut)` is the share that a cut takes away, larger for every further block. The first blocks go; where that
+    misses the target (the next would take a head of every layer), what follows elsewhere (neurons) fills the gap, or
+    a few blocks are traded for others, whichever is nearer to the order. UserError if all together are too little.
     """
-    if (most := removed(merged(blocks))) < wanted:
+
+    @cache
+    def share(taken: Taken) -> float:
+        return removed(merged(blocks[i] for i in sorted(taken)))
+
+    def badness(taken: Taken) -> tuple[float, int, float]:
+        error = abs(share(taken) - wanted)
+        return max(0.0, error - TOLERANCE), disorder(taken), error
+
+    if (most := share(frozenset(range(len(blocks))))) < wanted:
         raise UserError(
             f"sparsity={wanted:g} of the {what} cannot go: with the least left everywhere, {most:.3f} are gone; "
             "ask for less."
         )
-    taken: list[Block] = []
-    found: list[tuple[float, Cut]] = [(wanted, {})]  # how far off, and the cut
-    while blocks and min(error for error, _ in found) > CLOSE:
-        share = partial(share_of, removed, taken, blocks)
-        fitting = bisect_right(range(len(blocks) + 1), wanted, key=share) - 1
-        near = (fitting, min(fitting + 1, len(blocks)))
-        found += [(abs(share(count) - wanted), merged([*taken, *blocks[:count]])) for count in near]
-        taken = [*taken, *blocks[:fitting]]
-        too_much = blocks[fitting : fitting + 1]
-        blocks = [b for b in blocks[fitting + 1 :] if b.cut.keys() != too_much[0].cut.keys()]
-    return min(found, key=lambda pair: pair[0])[1]
+    found = list(fillings(blocks, share, wanted)) or [Taken()]
+    best = min([*found, *(traded(blocks, taken, badness) for taken in found[:2])], key=badness)
+    return merged(blocks[i] for i in sorted(best))
 
 
-def share_of(removed: Callable[[Cut], float], taken: Sequence[Block], blocks: Sequence[Block], count: int) -> float:
-    """What goes with `taken` and the first `count` of `blocks`."""
-    return removed(merged([*taken, *blocks[:count]]))
+def disorder(taken: Taken) -> int:
+    """How far the last block that is taken lies behind the first that is not, in their order."""
+    skipped = next(i for i in itertools.count() if i not in taken)
+    return max(0, max(taken, default=0) - skipped)
+
+
+def fillings(blocks: Sequence[Block], share: Callable[[Taken], float], wanted: float) -> Iterable[Taken]:
+    """Selections about the share `wanted`: the first blocks, one more; then with what follows elsewhere in the gap."""
+    taken, rest = frozenset[int](), range(len(blocks))
+    while rest:
+        fitting = bisect_right(range(len(rest) + 1), wanted, key=lambda count: share(taken.union(rest[:count]))) - 1
+        near = [taken.union(rest[:count]) for count in (fitting, min(fitting + 1, len(rest)))]
+        yield from near
+        if fitting == len(rest) or min(abs(share(each) - wanted) for each in near) <= TOLERANCE:
+            return
+        taken, too_much = near[0], {*blocks[rest[fitting]].cut}
+        rest = [i for i in rest[fitting + 1 :] if {*blocks[i].cut} != too_much]
+
+
+def traded(blocks: Sequence[Block], taken: Taken, badness: Callable[[Taken], tuple[float, int, float]]) -> Taken:
+    """`taken`, or what single trades lead to from it, as long as it misses the target and each trade comes nearer."""
+    while badness(taken)[0] > 0:
+        near = min(trades(blocks, taken), key=badness)
+        if badness(near) >= badness(taken):
+            break
+        taken = near
+    return taken
+
+
+def trades(blocks: Sequence[Block], taken: Taken) -> Iterable[Taken]:
+    """Selections with the next block of a place taken too, the last one given back, or both in two places."""
+    places: dict[frozenset[Any], list[int]] = {}
+    for index, block in enumerate(blocks):
+        places.setdefault(frozenset(block.cut), []).append(index)
+    more = {place: frozenset([min(left)]) for place, every in places.items() if (left := {*every} - taken)}
+    less = {place: frozenset([max(gone)]) for place, every in places.items() if (gone := {*every} & taken)}
+    yield from (taken | one for one in more.values())
+    yield from (taken - one for one in less.values())
+    yield from (taken - less[here] | more[there] for here in less for there in more if here != there)
 
 
 def parameters(model: nn.Module, example: Inputs) -> int:

@@ -16,13 +16,12 @@ from compression.methods.base import Method
 from compression.methods.prune import encoder
 from compression.methods.prune.channels import Channels, widths
 from compression.methods.prune.importance import CRITERIA, importance
-from compression.methods.prune.removal import COSTS, Cut, closest
+from compression.methods.prune.removal import COSTS, TOLERANCE, Cut, closest
 from compression.methods.prune.sparse import bn_penalty, group_penalty
 from compression.params import param
 from compression.tasks.task import Inputs, map_inputs
 from compression.training import Recipe, complete, fit, task_loss
 
-TOLERANCE = 0.02  # of what was there: a target missed by more is said loudly
 SPARSE = ("bn_scale", "group")  # criteria with a training of their own
 
 

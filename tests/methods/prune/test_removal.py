@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compression.errors import UserError
-from compression.methods.prune.removal import Block, closest, merged, ordered, runs
+from compression.methods.prune.removal import TOLERANCE, Block, closest, merged, ordered, runs
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,19 @@ def blocks():
 
 @pytest.mark.parametrize("wanted", [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.85])
 def test_the_target_is_met_where_fine_blocks_can_fill_what_coarse_ones_leave(wanted):
-    assert share(closest(blocks(), share, wanted, "macs")) == pytest.approx(wanted, abs=0.006)
+    assert share(closest(blocks(), share, wanted, "macs")) == pytest.approx(wanted, abs=TOLERANCE)
+
+
+def test_a_gap_is_not_filled_by_one_place_alone_where_trades_fill_it():
+    sizes = {"a": 0.1, "b": 0.06, "c": 0.008}  # of one block; c has enough of them to fill any gap
+    order = [Block({where: [i]}, (i + 1) / 8) for i in range(7) for where in sizes]
+
+    def taken(cut):
+        return sum(sizes[where] * len(gone) for where, gone in cut.items())
+
+    cut = closest(order, taken, 0.21, "macs")
+    assert taken(cut) == pytest.approx(0.21, abs=TOLERANCE)
+    assert max(map(len, cut.values())) <= 3  # without trades six of c
 
 
 def test_the_nearest_is_taken_where_no_cut_meets_the_target():

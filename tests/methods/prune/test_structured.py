@@ -46,6 +46,20 @@ def test_the_target_is_met_within_two_percent(task, make_context, name, target, 
     assert small.fc.out_features == 3
 
 
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.7])
+@pytest.mark.parametrize("scope", ["local", "global"])
+def test_the_target_is_met_in_multiples_of_eight_too(task, make_context, scope, sparsity):
+    torch.manual_seed(0)
+    model = models.rebuild(
+        {"builder": "digits_cnn", "arguments": {"outputs": 3, "input_shape": [1, 8, 8], "width": 1.0}}
+    )
+    small, context = pruned(model, make_context, task, sparsity=sparsity, scope=scope, round_to=8)
+    assert left(small, model, task) == pytest.approx(1 - sparsity, abs=0.02)
+    assert not context.record.warnings
+    widths = [layers.weight(m).shape[0] for m in layers.prunable(small).values()][:-1]
+    assert min(widths) > 8  # no layer is drained to fill a gap
+
+
 @pytest.mark.parametrize(("name", "width"), [("cnn5", 1.0), ("resnet20", 1.0), ("resnet18", 0.5)])
 def test_the_models_of_cifar_lose_half_their_macs(make_context, name, width):
     images = Split(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4).long(), lambda stored: stored.float())
