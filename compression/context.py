@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -91,6 +91,7 @@ class Context:
     changed: bool = False  # an earlier step of the chain changed the model
     resume: Path | None = None  # the scratch folder of the run being resumed
     epochs: int = 0  # epochs recorded so far, over all trainings of the run: the x axis of its curves
+    lessons: list[tuple[float, float]] = field(default_factory=list)  # seconds of teachers and in all, a training each
 
     @property
     def device(self) -> torch.device:

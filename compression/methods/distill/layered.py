@@ -92,7 +92,7 @@ def learn_layers(
         return judge(answer, [right], targets) + comparison(known, seen, there(inputs))
 
     trained = fit(student, context, recipe, loss=loss, extra=comparison, name=name)
-    context.record.metrics({"teacher_time_share": taken.share()})
+    taken.keep(context)
     return trained
 
 

@@ -43,7 +43,7 @@ def learn(
         return judge(forward(student, inputs), right, targets)
 
     student = fit(student, context, recipe, loss=loss, beside=kept, name=name)
-    context.record.metrics({"teacher_time_share": taken.share()})
+    taken.keep(context)
     return student
 
 

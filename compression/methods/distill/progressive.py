@@ -18,6 +18,7 @@ from compression.methods.distill.lesson import learn
 from compression.methods.distill.pair import frozen, several
 from compression.methods.distill.response import Response
 from compression.methods.distill.students import shallower, thinner
+from compression.methods.distill.teacher_time import one_share
 from compression.params import param
 from compression.training import Recipe, complete
 
@@ -49,17 +50,22 @@ class Progressive(Response):
         teacher, student = self.pair(model, context)
         chain = Chain(context)
         chain.add("teacher", teacher)
+        with one_share(context):
+            student = self.climb(teacher, student, chain)
+        chain.keep()
+        return student
+
+    def climb(self, teacher: nn.Module, student: nn.Module, chain: Chain) -> nn.Module:
+        """The student, taught by way of what lies between."""
+        context = chain.context
         if self.style == "blocks":
             recipe, rest = self.shared(context, len(layer_pairs("", teacher, student)))
             blocks.grow(student, teacher, recipe, chain)
-            student = self.step("student", student, teacher, rest, chain)
-        else:
-            for number, learner in enumerate(self.between(teacher, student, context), 1):
-                learned = self.step(f"assistant-{number}", learner, teacher, self, chain)
-                teacher = frozen(learned, context)
-            student = self.step("student", student, teacher, self, chain)
-        chain.keep()
-        return student
+            return self.step("student", student, teacher, rest, chain)
+        for number, learner in enumerate(self.between(teacher, student, context), 1):
+            learned = self.step(f"assistant-{number}", learner, teacher, self, chain)
+            teacher = frozen(learned, context)
+        return self.step("student", student, teacher, self, chain)
 
     def step(self, name: str, learner: nn.Module, teacher: nn.Module, recipe: Recipe, chain: Chain) -> nn.Module:
         """Teach one learner in a child run of its own, and add it to the chain."""

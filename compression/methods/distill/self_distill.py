@@ -16,6 +16,7 @@ from compression.methods.distill import pictures
 from compression.methods.distill.lesson import learn, require_classes
 from compression.methods.distill.pair import frozen
 from compression.methods.distill.response import Softened, soft_loss
+from compression.methods.distill.teacher_time import one_share
 from compression.params import param
 from compression.tasks.task import evaluate
 
@@ -46,7 +47,9 @@ class SelfDistillation(Softened):
         if self.style == "teacher_free":
             require_classes(context.task, "style=teacher_free")
             return learn(self.start(model, context), [], context, self, self.judge(context.task))
-        return self.best(self.born(model, context), context)
+        with one_share(context):
+            generations = self.born(model, context)
+        return self.best(generations, context)
 
     def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
         made_up = self.style == "teacher_free"

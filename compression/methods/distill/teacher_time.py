@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+
+from compression.context import Context
 
 KEPT = 256  # pairs of GPU events kept before they are added up: each is a handle of the driver
 
@@ -39,7 +41,21 @@ class TeacherTime:
             self.seconds += begin.elapsed_time(end) / 1000
         self.events.clear()
 
-    def share(self) -> float:
-        """Of all the time since this was made."""
+    def keep(self, context: Context) -> None:
+        """Record `teacher_time_share`, of all the time since this was made."""
         self.add_up()
-        return self.seconds / (time.perf_counter() - self.began)
+        context.lessons.append((self.seconds, time.perf_counter() - self.began))
+        keep_share(context, context.lessons[-1:])
+
+
+@contextlib.contextmanager
+def one_share(context: Context) -> Iterator[None]:
+    """Several trainings within, each a child run: the share of the run they make up is that of all together."""
+    before = len(context.lessons)
+    yield
+    keep_share(context, context.lessons[before:])
+
+
+def keep_share(context: Context, lessons: Sequence[tuple[float, float]]) -> None:
+    taught, whole = (sum(seconds) for seconds in zip(*lessons, strict=True))
+    context.record.metrics({"teacher_time_share": taught / whole})

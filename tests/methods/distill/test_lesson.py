@@ -10,6 +10,7 @@ from torch import nn
 from compression import models
 from compression.methods.distill import lesson
 from compression.methods.distill.response import soft_loss
+from compression.methods.distill.teacher_time import one_share
 from compression.tasks.task import predict
 from compression.training import Recipe
 
@@ -85,3 +86,11 @@ def test_the_share_of_time_that_the_teacher_takes_is_told(task, make_context, mo
     [(step, share)] = context.record.history["teacher_time_share"]
     assert step is None
     assert 0 < share < 1
+
+
+def test_several_lessons_have_one_share_of_all_their_time(task, make_context):
+    context = make_context(task, nn.Identity())
+    context.lessons.append((9.0, 9.0))  # of an earlier step
+    with one_share(context):
+        context.lessons += [(1.0, 2.0), (1.0, 6.0)]
+    assert context.record.history["teacher_time_share"] == [(None, 0.25)]

@@ -36,6 +36,11 @@ def child(children):
     return opened
 
 
+def shared(lessons):
+    """The teachers' part of the time of all lessons."""
+    return sum(taught for taught, _ in lessons) / sum(whole for _, whole in lessons)
+
+
 def trained(task, make_context, epochs=4):
     torch.manual_seed(0)
     model = models.build("digits_cnn", task)
@@ -46,6 +51,7 @@ def test_each_assistant_is_taught_by_the_one_before_it(task, make_context, monke
     taught = []
 
     def learn(student, teachers, context, recipe, judge, name):
+        context.lessons.append((1.0, 2.0))
         taught.append((name, student, teachers[0]))
         return student.eval()
 
@@ -76,6 +82,8 @@ def test_the_chain_is_recorded_as_child_runs_and_drawn(task, make_context, child
     assert [step for step, _ in children["student"].history["train_loss"]] == [4, 5, 6]
     assert rows[2]["val_accuracy"] == pytest.approx(evaluate(student, task.validation, task)["accuracy"])
     assert {"chain", "student-softened"} <= set(context.record.figures)
+    assert [run.history["teacher_time_share"][0][1] for run in children.values()] == [a / b for a, b in context.lessons]
+    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.lessons))
     assert alike(teacher, before)
 
 
@@ -121,6 +129,8 @@ def test_block_by_block_the_student_takes_the_teachers_place(task, make_context,
     assert [len(run.history["train_loss"]) for run in children.values()] == [3, 3, 3]
     rows = context.record.tables["chain"]
     assert [row["model"] for row in rows] == ["teacher", "block-1", "block-2", "student"]
+    assert len(context.lessons) == 3
+    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.lessons))
     assert evaluate(student, task.test, task)["accuracy"] > 0.6
     assert alike(teacher, before)
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())

@@ -52,6 +52,7 @@ def test_each_generation_learns_anew_from_the_one_before(task, make_context, mon
     taught = []
 
     def learn(student, teachers, context, recipe, judge, name):
+        context.lessons.append((len(taught), 6.0))
         taught.append((student, teachers, copy.deepcopy(student), name))
         with torch.no_grad():
             student.fc.bias += len(taught)  # each is told from the others
@@ -69,6 +70,7 @@ def test_each_generation_learns_anew_from_the_one_before(task, make_context, mon
     assert not alike(start, model)
     assert not alike(start, again)
     assert (name, last) == ("generation-1", "generation-3")
+    assert context.record.history["teacher_time_share"] == [(None, 3 / 18)]  # of all three together
     assert [row["generation"] for row in context.record.tables["generations"]] == [1, 2, 3]
 
 
