@@ -68,6 +68,24 @@ def spec_of(model: nn.Module) -> dict[str, Any]:
     return {"builder": "huggingface", "config": config.to_dict()} if config is not None else model.spec  # type: ignore[return-value]
 
 
+def reshaped(model: nn.Module) -> bool:
+    """Whether compression changed the structure that its builder gave it; masks change none."""
+    found = changes(models.rebuild(spec_of(model)), model)
+    return bool(found["modules"] or found["attributes"] or found["removed"])
+
+
+def untrained(model: nn.Module) -> nn.Module:
+    """The structure of `model` as compression left it, masks and all, with new weights, on the CPU.
+
+    A layer that its builder did not make begins as torch begins such a layer.
+    """
+    fresh = models.rebuild(spec_of(model))
+    restore(fresh, changes(fresh, model))
+    for name, layer in layers.masked(model).items():
+        layers.set_mask(fresh.get_submodule(name), layer.mask.cpu())  # type: ignore[operator, union-attr]
+    return fresh
+
+
 def about(folder: Path) -> dict[str, Any]:
     """What `save` was told of the model."""
     return json.loads((folder / STRUCTURE).read_text())["about"]

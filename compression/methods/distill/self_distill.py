@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression import models, surgery
+from compression import artifacts, surgery
 from compression.context import Context
 from compression.errors import UserError
+from compression.layers import COMPRESSED
 from compression.methods.distill import pictures
 from compression.methods.distill.lesson import learn, require_classes
 from compression.methods.distill.pair import frozen
@@ -64,7 +65,9 @@ class SelfDistillation(Softened):
             return copy.deepcopy(model)
         if surgery.is_transformer(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
-        return models.rebuild(models.spec_of(model))
+        if any(isinstance(module, COMPRESSED) for module in model.modules()):
+            raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")
+        return artifacts.untrained(model)
 
     def born(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """The generations, each taught by the one before it, the first by `model`; a child run each."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from compression import models, surgery
+from compression import artifacts, models, surgery
 from compression.errors import UserError
 from compression.models.resnet import BasicBlock
 
@@ -20,6 +20,11 @@ def thinner(teacher: nn.Module, width: float) -> nn.Module:
         raise UserError(
             f"width={width:.2g} makes thinner copies of the lab's own networks, and a {type(teacher).__name__} is "
             "none; name a model in its place, or take a shallower copy by its number of layers."
+        )
+    if artifacts.reshaped(teacher):
+        raise UserError(
+            f"width={width:.2g} makes thinner copies of networks as they were built, and compression changed the "
+            "teacher's layers; name a model in its place."
         )
     return models.rebuild(spec | {"arguments": arguments | {"width": arguments["width"] * width}})
 

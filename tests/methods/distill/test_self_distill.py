@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from compression import layers, models
 from compression.errors import UserError
-from compression.methods import method
+from compression.methods import method, parse
 from compression.methods.distill.mutual import alike
 from compression.methods.distill.response import soft_loss
 from compression.methods.distill.self_distill import virtual_teacher
@@ -94,6 +94,27 @@ def test_in_a_chain_the_zeros_of_its_model_stay(task, make_context):
     student = SelfDistillation(epochs=1).apply(model, make_context(task, copy.deepcopy(model), changed=True))
     assert student is not model
     assert all((m.weight[zeros[name]] == 0).all() for name, m in layers.prunable(student).items())
+
+
+@pytest.mark.parametrize("text", ["structured:sparsity=0.5", "svd:rank=ratio+tucker:rank=ratio", "magnitude"])
+def test_a_compressed_network_is_trained_anew_as_it_is(text, task, make_context):
+    model = models.build("digits_cnn", task).eval()
+    for step in parse(text):
+        model = step.apply(model, make_context(task, copy.deepcopy(model)))
+    student = SelfDistillation(epochs=1).apply(model, make_context(task, copy.deepcopy(model)))
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (student, model)]
+    assert shapes[0] == shapes[1]
+    assert not alike(student, model)
+    zeros = [[(m.weight == 0).sum() for m in layers.masked(one).values()] for one in (student, model)]
+    assert zeros[0] == zeros[1]
+
+
+def test_a_quantized_network_asks_where_to_start(task, make_context):
+    model = models.build("digits_cnn", task).eval()
+    [step] = parse("weight_only")
+    model = step.apply(model, make_context(task, copy.deepcopy(model)))
+    with pytest.raises(UserError, match="Quantized weights cannot be trained anew; name where to start"):
+        SelfDistillation().apply(model, make_context(task, model))
 
 
 def test_a_transformer_asks_where_to_start(make_context):

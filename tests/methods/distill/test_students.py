@@ -29,6 +29,21 @@ def test_a_thinner_copy_has_that_share_of_the_channels_and_a_spec_that_says_so()
     assert models.spec_of(student)["arguments"]["width"] == 0.25
 
 
+@pytest.mark.parametrize("text", ["structured:sparsity=0.5", "tucker:rank=ratio,ratio=0.3", "half"])
+def test_a_thinner_copy_of_a_compressed_teacher_is_refused_for_it_could_be_the_larger_one(text, task, make_context):
+    original = models.build("digits_cnn", task).eval()
+    [step] = parse(text)
+    teacher = step.apply(copy.deepcopy(original), make_context(task, original))
+    with pytest.raises(UserError, match="compression changed the teacher's layers; name a model in its place"):
+        thinner(teacher, 0.9)
+
+
+def test_zeros_are_no_hindrance_to_a_thinner_copy(task):
+    teacher = models.build("digits_cnn", task)
+    layers.set_mask(teacher.fc, torch.rand_like(teacher.fc.weight) > 0.5)
+    assert layers.count_parameters(thinner(teacher, 0.5)) < layers.count_parameters(teacher)
+
+
 def test_a_shallower_transformer_is_made_of_the_teachers_layers():
     teacher = tiny_bert(num_hidden_layers=4).requires_grad_(False)
     student = shallower(teacher, 2)
