@@ -137,8 +137,8 @@ class Decomposition(Method):
 
         if (least := left(0.0)) > self.target + TOLERANCE:
             raise UserError(
-                f"target={self.target:g} of the {self.rank} cannot be reached: with ranks of at most "
-                f"round_to={self.round_to} everywhere, {least:.3f} are left; ask for more."
+                f"target={self.target:g} of the {self.rank} cannot be reached: {least:.3f} stay at the lowest ranks "
+                f"of round_to={self.round_to}; take a larger target{' or a smaller round_to' * (self.round_to > 1)}."
             )
         return self.smaller(found, nearest(left, self.target))
 

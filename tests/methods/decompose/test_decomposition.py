@@ -102,10 +102,11 @@ def test_a_target_that_multiples_miss_is_said_with_by_how_much(model, task, make
 
 
 def test_a_target_that_no_rank_reaches_is_refused_with_what_can_be_reached(model, task, make_context):
-    with pytest.raises(
-        UserError, match=r"target=0.1 of the params cannot be reached: .* round_to=8 everywhere, 0.6\d+ are left"
-    ):
+    said = r"target=0.1 of the params cannot be reached: 0.\d+ stay at the lowest ranks of round_to={}; take a larger"
+    with pytest.raises(UserError, match=said.format(8) + " target or a smaller round_to"):
         applied("tucker:rank=params,target=0.1", model, make_context, task)
+    with pytest.raises(UserError, match=said.format(1) + " target[.]"):
+        applied("tucker:rank=params,target=0.1,round_to=1", model, make_context, task)
 
 
 def test_more_energy_means_larger_ranks_and_less_error(model, task, make_context):
