@@ -82,7 +82,7 @@ def untrained(model: nn.Module) -> nn.Module:
     fresh = models.rebuild(spec_of(model))
     restore(fresh, changes(fresh, model))
     for name, layer in layers.masked(model).items():
-        layers.set_mask(fresh.get_submodule(name), layer.mask.cpu())  # type: ignore[operator, union-attr]
+        layers.set_mask(fresh.get_submodule(name), layer.mask.cpu())  # type: ignore[arg-type, operator, union-attr]
     return fresh
 
 

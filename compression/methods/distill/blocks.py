@@ -9,25 +9,40 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.context import Context
+from compression.errors import UserError
 from compression.layers import count_parameters
 from compression.methods.distill.chain import Chain
 from compression.methods.distill.feature import Hints
-from compression.methods.distill.features import captured, layer_pairs, sample
+from compression.methods.distill.features import Pairs, captured, layer_pairs, sample
 from compression.methods.distill.layered import learn_layers, require_same_kind
 from compression.tasks.task import Inputs, forward, map_inputs
 from compression.training import Recipe
 
 
-def grow(student: nn.Module, teacher: nn.Module, recipe: Recipe, chain: Chain) -> None:
+def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> Pairs:
+    """The stages that take one another's place; UserError where they are of no kind."""
+    try:
+        pairs = layer_pairs("", teacher, student)
+        theirs, ours = zip(*pairs, strict=True)
+        require_same_kind(pairs, sample(teacher, theirs, context), sample(student, ours, context))
+    except UserError as error:
+        raise UserError(
+            "style=blocks puts the student's stages in the place of the teacher's, and those of a "
+            f"{type(student).__name__} do not fit a {type(teacher).__name__}; take another student=, or "
+            "style=assistants."
+        ) from error
+    return pairs
+
+
+def grow(student: nn.Module, teacher: nn.Module, pairs: Pairs, recipe: Recipe, chain: Chain) -> None:
     """Train the student up to each of its stages in turn, in place, to give what the teacher's stage gives.
 
     Each is a child run, and adds to the chain the teacher with its first stages replaced by the student's.
     """
     context = chain.context
-    for number, pair in enumerate(layer_pairs("", teacher, student), 1):
+    for number, pair in enumerate(pairs, 1):
         name, (theirs, ours) = f"block-{number}", pair
         known, seen = sample(teacher, [theirs], context), sample(student, [ours], context)
-        require_same_kind([pair], known, seen)
         hints = Hints([pair], known, seen, weight=1.0)
         with context.stage(name) as own:
             learn_layers(student, teacher, hints, context, recipe, unheard, name=name)

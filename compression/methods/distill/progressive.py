@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -13,7 +15,6 @@ from compression.errors import UserError
 from compression.layers import count_parameters
 from compression.methods.distill import blocks, pictures
 from compression.methods.distill.chain import Chain
-from compression.methods.distill.features import layer_pairs
 from compression.methods.distill.lesson import learn
 from compression.methods.distill.pair import frozen, several
 from compression.methods.distill.response import Response
@@ -59,10 +60,14 @@ class Progressive(Response):
         """The student, taught by way of what lies between."""
         context = chain.context
         if self.style == "blocks":
-            recipe, rest = self.shared(context, len(layer_pairs("", teacher, student)))
-            blocks.grow(student, teacher, recipe, chain)
+            self.warn_of_sizes([teacher, student], context)
+            pairs = blocks.stage_pairs(teacher, student, context)
+            recipe, rest = self.shared(context, len(pairs))
+            blocks.grow(student, teacher, pairs, recipe, chain)
             return self.step("student", student, teacher, rest, chain)
-        for number, learner in enumerate(self.between(teacher, student, context), 1):
+        assistants = self.between(teacher, student, context)
+        self.warn_of_sizes([teacher, *assistants, student], context)
+        for number, learner in enumerate(assistants, 1):
             learned = self.step(f"assistant-{number}", learner, teacher, self, chain)
             teacher = frozen(learned, context)
         return self.step("student", student, teacher, self, chain)
@@ -78,9 +83,27 @@ class Progressive(Response):
         return learned
 
     def between(self, teacher: nn.Module, student: nn.Module, context: Context) -> list[nn.Module]:
-        """The assistants, untrained or cut from the teacher, from large to small."""
-        named = [assistant(text, teacher, context) for text in several(self.assistants)]
-        return [model.to(context.device) for model in named or [halfway(teacher, student)]]
+        """The assistants, untrained or cut from the teacher, as they were named; one halfway if none was."""
+        if self.assistants:
+            found = [assistant(text, teacher, context) for text in several(self.assistants)]
+        else:
+            found = [model for model in [halfway(teacher, student)] if model is not None]
+        return [model.to(context.device) for model in found]
+
+    def warn_of_sizes(self, models: Sequence[nn.Module], context: Context) -> None:
+        """Say where the chain does not lead from large to small, and where it has no assistant."""
+        sizes = [count_parameters(model) for model in models]
+        said = " -> ".join(f"{size:,}" for size in sizes)
+        if not all(larger > smaller for larger, smaller in itertools.pairwise(sizes)):
+            context.record.warn(
+                "Progressive distillation leads from large to small, and from the teacher to the student this chain "
+                f"has {said} parameters."
+            )
+        elif len(models) == 2 and self.style == "assistants":
+            context.record.warn(
+                f"No copy of the teacher lies between it and the student in size ({said} parameters), so there is no "
+                "assistant; name one, assistants=MODEL."
+            )
 
     def shared(self, context: Context, count: int) -> tuple[Recipe, Recipe]:
         """The recipe of each of `count` blocks, whose last weights are kept, and that of the training behind them."""
@@ -91,22 +114,38 @@ class Progressive(Response):
 
 def assistant(text: str, teacher: nn.Module, context: Context) -> nn.Module:
     """The model that `text` names: a number of the teacher's layers, a share of its width, or a place."""
-    if re.fullmatch(r"\d+", text):
-        return shallower(teacher, int(text))
-    if re.fullmatch(r"0?\.\d+", text):
-        return thinner(teacher, float(text))
+    try:
+        if re.fullmatch(r"\d+", text):
+            return shallower(teacher, int(text))
+        if re.fullmatch(r"0?\.\d+", text):
+            return thinner(teacher, float(text))
+    except UserError as error:
+        raise UserError(f"assistants={text} is a copy of the teacher. {error}") from error
     return context.build(text)
 
 
-def halfway(teacher: nn.Module, student: nn.Module) -> nn.Module:
-    """A copy of the teacher between the two in size: of half the layers more, or of the geometric mean of parameters.
+def halfway(teacher: nn.Module, student: nn.Module) -> nn.Module | None:
+    """A copy of the teacher between the two in size; None where there is no room for one.
 
-    UserError where no number of layers lies between.
+    UserError where the teacher has no smaller copies.
     """
+    most, least = count_parameters(teacher), count_parameters(student)
+    if least >= most:
+        return None
+    try:
+        found = copied(teacher, student)
+    except UserError as error:
+        raise UserError(
+            f"A {type(teacher).__name__} as this teacher is has no smaller copy that could be the assistant: "
+            "name assistants=MODEL, or use response."
+        ) from error
+    return found if least < count_parameters(found) < most else None
+
+
+def copied(teacher: nn.Module, student: nn.Module) -> nn.Module:
+    """The teacher with half of the layers that the student lacks, or of the geometric mean of their parameters."""
     if surgery.is_transformer(teacher) and surgery.is_transformer(student):
         most, least = (len(surgery.layers(model)) for model in (teacher, student))
-        if most - least < 2:
-            raise UserError(f"No number of layers lies between {most} and {least}; name assistants=, or use response.")
-        return shallower(teacher, (most + least) // 2)
+        return shallower(teacher, min(most, (most + least) // 2))
     # Parameters go with the square of the width, so their square root with its fourth root.
     return thinner(teacher, (count_parameters(student) / count_parameters(teacher)) ** 0.25)

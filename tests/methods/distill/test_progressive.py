@@ -96,15 +96,87 @@ def test_the_assistant_by_default_has_about_the_geometric_mean_of_parameters():
 def test_a_transformers_assistant_has_half_the_layers_more():
     teacher, student = tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2)
     assert len(surgery.layers(halfway(teacher, student))) == 4
-    with pytest.raises(UserError, match="No number of layers lies between 3 and 2; name assistants="):
-        halfway(tiny_bert(num_hidden_layers=3), student)
+    assert halfway(tiny_bert(num_hidden_layers=3), student) is None
 
 
 def test_an_assistant_is_a_number_of_layers_a_share_of_channels_or_a_place(make_context):
     task, model = words_task(), tiny_bert()
     assert len(surgery.layers(assistant("2", model, make_context(task, model)))) == 2
-    with pytest.raises(UserError, match="width=0.5 makes thinner copies of the lab's own"):
+    with pytest.raises(
+        UserError, match="assistants=0.5 is a copy of the teacher. width=0.5 makes thinner copies of the lab's own"
+    ):
         assistant("0.5", model, make_context(task, model))
+
+
+def test_a_teacher_without_smaller_copies_asks_for_assistants_by_name(make_context):
+    wide = {"builder": "resnet50", "arguments": {"outputs": 3, "input_shape": [3, 32, 32], "width": 1.0}}
+    student = models.rebuild({"builder": "mlp", "arguments": {"outputs": 3, "input_shape": [3, 32, 32], "width": 0.1}})
+    with pytest.raises(UserError, match="A ResNet as this teacher is has no smaller copy .*: name assistants=MODEL"):
+        halfway(models.rebuild(wide), student)
+
+
+def warnings_of(step, teacher, student, make_context, task):
+    """What is said of the sizes in a chain from `teacher` to `student`, which begins no training."""
+    context = make_context(task, teacher)
+    step.warn_of_sizes([teacher, *step.between(teacher, student, context), student], context)
+    return context.record.warnings
+
+
+def test_without_room_for_an_assistant_the_teacher_teaches_alone_and_it_is_said(make_context):
+    task = stripes_task()
+    pairs = [
+        (tiny_bert(num_hidden_layers=3), tiny_bert(num_hidden_layers=2)),
+        (tiny_bert(), tiny_bert(intermediate_size=16)),  # as many layers, smaller ones
+        (models.build("resnet8", task), shaved(models.build("resnet8", task))),
+    ]
+    for teacher, student in pairs:
+        [said] = warnings_of(Progressive(), teacher, student, make_context, task)
+        assert "so there is no assistant; name one, assistants=MODEL" in said
+
+
+def shaved(model):
+    """The model with hardly fewer parameters."""
+    model.fc = nn.Linear(64, 3, bias=False)
+    return model
+
+
+def test_a_student_that_is_no_smaller_is_warned_of_whatever_the_network(make_context):
+    task = stripes_task()
+    for teacher, student in [
+        (tiny_bert(), tiny_bert()),
+        (tiny_bert(), tiny_bert(num_hidden_layers=4)),
+        (models.build("digits_cnn", task), models.build("digits_cnn", task)),
+        (models.build("digits_cnn_small", task), models.build("digits_cnn", task)),
+    ]:
+        [said] = warnings_of(Progressive(), teacher, student, make_context, task)
+        assert "leads from large to small" in said
+
+
+def test_an_assistant_that_does_not_stand_between_is_warned_of(make_context):
+    task = stripes_task()
+    teacher, student = models.build("digits_cnn", task), models.build("digits_cnn_small", task)
+    assert warnings_of(Progressive(assistants="0.5"), teacher, student, make_context, task) == []
+    [said] = warnings_of(Progressive(assistants="resnet8"), teacher, student, make_context, task)
+    assert f"chain has {layers.count_parameters(teacher):,} -> 7" in said
+
+
+def test_a_decomposed_student_learns_without_an_assistant(make_context):
+    torch.manual_seed(0)
+    task, teacher = words_task(), tiny_bert(num_hidden_layers=2)
+    context = make_context(task, teacher, changed=True)
+    [svd, step] = parse("svd:rank=ratio,ratio=0.25,round_to=1+progressive:epochs=1,batch_size=128")
+    step.apply(svd.apply(copy.deepcopy(teacher), context), context)
+    assert [row["model"] for row in context.record.tables["chain"]] == ["teacher", "student"]
+    assert any("there is no assistant" in sentence for sentence in context.record.warnings)
+
+
+def test_stages_that_do_not_fit_are_refused_before_any_training(task, make_context):
+    teacher = models.build("digits_cnn", task)
+    context = make_context(task, teacher)
+    sentence = "the student's stages .* of a MLP do not fit a ConvNet; take another student=, or style=assistants"
+    with pytest.raises(UserError, match=sentence):
+        Progressive(style="blocks", student="mlp").apply(copy.deepcopy(teacher), context)
+    assert "train_loss" not in context.record.history
 
 
 def test_a_student_of_two_layers_learns_by_way_of_four(make_context):
@@ -136,12 +208,11 @@ def test_block_by_block_the_student_takes_the_teachers_place(task, make_context,
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
 
 
-def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_context, monkeypatch):
-    pairs = [("stages.0", "stages.0")]
-    monkeypatch.setattr("compression.methods.distill.blocks.layer_pairs", lambda *_: pairs)
+def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_context):
     teacher, student = models.build("digits_cnn", task).eval(), models.build("digits_cnn_small", task)
     start = copy.deepcopy(student)
-    grow(student, teacher.requires_grad_(False), Recipe(epochs=1, keep="last"), Chain(make_context(task, teacher)))
+    chain, pairs = Chain(make_context(task, teacher)), [("stages.0", "stages.0")]
+    grow(student, teacher.requires_grad_(False), pairs, Recipe(epochs=1, keep="last"), chain)
     assert not torch.equal(student.stages[0].conv.weight, start.stages[0].conv.weight)
     assert torch.equal(student.stages[1].conv.weight, start.stages[1].conv.weight)
     assert torch.equal(student.fc.weight, start.fc.weight)
