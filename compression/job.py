@@ -48,7 +48,7 @@ class Job:
             folder=self.run.folder,
             load=lambda spec: baseline.opened(self.address(spec), self.task),
             build=lambda spec: baseline.opened(spec, self.task),
-            child=lambda name: self.child(name, self.tags("part")),
+            child=self.part,
             resume=resumed(self.settings),
         )
 
@@ -91,6 +91,10 @@ class Job:
     def child(self, name: str, tags: dict[str, str]) -> AbstractContextManager[tracking.Run]:
         """A run below this one."""
         return tracking.child(self.run, name, tags) if self.machine.main else tracking.Silent.start()
+
+    def part(self, name: str) -> AbstractContextManager[tracking.Run]:
+        """A run below this one for a part of what it does."""
+        return self.child(name, self.tags("part"))
 
     def tags(self, stage: str, steps: Sequence[Method] = ()) -> dict[str, str]:
         limited = {"limited": str(self.settings.limit)} if self.task.limited else {}

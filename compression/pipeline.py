@@ -94,7 +94,11 @@ class Stairs:
                 run.tag(name, value)
             job = replace(self.job, run=run, stage="step")
             job.resolved([step])
-            yield job
+            above, self.context.child = self.context.child, job.part  # the step's own parts hang below the step
+            try:
+                yield job
+            finally:
+                self.context.child = above
 
     def measure(self, model: nn.Module) -> None:
         """Examine the model, and time it in turn with the original."""

@@ -15,7 +15,7 @@ from tests.test_pipeline import children, fetched, store  # noqa: F401
 CHAINS = {
     "prune and quantize": "structured:sparsity=0.5+finetune:epochs=1+static:calibration_samples=64",
     "distil and quantize": "response:epochs=1+static:calibration_samples=64",
-    "prune and distil": "structured:sparsity=0.5+response:epochs=1",
+    "prune and distil": "structured:sparsity=0.5+progressive:epochs=1",
     "distil, prune and quantize": "response:epochs=1+magnitude:sparsity=0.5+static:calibration_samples=64",
     "decompose and quantize": "svd+static:calibration_samples=64",
     "deep compression": "magnitude:sparsity=0.8+cluster:epochs=1",
@@ -84,6 +84,16 @@ def test_deep_compression_leaves_its_coded_file_and_the_papers_ratio(climbed):
     coded = fetched(run, "model.huffman")
     assert run.data.metrics["huffman_mb"] == Path(coded).stat().st_size / 1e6
     assert run.data.metrics["huffman_ratio"] > 8
+
+
+def test_the_parts_of_a_step_hang_below_the_step(climbed):
+    _, run = climbed("prune and distil")
+    assert {r.data.tags["stage"] for r in children(run)} <= {"step", "train"}
+    first, second = steps_of(run)
+    assert not children(first)
+    names = {"assistant-1", "student"}
+    assert {r.data.tags["mlflow.runName"] for r in children(second)} == names
+    assert {r.data.tags["stage"] for r in children(second)} == {"part"}
 
 
 def test_a_chain_that_fails_keeps_the_stairs_it_climbed(store):  # noqa: F811
