@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from compression.methods.distill.pair import Learner, several
 from compression.methods.distill.response import soft_loss
 from compression.params import param
 from compression.tasks.task import Inputs, evaluate, forward
-from compression.training import fit
+from compression.training import Loss, complete, fit
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Mutual(Learner):
     """Train a cohort of students together, each on the labels and on what the others answer; there is no teacher.
     Zhang et al. 2018, arXiv:1706.00384.
 
-    All take a step at once. The best on the validation split is kept, of those that are no larger than the student.
+    All take a step at once. Each member is taken at its own best epoch, and of those that are no larger than the
+    student the best on the validation split is kept.
     """
 
     cohort: int | None = param(None, "students of one kind that learn together; two if not set", interval="[2, inf)")
@@ -46,8 +48,21 @@ class Mutual(Learner):
             labels = torch.stack([hard(answer, targets) for answer in answers]).sum()
             return labels + self.weight * mutual_loss(answers, self.temperature)
 
-        student = fit(student, context, self, loss=loss, extra=nn.ModuleList(peers))
+        self.learn_together(student, Cohort([student, *peers], context), loss)
         return best([student, *peers], context)
+
+    def learn_together(self, student: nn.Module, cohort: Cohort, loss: Loss) -> None:
+        """Train all members in place; each ends with the weights of its best epoch, unless the last are to be kept."""
+        context = cohort.context
+        epochs = complete(self, context.task).epochs
+
+        def on_step(step: int, steps: int) -> None:
+            if epochs and step % (steps // epochs) == 0:
+                cohort.look(student)
+
+        fit(student, context, replace(self, keep="last"), loss=loss, extra=cohort, on_step=on_step)
+        if self.keep == "best":
+            cohort.restore(student)
 
     def members(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """The student and those who learn along; UserError where they could not differ."""
@@ -59,6 +74,42 @@ class Mutual(Learner):
                 "Students that start from the same weights have nothing to tell one another; name others with peers=."
             )
         return found
+
+
+class Cohort(nn.Module):
+    """The peers of a student, and the weights of each member's best epoch so far.
+
+    A module, so that a checkpoint of the training holds them.
+    """
+
+    qualities: Tensor  # the validation metric of each member's best epoch
+
+    def __init__(self, members: Sequence[nn.Module], context: Context) -> None:
+        super().__init__()
+        self.context, self.peers = context, nn.ModuleList(members[1:])
+        self.best = nn.ModuleList(copy.deepcopy(member).requires_grad_(False) for member in members)
+        self.register_buffer("qualities", torch.full((len(members),), -torch.inf, dtype=torch.float64))
+
+    def look(self, student: nn.Module) -> None:
+        """Measure all members at the end of an epoch, each in a curve of its own, and keep those better than before."""
+        members = [student, *self.peers]
+        for i, quality in enumerate(measured(members, self.context)):
+            name = f"val_{self.context.task.metric}_member_{i + 1}"
+            self.context.record.metrics({name: quality}, self.context.epochs + 1)
+            if quality > self.qualities[i]:
+                self.qualities[i] = quality
+                self.best[i].load_state_dict(members[i].state_dict())
+
+    def restore(self, student: nn.Module) -> None:
+        """Put the best weights of each member back into it."""
+        for member, kept in zip([student, *self.peers], self.best, strict=True):
+            member.load_state_dict(kept.state_dict())
+
+
+def measured(members: Sequence[nn.Module], context: Context) -> list[float]:
+    """The validation metric of each."""
+    task, validation = context.task, context.task.validation.to(context.device)
+    return [evaluate(member.eval(), validation, task)[task.metric] for member in members]
 
 
 def mutual_loss(answers: Sequence[Tensor], temperature: float) -> Tensor:
@@ -84,11 +135,9 @@ def alike(one: nn.Module, other: nn.Module) -> bool:
 
 def best(members: Sequence[nn.Module], context: Context) -> nn.Module:
     """The best on the validation split among those no larger than the first; all are in the table `cohort`."""
-    task, sizes = context.task, [count_parameters(member) for member in members]
-    validation = task.validation.to(context.device)
-    qualities = [evaluate(member.eval(), validation, task)[task.metric] for member in members]
+    sizes, qualities = [count_parameters(member) for member in members], measured(members, context)
     rows = [
-        {"member": i, "params": size, f"val_{task.metric}": quality}
+        {"member": i, "params": size, f"val_{context.task.metric}": quality}
         for i, (size, quality) in enumerate(zip(sizes, qualities, strict=True), 1)
     ]
     context.record.table("cohort", rows)

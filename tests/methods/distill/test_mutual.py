@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse
-from compression.methods.distill.mutual import alike, best, mutual_loss
+from compression.methods.distill.mutual import Cohort, alike, best, mutual_loss
 
 Mutual = method("mutual")
 
@@ -47,8 +47,51 @@ def test_both_learn(task, make_context, monkeypatch):
     assert not any(alike(member, start) for member, start in zip(members, before, strict=True))
     assert not alike(*members)
     qualities = [row["val_accuracy"] for row in context.record.tables["cohort"]]
+    curves = [context.record.history[f"val_accuracy_member_{i}"] for i in (1, 2)]
+    assert [[step for step, _ in curve] for curve in curves] == [[1, 2, 3, 4]] * 2
+    assert [value for _, value in curves[0]] == [value for _, value in context.record.history["val_accuracy"]]
+    assert qualities == [max(value for _, value in curve) for curve in curves]
     assert min(qualities) > 0.6
     assert qualities[members.index(found)] == max(qualities)
+
+
+@pytest.fixture
+def good_and_poor(task, make_context):
+    """A network that knows the task and one that does not."""
+    torch.manual_seed(0)
+    made = [models.build("digits_cnn", task).eval() for _ in range(2)]
+    return method("finetune")(epochs=4).apply(made[0], make_context(task, made[1])), made[1]
+
+
+def test_each_member_is_taken_at_its_own_best_epoch(good_and_poor, task, make_context):
+    good, poor = good_and_poor
+    student, peer = copy.deepcopy(poor), copy.deepcopy(good)
+    cohort = Cohort([student, peer], make_context(task, poor))
+    cohort.look(student)
+    student.load_state_dict(good.state_dict())  # in the next epoch the one is better and the other worse
+    peer.load_state_dict(poor.state_dict())
+    cohort.look(student)
+    student.load_state_dict(poor.state_dict())
+    cohort.restore(student)
+    assert alike(student, good)
+    assert alike(peer, good)
+
+
+def test_the_best_epochs_are_part_of_a_checkpoint(good_and_poor, task, make_context):
+    good, poor = good_and_poor
+    cohort, again = (Cohort([copy.deepcopy(one), poor], make_context(task, poor)) for one in (good, poor))
+    cohort.look(good)
+    again.load_state_dict(cohort.state_dict())
+    again.look(poor)  # worse than before
+    again.restore(student := copy.deepcopy(poor))
+    assert alike(student, good)
+
+
+def test_the_last_weights_are_kept_where_that_is_asked(task, make_context, monkeypatch):
+    monkeypatch.setattr(Cohort, "restore", lambda self, student: pytest.fail("the best were put back"))
+    Mutual(student="digits_cnn_small", epochs=1, keep="last").apply(
+        models.build("digits_cnn", task), make_context(task, models.build("digits_cnn", task))
+    )
 
 
 def test_a_larger_peer_helps_and_is_not_taken_for_the_student(task, make_context):
