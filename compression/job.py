@@ -120,7 +120,7 @@ class Job:
     ) -> dict[str, Any]:
         """Say what is alarming, and leave everything in the run; the content of comparison.json."""
         found = results.summarize(self.task, measured, seconds)
-        for sentence in results.alarms(self.task, measured):
+        for sentence in results.alarms(self.task, model, measured):
             self.run.warn(sentence, aloud=self.stage != "step")  # the whole chain's end counts
         return results.keep(self.run, self.task, model.cpu(), measured, found, self.about(steps))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from compression import artifacts, figures, report, tracking
+from compression import artifacts, figures, report, surgery, tracking
 from compression.measure import Measurement, compare
 from compression.tasks.task import Task
 
@@ -24,12 +24,19 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
     return own | {"seconds": seconds}
 
 
-def alarms(task: Task, measured: list[Measurement]) -> list[str]:
-    """What must be said loudly of the last model: a layer with nothing left, quality at chance."""
-    last = measured[-1]
-    empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0]
+def alarms(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
+    """What must be said loudly of the last model: a layer with nothing left, quality at chance, no other reader."""
+    last, removed = measured[-1], surgery.removed(model)
+    empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
     said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
-    if task.outputs > 1 and last.logits.argmax(1).unique().numel() == 1:
+    if surgery.is_transformer(model) and (differing := surgery.told_apart(model.config)):
+        said.append(
+            f"transformers' from_pretrained cannot read this model, whose config needs {' and '.join(differing)}: "
+            "only this lab and ONNX do. Layers of equal width, and heads cut together with hidden, it can read."
+        )
+    if task.outputs == 1 and not (last.logits - last.logits[0]).abs().max() > 0:
+        said.append("The model answers the same number for everything: it has learned nothing.")
+    elif task.outputs > 1 and last.logits.argmax(1).unique().numel() == 1:
         said.append("The model answers the same class for everything: it is at chance.")
     elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
         said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")

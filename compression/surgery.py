@@ -264,6 +264,27 @@ def tell(model: nn.Module) -> None:
     _remark(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
 
 
+def told_apart(config: Any) -> list[str]:
+    """The entries of a config that only this lab reads."""
+    return [name for name in ("heads_per_layer", "ffn_per_layer") if hasattr(config, name)]
+
+
+def removed(model: nn.Module) -> set[str]:
+    """The output layers of attentions and feed-forward parts that were cut to nothing, one head or neuron for show.
+
+    Layers that are no `nn.Linear` any more, but have a weight, count too.
+    """
+    if not is_transformer(model):
+        return set()
+    known, n = {module: name for name, module in model.named_modules()}, names(model)
+    left: dict[nn.Module, Any] = {}
+    for layer in layers(model):
+        left[layer.get_submodule(n.output)] = layer.get_submodule(n.attention).attention_head_size
+        left[layer.get_submodule(n.down)] = 1
+    weights = {known[part]: (getattr(part, "weight", None), width) for part, width in left.items()}
+    return {name for name, (w, width) in weights.items() if w is not None and w.shape[1] == width and not w.any()}
+
+
 def _remark(config: Any, name: str, value: list[int] | None) -> None:
     if value is not None:
         setattr(config, name, value)

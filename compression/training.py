@@ -54,6 +54,12 @@ def complete(recipe: R, task: Task) -> R:
     return replace(recipe, **{name: task.recipe[name] for name in missing})
 
 
+def require_training(recipe: Recipe, task: Task, doing: str) -> None:
+    """UserError if the recipe has no epochs, where `doing`, the beginning of a sentence, needs a training."""
+    if complete(recipe, task).epochs == 0:
+        raise UserError(f"{doing} in a training, and epochs=0 is none; take 1 or more.")
+
+
 def fit(
     model: nn.Module,
     context: Context,

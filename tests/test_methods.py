@@ -177,3 +177,12 @@ def test_training_after_a_step_that_seals_is_refused(monkeypatch):
     monkeypatch.setattr(finetune, "seals", True)
     with pytest.raises(UserError, match="and finetune leaves none"):
         methods.check_order([finetune(), finetune()])
+
+
+@pytest.mark.parametrize(
+    "later", ["magnitude:sparsity_schedule=lottery", "snip:untrained=true", "grasp:untrained=true"]
+)
+def test_going_back_to_untrained_weights_is_refused_before_anything_trains(task, later):
+    methods.check_task(methods.parse(later), task)
+    with pytest.raises(UserError, match="goes back to untrained weights here: it must be the first step"):
+        methods.check_task(methods.parse(f"finetune+{later}"), task)

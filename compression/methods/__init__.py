@@ -127,7 +127,10 @@ def check_order(steps: Sequence[Method]) -> None:
 
 
 def check_task(steps: Sequence[Method], task: Task) -> None:
-    """UserError where a step is made for another kind of model than the task has."""
+    """UserError where a step is made for another kind of model than the task has, or undoes the one before it."""
+    for step in steps[1:]:
+        if step.restarts and task.input_shape:  # a transformer goes back to the weights that it came with
+            raise UserError(f"{name_of(step)} goes back to untrained weights here: it must be the first step.")
     for step in steps:
         if step.needs == "text" and task.input_shape:
             raise UserError(f"{name_of(step)} works on transformers alone, and {task.name} has images.")

@@ -33,6 +33,11 @@ class Method:
         """The fields that change nothing with the others as they are; tuning does not search them."""
         return frozenset()
 
+    @property
+    def restarts(self) -> bool:
+        """Whether it begins with untrained weights, and so undoes what came before it."""
+        return False
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """The compressed model."""
         raise NotImplementedError

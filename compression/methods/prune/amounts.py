@@ -7,11 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from compression.context import Record
 from compression.errors import UserError
 from compression.methods.prune import scores
 from compression.params import Interval
 
 VALID = Interval("[0, 1)")
+TOLERANCE = 0.02  # a sparsity further off is told
 
 
 def parse(text: str) -> dict[str, float]:
@@ -56,6 +58,21 @@ def total(shares: Mapping[str, float], model: nn.Module) -> float:
     """The share over the layers in `shares` together."""
     sizes = {name: w.numel() for name, w in scores.weights(model).items() if name in shares}
     return sum(shares[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
+
+
+def report(before: Mapping[str, float], model: nn.Module, wanted: float, record: Record) -> None:
+    """Leave the table; say so where more than `wanted` was pruned already."""
+    record.table("sparsity", rows(before, model))
+    if (already := total(before, model)) > wanted + TOLERANCE:
+        record.warn(f"{already:.0%} of the weights were pruned before, more than the {wanted:.0%} asked for.")
+
+
+def prune(model: nn.Module, found: scores.Scores, wanted: float, record: Record) -> nn.Module:
+    """Mask the weights with the least scores in place, over all layers, and report."""
+    before = sparsity(model)
+    scores.prune(model, found, wanted)
+    report(before, model, wanted, record)
+    return model
 
 
 def rows(before: Mapping[str, float], model: nn.Module) -> list[dict[str, Any]]:

@@ -56,10 +56,9 @@ class BlockMovement(Learned):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         if not surgery.is_transformer(model):
+            context.record.warn("Only a transformer's empty parts are cut out: here zeros stay, as masks.")
             return super().apply(model, context)
         before = cutting.sizes(model)
         model = cutting.cut_empty(super().apply(model, context))
-        after = cutting.sizes(model)
-        context.record.table("kept", cutting.rows(before, after))
-        context.record.figure("kept", cutting.picture(before, after))
+        cutting.show(before, model, context.record)
         return model

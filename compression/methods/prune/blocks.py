@@ -124,6 +124,11 @@ def detach(model: nn.Module) -> nn.Module:
     return model
 
 
+def pruned_before(scored: Sequence[Scores]) -> float:
+    """The share of all their weights that an earlier step has pruned."""
+    return 1 - sum(int(s.sizes.sum()) for s in scored) / sum(s.total for s in scored)
+
+
 def pruned_share(scored: Sequence[Scores]) -> float:
     """The share of all their weights that is gone now."""
     return 1 - sum(s.kept() for s in scored) / sum(s.total for s in scored)

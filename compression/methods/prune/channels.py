@@ -8,7 +8,8 @@ from typing import Any
 import torch_pruning as tp
 from torch import nn
 
-from compression import layers, surgery
+from compression import figures, layers, surgery
+from compression.context import Record
 from compression.methods.prune.importance import Importance
 from compression.methods.prune.removal import Block, Cut, ordered
 from compression.tasks.task import Inputs
@@ -34,7 +35,16 @@ class Channels:
 
     def count(self, model: nn.Module) -> int:
         """Output channels of all layers of `model` but the one with the logits."""
-        return sum(row["channels"] for row in widths(model)) - surgery.classifier(model).out_features
+        return sum(row["channels"] for row in self.sizes(model)) - surgery.classifier(model).out_features
+
+    def sizes(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Output channels of each prunable layer."""
+        return [{"layer": name, "channels": layers.weight(m).shape[0]} for name, m in layers.prunable(model).items()]
+
+    def show(self, before: list[Any], model: nn.Module, record: Record) -> None:
+        """Leave a picture of what each layer kept."""
+        picture = figures.layers(before, self.sizes(model), "channels", "Channels by layer")
+        record.figure("kept-channels", picture)
 
     def cut(self, model: nn.Module, cut: Cut) -> None:
         """Remove channels from `model`, a copy of this one or itself, in place."""
@@ -46,8 +56,3 @@ class Channels:
 
 def dependencies(model: nn.Module, example: Inputs) -> Any:
     return tp.DependencyGraph().build_dependency(model.eval(), example_inputs=example)
-
-
-def widths(model: nn.Module) -> list[dict[str, Any]]:
-    """Output channels of each prunable layer."""
-    return [{"layer": name, "channels": layers.weight(m).shape[0]} for name, m in layers.prunable(model).items()]

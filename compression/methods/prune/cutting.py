@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from compression import figures, surgery
+from compression.context import Record
 
 
 def cut_empty(model: nn.Module) -> nn.Module:
@@ -53,26 +54,44 @@ def activation(model: Any) -> nn.Module:
     return ACT2FN[getattr(model.config, "hidden_act", None) or model.config.activation]
 
 
-def sizes(model: nn.Module) -> list[tuple[int, int]]:
-    """Heads and neurons of each layer."""
-    return [(block.heads, block.neurons) for block in surgery.blocks(model)]
+class Sizes(NamedTuple):
+    """What a layer has."""
+
+    heads: int
+    neurons: int
+    hidden: int
 
 
-def rows(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> list[dict[str, int]]:
-    """The table of what each layer kept."""
+def sizes(model: nn.Module) -> list[Sizes]:
+    hidden = surgery.hidden_size(model)
+    return [Sizes(block.heads, block.neurons, hidden) for block in surgery.blocks(model)]
+
+
+def show(before: list[Sizes], model: nn.Module, record: Record) -> None:
+    """Leave a table and a picture of what each layer kept."""
+    after = sizes(model)
+    record.table("kept", rows(before, after))
+    record.figure("kept", picture(before, after))
+
+
+def rows(before: list[Sizes], after: list[Sizes]) -> list[dict[str, int]]:
     return [
-        {"layer": i, "heads_before": old[0], "heads": new[0], "neurons_before": old[1], "neurons": new[1]}
+        {"layer": i} | {f"{name}_before": n for name, n in old._asdict().items()} | new._asdict()
         for i, (old, new) in enumerate(zip(before, after, strict=True))
     ]
 
 
-def picture(before: list[tuple[int, int]], after: list[tuple[int, int]]) -> Figure:
-    """Heads and neurons of each layer, before and after."""
-    figure, axes = figures.canvas(2, width=9.0, height=3.2)
-    for place, title, column in zip(axes, ("Heads by layer", "Neurons by layer"), (0, 1), strict=True):
-        places = range(len(before))
-        place.bar([p - 0.2 for p in places], [b[column] for b in before], 0.4, color=figures.BEFORE, label="before")
-        place.bar([p + 0.2 for p in places], [a[column] for a in after], 0.4, color=figures.AFTER, label="after")
-        place.set(title=title, xlabel="layer")
+def picture(before: list[Sizes], after: list[Sizes]) -> Figure:
+    """Heads, neurons and hidden dimensions of each layer, before and after; the last where they differ."""
+    drawn = ["heads", "neurons", *(["hidden"] if before[0].hidden != after[0].hidden else [])]
+    figure, axes = figures.canvas(len(drawn), width=4.5 * len(drawn), height=3.2)
+    for place, name in zip(axes, drawn, strict=True):
+        for shift, found, color, label in (
+            (-0.2, before, figures.BEFORE, "before"),
+            (0.2, after, figures.AFTER, "after"),
+        ):
+            places = [index + shift for index in range(len(found))]
+            place.bar(places, [getattr(size, name) for size in found], 0.4, color=color, label=label)
+        place.set(title=f"{name.capitalize()} by layer", xlabel="layer", xticks=range(len(before)))
         place.legend()
     return figure

@@ -8,7 +8,9 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from compression import surgery
+from compression.context import Record
 from compression.errors import UserError
+from compression.methods.prune import cutting
 from compression.methods.prune.importance import Importance
 from compression.methods.prune.removal import Block, Cut, runs
 from compression.tasks.task import Inputs
@@ -22,6 +24,8 @@ def parts(text: str) -> tuple[str, ...]:
     named = tuple(text.split("/"))
     if unknown := [name for name in named if name not in PARTS]:
         raise UserError(f"parts={text!r} names {unknown[0]!r}; it takes any of {', '.join(PARTS)} with / between them.")
+    if len(named) > len(set(named)):
+        raise UserError(f"parts={text!r} names a part twice; each counts once.")
     return named
 
 
@@ -66,6 +70,14 @@ class Encoder:
         blocks = surgery.blocks(model)
         rows = {"heads": sum(b.query.out_features for b in blocks), "ffn": sum(b.neurons for b in blocks)}
         return sum((rows | {"hidden": surgery.hidden_size(model)})[part] for part in self.parts)
+
+    def sizes(self, model: nn.Module) -> list[cutting.Sizes]:
+        """Heads, neurons and hidden dimensions of each layer."""
+        return cutting.sizes(model)
+
+    def show(self, before: list[Any], model: nn.Module, record: Record) -> None:
+        """Leave a table and a picture of what each layer kept."""
+        cutting.show(before, model, record)
 
     def cut(self, model: nn.Module, cut: Cut) -> None:
         """Remove what `cut` names from `model`, a copy of this one or itself, in place."""

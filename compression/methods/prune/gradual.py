@@ -18,7 +18,7 @@ from compression.methods.prune import amounts
 from compression.methods.prune.schedule import SCHEDULES, curve, ramp, target
 from compression.methods.prune.scores import set_also
 from compression.params import param
-from compression.training import Recipe, complete, fit
+from compression.training import Recipe, complete, fit, require_training
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Gradual(Recipe, Method):
     def unused(self) -> frozenset[str]:
         return frozenset(params.fields(Recipe)) if self.sparsity_schedule == "oneshot" else frozenset()
 
+    @property
+    def restarts(self) -> bool:
+        return self.sparsity_schedule == "lottery"
+
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
         """Which weights to keep in each layer that `shares` names, so that the share of the others is as it says."""
         raise NotImplementedError
@@ -71,7 +75,7 @@ class Gradual(Recipe, Method):
         before = amounts.sparsity(model)
         ways = {"oneshot": course.at_once, "lottery": course.lottery}
         model = ways.get(self.sparsity_schedule, course.ramp)(model)
-        context.record.table("sparsity", amounts.rows(before, model))
+        amounts.report(before, model, amounts.total(course.finals, model), context.record)
         return model
 
 
@@ -84,12 +88,14 @@ class Course:
     context: Context
 
     def at_once(self, model: nn.Module) -> nn.Module:
-        self.prune(model, self.finals)
+        before = self.reached(model)
+        self.context.record.figure("sparsity-schedule", curve([(0, 0.0, before), (1, *self.prune(model, self.finals))]))
         return model
 
     def ramp(self, model: nn.Module) -> nn.Module:
         """Prune more and more during a training; what is pruned stays so, for its weights are zero."""
         method, points = self.method, [(0, 0.0, self.reached(model))]
+        require_training(method, self.context.task, f"sparsity_schedule={method.sparsity_schedule} prunes")
 
         def stage(step: int, steps: int) -> int:
             done = ramp(step / steps, method.ramp_start, 1 - method.ramp_end)
@@ -108,10 +114,11 @@ class Course:
         """Train, prune the smallest, put the others back to where they came from, and again.
 
         Frankle & Carbin 2019, arXiv:1803.03635, strategy 2 of its appendix; to a later epoch: Frankle et al. 2020,
-        arXiv:1912.05671. A pretrained transformer goes back to the weights it came with (Chen et al. 2020,
-        arXiv:2007.12223).
+        arXiv:1912.05671. A transformer goes back to the weights that it was given: as `baseline` give the pretrained
+        model, not a fine-tuned one, for Chen et al. 2020, arXiv:2007.12223.
         """
         method, model = self.method, beginning(model, self.context)
+        require_training(method, self.context.task, "sparsity_schedule=lottery draws tickets")
         early = Tensors(value.clone() for value in model.state_dict().values())
         epochs = complete(method, self.context.task).epochs or 0
         if method.rewind > epochs:

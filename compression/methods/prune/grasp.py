@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.prune import scores
+from compression.methods.prune import amounts, scores
 from compression.params import param
 
 
@@ -35,13 +35,17 @@ class Grasp(Method):
     temperature: float = param(200.0, "softens the logits, so that the loss does not saturate", interval="(0, inf)")
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
+    @property
+    def restarts(self) -> bool:
+        return self.untrained
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = scores.started(model, context, self.untrained)
         copied = scores.differentiable(model, context, batch_statistics=self.untrained)
         weights = scores.weights(copied)
         losses = partial(scores.losses, copied, context, self.examples, self.temperature)
         kept = importance(list(weights.values()), hessian_gradient(losses, list(weights.values())))
-        return scores.prune(model, dict(zip(weights, kept, strict=True)), self.sparsity)
+        return amounts.prune(model, dict(zip(weights, kept, strict=True)), self.sparsity, context.record)
 
 
 def hessian_gradient(losses: Callable[[], Iterable[Tensor]], weights: list[Tensor]) -> list[Tensor]:

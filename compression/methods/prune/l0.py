@@ -20,7 +20,7 @@ from compression.methods.prune import cofi, cutting, schedule
 from compression.methods.prune.clock import Clock
 from compression.params import param
 from compression.tasks.task import Inputs, forward
-from compression.training import Recipe, complete, decay_groups, fit
+from compression.training import Recipe, complete, decay_groups, fit, require_training
 
 TEACHERS = 4  # layers of the original that the student's are held against: every third of twelve, as in CoFi
 
@@ -40,6 +40,7 @@ class L0(Recipe, Method):
 
     keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the encoder's weights to cut", interval="[0, 1)", search=(0.3, 0.95))
+    sparsity_schedule: str = param("linear", "how the target rises meanwhile", choices=schedule.RISING)
     ramp_start: float = param(0.0, "share of the training before the target rises from 0 (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.4, "share of the training at which the target is the whole sparsity", interval="(0, 1]")
     mask_learning_rate: float = param(
@@ -59,7 +60,8 @@ class L0(Recipe, Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         surgery.names(model)  # refuses what has no heads or layers
-        before, size = cutting.sizes(model), surgery.hidden_size(model)
+        require_training(self, context.task, "Gates are learned")
+        before = cutting.sizes(model)
         course = Course(complete(self, context.task), context, model, Learned(model, context.original))
         cofi.attach(model.to(context.device), course.learned.masks)
         fit(
@@ -72,8 +74,8 @@ class L0(Recipe, Method):
             groups=course.parameter_groups,
         )
         model = cofi.detach(model, course.learned.masks, course.settled())
-        course.report(cutting.rows(before, cutting.sizes(model)), (size, surgery.hidden_size(model)))
-        context.record.figure("kept", cutting.picture(before, cutting.sizes(model)))
+        cutting.show(before, model, context.record)
+        context.record.figure("sparsity-schedule", schedule.curve(course.points))
         return model
 
 
@@ -106,9 +108,9 @@ class Course:
 
     @property
     def target(self) -> float:
-        """The sparsity that the multipliers drive at now; it rises linearly."""
-        m = self.method
-        return schedule.target("linear", self.learned.clock.done, 0.0, m.sparsity, m.ramp_start, 1 - m.ramp_end)
+        """The sparsity that the multipliers drive at now."""
+        m, done = self.method, self.learned.clock.done
+        return schedule.target(m.sparsity_schedule, done, 0.0, m.sparsity, m.ramp_start, 1 - m.ramp_end)
 
     def on_step(self, step: int, steps: int) -> None:
         self.learned.clock.done = step / steps
@@ -166,12 +168,6 @@ class Course:
                 "train for more steps (some hundreds are needed), or raise mask_learning_rate."
             )
         return self.learned.masks.settle(wanted)
-
-    def report(self, kept: list[dict[str, int]], hidden: Sequence[int]) -> None:
-        before, after = hidden
-        self.context.record.table("kept", [row | {"hidden_before": before, "hidden": after} for row in kept])
-        if self.points:
-            self.context.record.figure("sparsity-schedule", schedule.curve(self.points))
 
 
 def layer_loss(student: Sequence[Tensor], teacher: Sequence[Tensor], alive: Tensor, there: Tensor) -> Tensor:

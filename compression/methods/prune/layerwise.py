@@ -10,11 +10,11 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from compression import layers
-from compression.context import Context
+from compression import layers, params
+from compression.context import Context, Record
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.prune import scores
+from compression.methods.prune import amounts, scores
 from compression.params import param
 from compression.tasks.task import Inputs, forward
 
@@ -34,7 +34,8 @@ class Layerwise(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.kept_of  # noqa: B018 - raises where the pattern is none
+        if self.kept_of and self.sparsity not in (params.fields(type(self))["sparsity"].default, self.share):
+            raise UserError(f"pattern={self.pattern} prunes {self.share:.0%}: leave sparsity={self.sparsity:g} out.")
 
     def unused(self) -> frozenset[str]:
         return frozenset({"sparsity"} if self.pattern else ())
@@ -49,20 +50,32 @@ class Layerwise(Method):
             raise UserError(f"pattern={self.pattern!r} is no pattern; it takes n:m with 0 < n < m, as 2:4.")
         return int(kept), int(of)
 
+    @property
+    def share(self) -> float:
+        """The share of a layer's weights that goes."""
+        return 1 - self.kept_of[0] / self.kept_of[1] if self.kept_of else self.sparsity
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device).eval()
-        seen = list(scores.batches(context, self.examples, size=32))
-        dense = []
-        for name, layer in layers.prunable(model).items():
-            if self.kept_of and not divisible(layer, self.kept_of[1]):
-                dense.append(name)
-                continue
+        seen, before = list(scores.batches(context, self.examples, size=32)), amounts.sparsity(model)
+        for layer in self.fitting(model, context.record):
             moments = moments_of(model, layer, seen, self.moment)
             parts = [self.pruned(*part) for part in zip(matrices(layer), moments, earlier(layer), strict=True)]
             write(layer, [weight for weight, _ in parts], [keep for _, keep in parts])
-        if dense:
-            context.record.warn(f"Inputs that do not divide by {self.pattern}'s m stay dense: {', '.join(dense)}.")
+        amounts.report(before, model, self.share, context.record)
         return model
+
+    def fitting(self, model: nn.Module, record: Record) -> list[nn.Module]:
+        """The layers whose inputs divide into the pattern; UserError if there are none, the others are told."""
+        found = layers.prunable(model)
+        if not self.kept_of:
+            return list(found.values())
+        fitting = {name: layer for name, layer in found.items() if divisible(layer, self.kept_of[1])}
+        if not fitting:
+            raise UserError(f"No layer's inputs divide by the m of pattern={self.pattern}, so nothing would be pruned.")
+        if dense := [name for name in found if name not in fitting]:
+            record.warn(f"Inputs that do not divide by {self.pattern}'s m stay dense: {', '.join(dense)}.")
+        return list(fitting.values())
 
     def moment(self, rows: Tensor) -> Tensor:
         """What is to be known, summed over batches, of a layer's inputs `(groups, n, columns)`; first dim groups."""

@@ -15,11 +15,11 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.response import soft_loss
-from compression.methods.prune import blocks, schedule
+from compression.methods.prune import amounts, blocks, schedule
 from compression.methods.prune.clock import Clock
 from compression.params import param
 from compression.tasks.task import Inputs, forward
-from compression.training import Loss, Recipe, complete, decay_groups, fit
+from compression.training import Loss, Recipe, complete, decay_groups, fit, require_training
 
 START = math.log(0.9 / 0.1)  # scores of the sigmoid variant begin at 0.9, as those of Sanh et al. do
 
@@ -46,6 +46,7 @@ class Learned(Recipe, Method):
         search=(1e-3, 1.0),
         log=True,
     )
+    sparsity_schedule: str = param("agp", "how it rises from warm-up to cool-down", choices=schedule.RISING)
     ramp_start: float = param(0.1, "share of the training before pruning begins (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.7, "share of the training after which nothing more goes (cool-down)", interval="(0, 1]")
     threshold: float = param(0.1, "sigmoid: what a score's sigmoid must exceed in the end", interval="(0, 1)")
@@ -72,9 +73,9 @@ class Learned(Recipe, Method):
         raise NotImplementedError
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        if complete(self, context.task).epochs == 0:
-            raise UserError("Scores are learned in a training: epochs=0 leaves nothing to prune by; take 1 or more.")
+        require_training(self, context.task, "Scores are learned")
         model = model.to(context.device)
+        before = amounts.sparsity(model)
         start = START if self.variant == "sigmoid" else 0.0
         course = Course(self, blocks.attach(model, self.groups(model), start), context)
         fit(
@@ -87,7 +88,8 @@ class Learned(Recipe, Method):
             groups=course.parameter_groups,
         )
         course.report()
-        return blocks.detach(model)
+        amounts.report(before, blocks.detach(model), self.sparsity, context.record)
+        return model
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Movement(Learned):
     """Prune single weights by scores learned with them, which rise where a weight moves away from zero.
 
     Sanh et al. 2020, arXiv:2005.07683: a score's gradient is dL/dW' * W, as though its mask were the score itself
-    (eq. 3 and 5); sparsity rises by a cubic schedule between warm-up and cool-down (section 4).
+    (eq. 3 and 5); sparsity rises, by the cube as there, between warm-up and cool-down (section 4).
     """
 
     def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
@@ -114,8 +116,9 @@ class Course:
 
     @property
     def risen(self) -> float:
-        """How much of the way to the target is to be done by now, by the cubic schedule."""
-        return schedule.target("agp", self.clock.done, 0.0, 1.0, self.method.ramp_start, 1 - self.method.ramp_end)
+        """How much of the way to the target is to be done by now."""
+        m = self.method
+        return schedule.target(m.sparsity_schedule, self.clock.done, 0.0, 1.0, m.ramp_start, 1 - m.ramp_end)
 
     @property
     def soft(self) -> bool:
@@ -177,10 +180,11 @@ class Course:
     def report(self) -> None:
         """Draw target and reached sparsity; say so where blocks were too large to meet the target."""
         reached, wanted = blocks.pruned_share(self.scored), self.method.sparsity
+        possible = max(wanted, blocks.pruned_before(self.scored))
         self.context.record.metrics({"pruned_share": reached})
         if self.points:
             self.context.record.figure("sparsity-schedule", schedule.curve(self.points))
-        if abs(reached - wanted) > 0.02:
+        if abs(reached - possible) > amounts.TOLERANCE:
             self.context.record.warn(
                 f"Blocks were too large to meet the target: {reached:.1%} of the weights went, not {wanted:.1%}."
             )

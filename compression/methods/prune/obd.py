@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.prune import scores
+from compression.methods.prune import amounts, scores
 from compression.params import param
 
 
@@ -40,7 +40,7 @@ class Obd(Method):
         )
         curvature = fisher(one_by_one, list(weights.values()), count)
         found = saliency(list(weights.values()), curvature)
-        return scores.prune(model, dict(zip(weights, found, strict=True)), self.sparsity)
+        return amounts.prune(model, dict(zip(weights, found, strict=True)), self.sparsity, context.record)
 
 
 def fisher(losses: Iterable[Tensor], weights: Sequence[Tensor], examples: int) -> list[Tensor]:

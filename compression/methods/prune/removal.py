@@ -100,7 +100,7 @@ def disorder(taken: Taken) -> int:
 
 def fillings(blocks: Sequence[Block], share: Callable[[Taken], float], wanted: float) -> Iterable[Taken]:
     """Selections about the share `wanted`: the first blocks, one more; then with what follows elsewhere in the gap."""
-    taken, rest = frozenset[int](), range(len(blocks))
+    taken, rest = Taken(), list(range(len(blocks)))
     while rest:
         fitting = bisect_right(range(len(rest) + 1), wanted, key=lambda count: share(taken.union(rest[:count]))) - 1
         near = [taken.union(rest[:count]) for count in (fitting, min(fitting + 1, len(rest)))]

@@ -32,6 +32,7 @@ def geometric(done: float, initial: float, final: float) -> float:
     return 1 - (1 - initial) ** (1 - done) * (1 - final) ** done
 
 
+RISING = ("linear", "agp")  # those that a training with learned scores or gates can follow
 SCHEDULES = {"oneshot": oneshot, "linear": linear, "agp": cubic, "lottery": geometric}
 
 

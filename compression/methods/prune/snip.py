@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.prune import scores
+from compression.methods.prune import amounts, scores
 from compression.params import param
 
 
@@ -30,9 +30,14 @@ class Snip(Method):
     examples: int = param(512, "training examples the gradient is taken on", interval="[1, inf)")
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
+    @property
+    def restarts(self) -> bool:
+        return self.untrained
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = scores.started(model, context, self.untrained)
-        return scores.prune(model, sensitivity(*self.gradients(model, context)), self.sparsity)
+        found = sensitivity(*self.gradients(model, context))
+        return amounts.prune(model, found, self.sparsity, context.record)
 
     def gradients(self, model: nn.Module, context: Context) -> tuple[scores.Scores, scores.Scores]:
         """The prunable weights and the gradient of the mean loss over the examples, by layer."""

@@ -9,18 +9,18 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from compression import figures, layers, params, surgery
+from compression import layers, params, surgery
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.prune import encoder
-from compression.methods.prune.channels import Channels, widths
+from compression.methods.prune.channels import Channels
 from compression.methods.prune.importance import CRITERIA, importance
 from compression.methods.prune.removal import COSTS, TOLERANCE, Cut, closest
 from compression.methods.prune.sparse import bn_penalty, group_penalty
 from compression.params import param
 from compression.tasks.task import Inputs, map_inputs
-from compression.training import Recipe, complete, fit, task_loss
+from compression.training import Recipe, complete, fit, require_training, task_loss
 
 SPARSE = ("bn_scale", "group")  # criteria with a training of their own
 
@@ -72,7 +72,7 @@ class Structured(Recipe, Method):
         model = model.to(context.device)
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
         units = self.units(model, example)
-        before = widths(model)
+        before = units.sizes(model)
         if self.criterion in SPARSE:
             self.sparsify(model, units, context)
         masked = lift_masks(model)
@@ -80,7 +80,7 @@ class Structured(Recipe, Method):
         for name in masked:
             layer = model.get_submodule(name)
             layers.set_mask(layer, layers.weight(layer) != 0)
-        context.record.figure("kept-channels", figures.layers(before, widths(model), "channels", "Channels by layer"))
+        units.show(before, model, context.record)
         return model
 
     def units(self, model: nn.Module, example: Inputs) -> Channels | encoder.Encoder:
@@ -112,6 +112,7 @@ class Structured(Recipe, Method):
 
     def sparsify(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:
         """Train with the penalty of the criterion; UserError for a model that it is not made for."""
+        require_training(self, context.task, f"criterion={self.criterion} makes channels small")
         penalty = self.penalty_of(model, units)
         plain = task_loss(context.task, complete(self, context.task))
 

@@ -1,6 +1,5 @@
 import copy
 
-import pytest
 import torch
 
 from compression import artifacts, deploy, surgery
@@ -30,7 +29,7 @@ def test_empty_heads_and_neurons_are_cut_and_the_answers_stay():
     inputs = task.example(8)
     before = forward(model, inputs)
     cut = cutting.cut_empty(copy.deepcopy(model))
-    assert cutting.sizes(cut) == [(2, 48), (4, 23), (1, 1)]
+    assert cutting.sizes(cut) == [(2, 48, 32), (4, 23, 32), (1, 1, 32)]
     torch.testing.assert_close(forward(cut, inputs), before, rtol=1e-4, atol=1e-4)
 
 
@@ -49,14 +48,17 @@ def test_a_whole_model_is_left_alone():
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(("before", "after"), [([(4, 8), (4, 8)], [(1, 8), (4, 3)])])
-def test_the_table_and_the_picture_show_what_each_layer_kept(before, after):
+def test_the_table_and_the_picture_show_what_each_layer_kept():
+    before = [cutting.Sizes(4, 8, 16), cutting.Sizes(4, 8, 16)]
+    after = [cutting.Sizes(1, 8, 16), cutting.Sizes(4, 3, 16)]
     assert cutting.rows(before, after)[0] == {
         "layer": 0,
         "heads_before": 4,
-        "heads": 1,
         "neurons_before": 8,
+        "hidden_before": 16,
+        "heads": 1,
         "neurons": 8,
+        "hidden": 16,
     }
     heads, neurons = cutting.picture(before, after).axes
     assert [bar.get_height() for bar in heads.patches] == [4, 4, 1, 4]

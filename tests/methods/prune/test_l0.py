@@ -217,3 +217,9 @@ def test_a_model_without_heads_is_refused(task, make_context):
         method("l0")().apply(model, make_context(task, model))
     with pytest.raises(UserError, match="ramp_start=0.5 is not before ramp_end=0.4"):
         method("l0")(ramp_start=0.5)
+
+
+def test_gates_need_a_training(make_context):
+    model = tiny_bert(3)
+    with pytest.raises(UserError, match="Gates are learned in a training, and epochs=0 is none"):
+        method("l0")(epochs=0).apply(model, make_context(words_task(), copy.deepcopy(model)))

@@ -93,6 +93,16 @@ class TestBoth:
         assert forward(model, task.example(2)).isfinite().all()
         assert not any(m._forward_pre_hooks for m in model.modules())
 
+    def test_a_pattern_that_no_layer_fits_is_refused(self, name, knowing):
+        model, context = knowing
+        with pytest.raises(UserError, match="No layer's inputs divide by the m of pattern=2:7"):
+            method(name)(pattern="2:7", examples=8).apply(model, context)
+
+    def test_a_share_beside_a_pattern_is_refused_if_it_is_another(self, name):
+        assert method(name)(pattern="1:4", sparsity=0.75).share == 0.75
+        with pytest.raises(UserError, match="pattern=2:4 prunes 50%: leave sparsity=0.9 out"):
+            method(name)(pattern="2:4", sparsity=0.9)
+
     @pytest.mark.parametrize("pattern", ["4", "4:2", "0:4", "a:b", "2:4:8"])
     def test_a_pattern_that_is_none_is_refused(self, name, pattern):
         with pytest.raises(UserError, match="is no pattern; it takes n:m"):

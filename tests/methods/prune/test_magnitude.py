@@ -9,6 +9,7 @@ from torch.nn.utils import prune
 from compression import artifacts, layers, models
 from compression.errors import UserError
 from compression.methods import method
+from compression.methods.prune import amounts, gradual
 from compression.methods.prune.ln_structured import norms
 from compression.methods.prune.scores import keep_largest
 from tests.conftest import tiny_bert, words_task
@@ -196,7 +197,8 @@ def test_a_killed_training_resumes_to_the_same_weights_and_masks(task, make_cont
 def test_a_lottery_ticket_starts_from_the_first_weights(knowing, monkeypatch):
     # without training, what is left must be the seed's own initialisation, wherever the mask lets it through
     model, context = knowing
-    ticket = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=0, rounds=1).apply(model, context)
+    monkeypatch.setattr(gradual, "fit", lambda model, *_, **__: model)
+    ticket = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=1, rounds=1).apply(model, context)
     torch.manual_seed(context.seed)
     fresh = models.rebuild(models.spec_of(model))
     for name, layer in layers.prunable(ticket).items():
@@ -204,9 +206,46 @@ def test_a_lottery_ticket_starts_from_the_first_weights(knowing, monkeypatch):
         assert torch.equal(layers.weight(layer), expected)
 
 
-def test_a_lottery_rewinds_to_the_epoch_asked_for(task, make_context, monkeypatch):
-    from compression.methods.prune import gradual
+def test_a_transformer_goes_back_to_what_it_was_given(make_context, monkeypatch):
+    task, model = words_task(), tiny_bert(3)
+    starts = []
 
+    def trained(model, *_, **__):
+        starts.append(copy.deepcopy(model.state_dict()))
+        torch.nn.init.normal_(model.classifier.weight)
+
+    monkeypatch.setattr(gradual, "fit", trained)
+    given = copy.deepcopy(model.state_dict())
+    step = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=1, rounds=2)
+    step.apply(model, make_context(task, copy.deepcopy(model)))
+    assert len(starts) == 3
+    for start in starts:
+        kept = start["classifier.weight"] != 0
+        assert torch.equal(start["classifier.weight"][kept], given["classifier.weight"][kept])
+
+
+@pytest.mark.parametrize("schedule", ["linear", "agp", "lottery"])
+def test_pruning_along_a_training_needs_epochs(knowing, schedule):
+    model, context = knowing
+    with pytest.raises(UserError, match=f"sparsity_schedule={schedule} .* in a training, and epochs=0 is none"):
+        Magnitude(sparsity_schedule=schedule, epochs=0).apply(model, context)
+
+
+def test_what_was_pruned_before_is_told(knowing):
+    model, context = knowing
+    again = Magnitude(sparsity=0.3).apply(Magnitude(sparsity=0.5).apply(model, context), context)
+    assert amounts.total(amounts.sparsity(again), again) == pytest.approx(0.5, abs=0.001)
+    assert context.record.warnings == ["50% of the weights were pruned before, more than the 30% asked for."]
+
+
+def test_at_once_draws_its_two_points(knowing):
+    model, context = knowing
+    Magnitude(sparsity=0.5).apply(model, context)
+    target, reached = context.record.figures["sparsity-schedule"].axes[0].lines
+    assert (list(target.get_ydata()), list(reached.get_ydata())) == ([0, 0.5], [0, pytest.approx(0.5, abs=1e-3)])
+
+
+def test_a_lottery_rewinds_to_the_epoch_asked_for(task, make_context, monkeypatch):
     starts = []
     fit = gradual.fit
 

@@ -145,7 +145,7 @@ def test_a_killed_training_resumes_to_the_same_masks(variant, task, make_context
 @pytest.mark.parametrize("name", ["movement", "block_movement"])
 def test_learning_scores_needs_epochs_and_an_order(name, knowing):
     model, context = knowing
-    with pytest.raises(UserError, match="epochs=0 leaves nothing to prune by"):
+    with pytest.raises(UserError, match="Scores are learned in a training, and epochs=0 is none; take 1 or more"):
         method(name)(epochs=0).apply(model, context)
     with pytest.raises(UserError, match="ramp_start=0.8 is not before ramp_end=0.7"):
         method(name)(ramp_start=0.8)

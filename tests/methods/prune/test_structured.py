@@ -60,6 +60,24 @@ def test_the_target_is_met_in_multiples_of_eight_too(task, make_context, scope, 
     assert min(widths) > 8  # no layer is drained to fill a gap
 
 
+@pytest.mark.parametrize("criterion", ["group", "bn_scale"])
+def test_a_criterion_with_a_training_needs_epochs(task, make_context, criterion):
+    with pytest.raises(UserError, match=f"criterion={criterion} makes channels small in a training, and epochs=0"):
+        pruned(models.build("resnet8", task), make_context, task, criterion=criterion, epochs=0)
+
+
+def test_of_a_transformer_heads_and_neurons_are_shown(make_context):
+    _, context = pruned(tiny_bert(3), make_context, words_task(), sparsity=0.5, target="params")
+    heads, neurons = context.record.figures["kept"].axes
+    assert (heads.get_title(), neurons.get_title()) == ("Heads by layer", "Neurons by layer")
+    assert context.record.tables["kept"][0]["heads_before"] == 4
+
+
+def test_a_part_named_twice_is_refused():
+    with pytest.raises(UserError, match="parts='heads/heads' names a part twice"):
+        Structured(parts="heads/heads")
+
+
 @pytest.mark.parametrize(("name", "width"), [("cnn5", 1.0), ("resnet20", 1.0), ("resnet18", 0.5)])
 def test_the_models_of_cifar_lose_half_their_macs(make_context, name, width):
     images = Split(torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.zeros(4).long(), lambda stored: stored.float())
