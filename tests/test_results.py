@@ -14,15 +14,8 @@ MLP = {"builder": "mlp", "arguments": {"outputs": 1, "input_shape": [1, 8, 8], "
 
 
 def said(task, model, logits):
-    found = Measurement(
-        {"accuracy": 1.0},
-        {},
-        layer_table(model, task.example()),
-        Path("file.onnx"),
-        {},
-        logits,
-        torch.zeros(len(logits)),
-    )
+    rows = layer_table(model, task.example())
+    found = Measurement({"accuracy": 1.0}, {}, rows, Path("file.onnx"), {}, logits, torch.zeros(len(logits)))
     return results.alarms(task, model, [found])
 
 
