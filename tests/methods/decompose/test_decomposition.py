@@ -1,6 +1,7 @@
 """Which layers are decomposed and at what ranks, what is said of it, and what later steps do with the result."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -192,6 +193,28 @@ def test_resnets_are_decomposed_and_reload(chain, make_context, tmp_path):
     assert rows(record)["whole model"]["macs after"] < rows(record)["whole model"]["macs before"]
     again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "chain"),
+    [
+        ("alexnet", "tucker:rank=ratio,ratio=0.25,skip=features.6/features.8/features.10"),
+        ("resnet50", "tucker:rank=ratio,ratio=0.25,skip=layer2/layer3/layer4"),  # the others' unfoldings take a minute
+    ],
+)
+def test_torchvisions_networks_are_decomposed_reload_and_deploy(name, chain, make_context, tmp_path):
+    task = dataclasses.replace(colours_task(), input_shape=(3, 64, 64))
+    larger = task.test.inputs[:4].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    task = dataclasses.replace(task, test=dataclasses.replace(task.test, inputs=larger, targets=task.test.targets[:4]))
+    torch.manual_seed(0)
+    model = models.build(name, task).eval()
+    made, record = applied(chain, model, make_context, task)
+    whole = rows(record)["whole model"]
+    assert whole["macs after"] < 0.95 * whole["macs before"]
+    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
+    file = deploy.export(made, task.example(2), tmp_path / "model.onnx")
+    assert deploy.parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-4
 
 
 def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context, tmp_path):
