@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from compression import baseline, command, machine, methods, models, params, results, tasks, tracking
@@ -57,9 +58,24 @@ class Job:
         return self.trained(spec) if spec in models.MODELS else spec
 
     def trained(self, name: str) -> str:
-        """The address of the newest finished `train` run of the task, this model and this data, made now if need be."""
-        found = self.machine.shared(lambda: tracking.find_baseline(self.task.name, name, self.task.digest))
-        return f"runs:/{found}/model" if found else self.train_child(name)
+        """The address of the model `name` as a `train` run of the task and this data left it, made now if need be."""
+        return self.found(name) or self.train_child(name)
+
+    def found(self, name: str) -> str:
+        """The same of the newest run that is there; empty if there is none."""
+        id = self.machine.shared(lambda: tracking.find_baseline(self.task.name, name, self.task.digest))
+        return f"runs:/{id}/model" if id else ""
+
+    def foresee(self, step: Method) -> None:
+        """Let the first step refuse what it cannot do before its baseline is trained, which may take hours."""
+        given = self.settings.baseline
+        name = given or self.model_name
+        if (given and given not in models.MODELS) or self.found(name):
+            return
+        with torch.random.fork_rng(devices=[]):  # the training begins as if nobody had looked
+            untrained = baseline.opened(name, self.task)
+            context = self.context(untrained)
+            step.check(untrained, replace(context, load=context.build))
 
     def train_child(self, name: str) -> str:
         """Train the model `name` as a child run with the task's own recipe; the address of what it made."""

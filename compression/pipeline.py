@@ -24,6 +24,7 @@ def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
     methods.check_order(steps)
     with started(settings, "compress", steps) as job:
         steps = job.resolved(steps)
+        job.foresee(steps[0])
         job = job.with_baseline()
         original = baseline.opened(job.settings.baseline, job.task).requires_grad_(False)
         stairs = Stairs(job, steps, job.context(original), [])

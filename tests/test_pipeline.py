@@ -12,7 +12,7 @@ import mlflow
 import pytest
 import torch
 
-from compression import artifacts, comparison, methods, pipeline, tasks
+from compression import artifacts, comparison, job, methods, pipeline, tasks
 from compression.errors import UserError
 from compression.measure import FIGURES
 from compression.settings import Settings
@@ -146,6 +146,30 @@ def test_a_stored_run_is_reported_again_and_two_side_by_side(distilled, tmp_path
     assert "one.html" in files(mlflow.get_run(made.info.run_id))
     both = comparison.write([content["run"], other["run"]], str(tmp_path / "two.html")).read_text()
     assert "2 runs on digits" in both
+
+
+@pytest.mark.parametrize(
+    ("chain", "said"),
+    [
+        ("response:student=nothing+finetune", "no model 'nothing'"),
+        ("feature:pairs=stages.0:stages.9", "The student has no layer 'stages.9'"),
+        ("response:teacher=mlp,layers=2", "a MLP is neither"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_a_baseline_is_trained(store, chain, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        pipeline.compress(quick(model="cnn5", run_name="foreseen"), methods.parse(chain))
+    [run] = mlflow.search_runs(max_results=1, order_by=["attributes.start_time DESC"], output_format="list")
+    assert run.info.run_name == "foreseen"
+    assert not children(run)
+
+
+def test_looking_ahead_does_not_change_how_the_baseline_begins(store):
+    [step] = methods.parse("response:student=mlp")
+    with job.started(quick(model="cnn5"), "compress", [step]) as under_way:
+        before = torch.get_rng_state()
+        under_way.foresee(step)
+        assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_run_without_results_has_no_report(store, tmp_path):

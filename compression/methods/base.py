@@ -38,6 +38,12 @@ class Method:
         """Whether it begins with untrained weights, and so undoes what came before it."""
         return False
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        """UserError where it cannot work on networks of the form of `model`; asked before a baseline is trained.
+
+        `model` is untrained, and so are `context.original` and what `context.load` gives. Nothing is recorded.
+        """
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """The compressed model."""
         raise NotImplementedError

@@ -30,8 +30,11 @@ class Decoupled(Pair):
     alpha: float = param(1.0, "weight of the target class's term", interval="[0, inf)", search=(0.2, 4.0), log=True)
     beta: float = param(8.0, "weight of the other classes' term", interval="[0, inf)", search=(0.5, 16.0), log=True)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def pair(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
         require_classes(context.task, "decoupled")
+        return super().pair(model, context)
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
         student = learn(student, [teacher], context, self, self.judge(context.task))
         pictures.keep_softened(context, [teacher], student, self.temperature)

@@ -61,6 +61,9 @@ class Layered(Response):
         pictures.keep_features(context, teacher, student, comparison.pairs)
         return student
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.comparison(*self.pair(model, context), context)
+
     def comparison(self, teacher: nn.Module, student: nn.Module, context: Context) -> Comparison:
         """What is compared, by what measure."""
         raise NotImplementedError

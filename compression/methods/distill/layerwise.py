@@ -34,9 +34,9 @@ class Layerwise(Layered):
     adaptive: bool = param(False, "put a projection that learns along behind each of the student's layers")
     weight: float = param(1.0, "weight of the layers", interval="[0, inf)", search=(0.1, 10.0), log=True)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+    def pair(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
         surgery.names(model)  # refuses what has no layers
-        return super().apply(model, context)
+        return super().pair(model, context)
 
     def small(self, teacher: nn.Module, context: Context) -> nn.Module:
         return shallower(teacher, max(1, len(surgery.layers(teacher)) // 2))

@@ -59,14 +59,21 @@ class MultiTeacher(Learner, Softened):
         return found
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        teachers = [context.load(place) for place in several(self.teachers)] or [context.original]
-        teachers = [frozen(teacher, context) for teacher in teachers]
+        teachers, student = self.group(model, context)
         if len(teachers) == 1:
             context.record.warn("There is one teacher only, so this is response; name more: teachers=ONE//OTHER.")
-        student = self.learner(model, teachers[0], context)
         student = learn(student, self.heard(teachers), context, self, self.judge(context.task))
         pictures.keep_softened(context, teachers, student, self.temperature)
         return student
+
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.group(model, context)
+
+    def group(self, model: nn.Module, context: Context) -> tuple[list[nn.Module], nn.Module]:
+        """The teachers, frozen, and the student; a copy is one of the first teacher."""
+        found = [context.load(place) for place in several(self.teachers)] or [context.original]
+        teachers = [frozen(teacher, context) for teacher in found]
+        return teachers, self.learner(model, teachers[0], context)
 
     def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
         losses = torch.stack([soft_losses(answer, one, self.temperature) for one in known])

@@ -51,6 +51,9 @@ class Mutual(Learner):
         self.learn_together(student, Cohort([student, *peers], context), loss)
         return best([student, *peers], context)
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.members(model, context)
+
     def learn_together(self, student: nn.Module, cohort: Cohort, loss: Loss) -> None:
         """Train all members in place; each ends with the weights of its best epoch, unless the last are to be kept."""
         context = cohort.context

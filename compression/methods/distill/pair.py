@@ -78,6 +78,9 @@ class Pair(Learner):
         teacher = frozen(teacher, context)
         return teacher, self.learner(model, teacher, context)
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.pair(model, context)
+
 
 def several(text: str) -> list[str]:
     """The places that `a//b` names. Two slashes, as runs:/… and folders have single ones."""

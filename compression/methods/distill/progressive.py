@@ -56,6 +56,13 @@ class Progressive(Response):
         chain.keep()
         return student
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        teacher, student = self.pair(model, context)
+        if self.style == "blocks":
+            blocks.stage_pairs(teacher, student, context)
+        else:
+            self.between(teacher, student, context)
+
     def climb(self, teacher: nn.Module, student: nn.Module, chain: Chain) -> nn.Module:
         """The student, taught by way of what lies between."""
         context = chain.context

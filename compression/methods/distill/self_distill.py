@@ -46,11 +46,13 @@ class SelfDistillation(Softened):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         context.record.tag("distillation", "self")
         if self.style == "teacher_free":
-            require_classes(context.task, "style=teacher_free")
             return learn(self.start(model, context), [], context, self, self.judge(context.task))
         with one_share(context):
             generations = self.born(model, context)
         return self.best(generations, context)
+
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.start(model, context)
 
     def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
         made_up = self.style == "teacher_free"
@@ -59,6 +61,8 @@ class SelfDistillation(Softened):
 
     def start(self, model: nn.Module, context: Context) -> nn.Module:
         """The network that a generation begins with; UserError where a pretrained one must be named."""
+        if self.style == "teacher_free":
+            require_classes(context.task, "style=teacher_free")
         if self.student:
             return context.build(self.student)
         if context.changed:

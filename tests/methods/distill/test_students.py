@@ -7,7 +7,7 @@ import torch
 
 from compression import artifacts, layers, models, surgery
 from compression.errors import UserError
-from compression.methods import method, parse
+from compression.methods import method, of_family, parse
 from compression.methods.distill.students import evenly, shallower, thinner
 from compression.tasks.task import predict
 from tests.conftest import stripes_task, tiny_bert, words_task
@@ -105,3 +105,35 @@ def test_without_a_small_model_the_task_says_what_to_name(make_context):
 def test_the_student_of_a_chain_is_the_chains_model(task, make_context):
     model, original = models.build("digits_cnn", task), models.build("digits_cnn", task)
     assert Response(epochs=1).apply(model, make_context(task, original, changed=True)) is model
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("response:student=nothing", "no model 'nothing'"),
+        ("decoupled:layers=2", "a ConvNet is neither"),
+        ("feature:pairs=stages.7", "no layer 'stages.7'"),
+        ("relational:student=nothing", "no model 'nothing'"),
+        ("attention:student=mlp", "cannot be compared|gives none"),
+        ("layerwise", "no attention heads or layers"),
+        ("multi_teacher:teachers=mlp//nothing", "no model 'nothing'"),
+        ("mutual:peers=nothing", "no model 'nothing'"),
+        ("self_distill:student=nothing", "no model 'nothing'"),
+        ("progressive:assistants=nothing", "no model 'nothing'"),
+        ("progressive:style=blocks,student=mlp", "do not fit a ConvNet"),
+    ],
+)
+def test_an_untrained_model_is_enough_to_refuse(text, sentence, task, make_context):
+    [step], model = parse(text), models.build("digits_cnn", task)
+    with pytest.raises(UserError, match=sentence):
+        step.check(model, make_context(task, model))
+
+
+@pytest.mark.parametrize("name", of_family("distill"))
+def test_a_look_ahead_records_nothing_and_lets_defaults_pass(name, task, make_context):
+    text = method(name).needs == "text"
+    task, model = (words_task(), tiny_bert()) if text else (task, models.build("digits_cnn", task))
+    context = make_context(task, model)
+    method(name)().check(model, context)
+    assert not context.record.history
+    assert not context.record.warnings
