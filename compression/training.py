@@ -41,6 +41,9 @@ class Recipe:
     label_smoothing: float | None = param(None, "share of the target spread over all classes", interval="[0, 1)")
     clip: float = param(0.0, "largest norm of the gradient; 0 leaves it alone", interval="[0, inf)")
     augment: bool = param(True, "augment the training data, where the task does")
+    views: int = param(
+        0, "orders and augmentations of the data, which the epochs take in turn; 0: new ones each", interval="[0, inf)"
+    )
     cutout: int = param(0, "side of the square cut out of each training image, in pixels", interval="[0, inf)")
     keep: str = param("best", "weights to keep: of the best validation epoch, or the last", choices=("best", "last"))
 
@@ -69,14 +72,14 @@ def fit(
     on_step: Callable[[int, int], None] | None = None,
     extra: nn.Module | None = None,
     groups: Callable[[nn.Module], list[dict[str, Any]]] | None = None,
-    beside: Sequence[Tensor] = (),
+    beside: Callable[[int], Sequence[Tensor]] | None = None,
     name: str = "",
 ) -> nn.Module:
     """Train `model` in place on the task's training split and return it in eval mode.
 
     `loss(model, inputs, targets)` gives a scalar, the task's own loss if left out. `on_step(step, steps)` is
     called after every optimizer step (steps counted from 1). `extra` holds further modules to train along with
-    the model (a regressor of hints, say). `groups` replaces the parameter groups of the optimizer. `beside` are
+    the model (a regressor of hints, say). `groups` replaces the parameter groups of the optimizer. `beside(epoch)` are
     tensors with a row for every training example (a teacher's logits, say); the rows of a batch are handed to
     `loss` after its targets. Masks are re-applied after every step. A checkpoint is written every epoch under
     `name`, and `context.resume` goes on from it. Raises UserError where the loss stops being finite.
@@ -86,7 +89,7 @@ def fit(
     assert recipe.batch_size is not None
     accelerator, device = context.accelerator, context.device
     train, validation = context.task.train.to(device), context.task.validation.to(device)
-    loss, beside = loss or task_loss(context.task, recipe), [rows.to(device) for rows in beside]
+    loss = loss or task_loss(context.task, recipe)
     everything = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
     lay_out(everything, torch.channels_last)
     per_epoch = len(shares(train, context, recipe, torch.Generator()))
@@ -103,7 +106,8 @@ def fit(
     for epoch in range(checkpoint.epoch, recipe.epochs):
         everything.train()
         started, losses = time.perf_counter(), []
-        for inputs, *rows in shuffled(train, beside, context, recipe, epoch):
+        known = [rows.to(device) for rows in beside(epoch)] if beside else []
+        for inputs, *rows in shuffled(train, known, context, recipe, epoch):
             losses.append(step_of(inputs, *rows))
             scheduler.step()
             layers.apply_masks(model)
@@ -209,13 +213,18 @@ def shuffled(
 ) -> Iterator[tuple[Any, ...]]:
     """The epoch's inputs, targets and rows `beside` them, this process's share of each batch.
 
-    Order and augmentation follow from seed and epoch.
+    Order and augmentation follow from the seed and the epoch's view.
     """
-    generator = torch.Generator().manual_seed(context.seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(context.seed * 1_000_003 + view(recipe, epoch))
     varied = augmentation(context.task, recipe, generator)
     for chosen in shares(train, context, recipe, generator):
         [(inputs, targets)] = train.batches(len(chosen), chosen, varied)
         yield inputs, targets, *(rows[chosen.to(rows.device)] for rows in beside)
+
+
+def view(recipe: Recipe, epoch: int) -> int:
+    """The first epoch with the order and augmentation of this one."""
+    return epoch % recipe.views if recipe.views else epoch
 
 
 def shares(train: Split, context: Context, recipe: Recipe, generator: torch.Generator) -> list[Tensor]:

@@ -9,7 +9,7 @@ from compression import layers, models
 from compression.errors import UserError
 from compression.methods import method
 from compression.tasks.task import evaluate, forward
-from compression.training import Recipe, complete, decay_groups, fit, make_optimizer, make_scheduler
+from compression.training import Recipe, complete, decay_groups, fit, make_optimizer, make_scheduler, shuffled
 
 Finetune = method("finetune")
 
@@ -206,5 +206,21 @@ def test_what_stands_beside_the_examples_reaches_the_loss_with_them(task, make_c
         return nn.functional.cross_entropy(forward(model, inputs), targets)
 
     beside = [brightness, torch.arange(len(task.train))]
-    fit(model, make_context(task, model), Recipe(epochs=1), loss=loss, beside=beside)
+    fit(model, make_context(task, model), Recipe(epochs=1), loss=loss, beside=lambda epoch: beside)
     assert sorted(seen) == list(range(256))
+
+
+def test_epochs_take_a_fixed_set_of_views_in_turn(task, make_context):
+    def noisy(images, generator):
+        return images + torch.randint(0, 60, images.shape, generator=generator).to(images.dtype)
+
+    task = dataclasses.replace(task, augment=noisy)
+    context = make_context(task, built(task))
+
+    def epoch(number, views):
+        recipe = complete(Recipe(views=views), task)
+        return torch.cat([inputs for inputs, _ in shuffled(task.train, [], context, recipe, number)])
+
+    assert torch.equal(epoch(0, 2), epoch(2, 2))
+    assert not torch.equal(epoch(0, 2), epoch(1, 2))
+    assert not torch.equal(epoch(0, 0), epoch(2, 0))

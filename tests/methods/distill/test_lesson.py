@@ -12,7 +12,7 @@ from compression.methods.distill import lesson
 from compression.methods.distill.response import soft_loss
 from compression.methods.distill.teacher_time import one_share
 from compression.tasks.task import predict
-from compression.training import Recipe
+from compression.training import Recipe, complete
 
 
 class Counting(nn.Module):
@@ -51,7 +51,7 @@ def test_kept_answers_teach_the_same_as_asked_ones(task, make_context, monkeypat
 
 def test_kept_answers_stand_beside_their_examples(task, make_context):
     teacher = models.build("digits_cnn", task).eval()
-    [known] = lesson.answers([teacher], make_context(task, teacher), Recipe())
+    [known] = lesson.answers([teacher], make_context(task, teacher), complete(Recipe(), task), 0)
     torch.testing.assert_close(known, predict(teacher, task.train)[0], rtol=0, atol=1e-5)
     assert not known.requires_grad
 
@@ -62,6 +62,18 @@ def test_varied_examples_are_shown_to_the_teacher_every_time(task, make_context,
     assert teacher.shown == 2 * 256
     _, teacher, _ = taught(varied, make_context, 2**30, monkeypatch, augment=False)
     assert teacher.shown == 256
+
+
+def test_of_a_fixed_set_of_views_the_teacher_is_asked_once_each(task, make_context, monkeypatch):
+    def noisy(images, generator):
+        return images + torch.randint(0, 60, images.shape, generator=generator).to(images.dtype)
+
+    noised = dataclasses.replace(task, augment=noisy)
+    kept, once, _ = taught(noised, make_context, 2**30, monkeypatch, views=2, epochs=5)
+    asked, every, _ = taught(noised, make_context, 0, monkeypatch, views=2, epochs=5)
+    assert (once.shown, every.shown) == (2 * 256, 5 * 256)
+    for one, other in zip(kept.state_dict().values(), asked.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
 
 
 def test_several_teachers_are_heard_each_in_its_place(task, make_context):
