@@ -162,15 +162,15 @@ class OnnxFloatWeight(nn.Module):
 
     def __init__(self, source: Weighted) -> None:
         super().__init__()
-        self.shape = source.weight.shape
+        self.shape, self.cut = source.weight.shape, (source.granularity, source.group_size)
         # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
         levels = every_code(source.bits) + (0.5 if source.levels == "odd" else 0.0)
-        self.codes = Unpacked(split(source.codes, source.granularity, source.group_size), source.bits, levels)
+        self.codes = Unpacked(source.codes, source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
         self.register_buffer("zero_point", None if source.zero_point is None else source.zero_point.unsqueeze(2))
 
     def forward(self) -> Tensor:
-        codes = self.codes()
+        codes = split(self.codes(), *self.cut)
         if self.zero_point is not None:
             codes = codes - widened(self.zero_point)
         return merge(codes * self.scale, self.shape)

@@ -1,0 +1,84 @@
+"""No method writes a file whose integer kernels could saturate on a CPU without VNNI, whatever CPU this one is.
+
+There 16 bits hold a pair of products of an activation (up to 255) and a weight. What counts is the graph as ONNX
+Runtime runs it: it quantizes float weights by itself, over the whole byte, between integers on both sides.
+"""
+
+import copy
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from compression import deploy, methods, models, params
+from compression.quantized import Quantize
+from compression.quantized.numbers import PAIR_SUM
+from tests.conftest import tiny_bert, words_task
+
+WEIGHT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3} | dict.fromkeys(
+    ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1
+)
+QUICK = {"epochs": 0, "calibration_samples": 32, "examples": 32}
+OPTIONS = [{"granularity": "group"}, {"bits": 8, "activation_bits": 8}]
+
+
+def cases():
+    for name in methods.of_family("quantize"):
+        fields = params.fields(methods.method(name))
+        quick = {n: v for n, v in QUICK.items() if n in fields}
+        for options in [o for o in OPTIONS if o.keys() <= fields.keys()] or [{}]:
+            yield name, options | quick
+
+
+def weights(path):
+    """The integer weights that kernels multiply with, in the graph as it is run."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = f"{path}.run", 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(f"{path}.run").graph
+    held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    return {n.input[WEIGHT[n.op_type]]: held[n.input[WEIGHT[n.op_type]]] for n in graph.node if n.op_type in WEIGHT}
+
+
+def mixed(path):
+    """Products in the file of integers made floats and a weight that is none: what ONNX Runtime would quantize."""
+    graph = onnx.load(path).graph
+    made = {output: node for node in graph.node for output in node.output}
+    rounded = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear" and not dynamic(made.get(n.input[0]))}
+    rounded |= {n.output[0] for n in graph.node if n.op_type == "Transpose" and n.input[0] in rounded}
+    products = [n.input for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    return [(inputs, weight) for inputs, weight, *_ in products if inputs in rounded and weight not in rounded]
+
+
+def dynamic(node):
+    return node is not None and node.op_type == "DynamicQuantizeLinear"
+
+
+def assert_exact(model, example, folder):
+    path = deploy.export(model, example, folder / "model.onnx")
+    assert not mixed(path)
+    highest = [m.input.highest for m in model.modules() if isinstance(getattr(m, "input", None), Quantize)]
+    found = weights(path)
+    for name, codes in found.items():
+        assert 2 * np.abs(codes.astype(int)).max() * min(highest) <= PAIR_SUM, name
+    return found
+
+
+@pytest.mark.parametrize(("name", "fields"), list(cases()))
+def test_on_images(name, fields, task, make_context, tmp_path):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task).eval()
+    made = methods.method(name)(**fields).apply(copy.deepcopy(model), make_context(task, model))
+    assert_exact(made.eval(), task.example(4), tmp_path)
+
+
+@pytest.mark.parametrize("granularity", ["channel", "group"])
+def test_on_text(granularity, make_context, tmp_path):
+    torch.manual_seed(0)
+    task, model = words_task(), tiny_bert(3).eval()
+    step = methods.method("static")(granularity=granularity)
+    found = assert_exact(step.apply(copy.deepcopy(model), make_context(task, model)), task.example(4), tmp_path)
+    assert bool(found) == (granularity == "channel")
