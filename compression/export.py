@@ -42,3 +42,8 @@ def weights(model: nn.Module, path: Path) -> Path:
 
 
 FORMATS: dict[str, Callable[[nn.Module, Path], Path]] = {"onnx": onnx, "qcdq": exchange, "pth": weights}
+
+CAUTIONS = {
+    "qcdq": "below 8 bits ONNX Runtime rounds the biases of this format to wide steps, and may answer otherwise than "
+    "the model, unless its optimisations are off; the format onnx answers as the model does."
+}

@@ -81,6 +81,14 @@ def test_the_command_offers_the_formats_there_are():
     assert set(cli.kind.type.choices) == set(export.FORMATS)
 
 
+def test_the_command_says_where_other_readers_may_answer_otherwise(stored, tmp_path, capsys):
+    folder, _ = stored
+    cli.export(str(folder), "qcdq", str(tmp_path / "a.onnx"))
+    assert "the format onnx answers as the model does" in capsys.readouterr().err
+    cli.export(str(folder), "onnx", str(tmp_path / "b.onnx"))
+    assert "answers" not in capsys.readouterr().err
+
+
 def test_a_model_says_what_it_takes(task):
     model = models.build("digits_cnn", task)
     assert models.example(model, 3).shape == (3, 1, 8, 8)

@@ -178,6 +178,8 @@ def export(model: str, kind: str, output: str) -> None:
     from compression import export as files
 
     click.echo(f"Wrote {files.write(model, kind, Path(output))}.")
+    if kind in files.CAUTIONS:
+        click.echo(f"Note: {files.CAUTIONS[kind]}", err=True)
 
 
 def sync() -> None:

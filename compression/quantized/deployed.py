@@ -95,7 +95,7 @@ def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
     """The rounding of the input; of floats where the weight is: beside integers ONNX Runtime would make integers of
     that too, over the whole byte, whose sums are wrong without VNNI."""
     beside_floats = not source.integer and source.activation != "dynamic"
-    return source.input if source.activation == "none" or beside_floats else quantize(source.input)
+    return quantize(source.input) if isinstance(source.input, Quantize) and not beside_floats else source.input
 
 
 def _weight(source: QuantLinear | QuantConv2d) -> nn.Module:

@@ -274,6 +274,15 @@ def test_groups_store_a_scale_and_at_most_a_byte_for_their_zero_point(bits, symm
     assert numbers < path.stat().st_size < numbers + 5000
 
 
+def test_groups_that_do_not_fill_a_row_are_stored_without_their_filling(tmp_path):
+    torch.manual_seed(0)
+    layer = nn.Linear(70, 64, bias=False)
+    made = QuantLinear.from_float(layer, weight_numbers(layer.weight, 8, "group", 64, True))
+    path, ours, theirs = both(nn.Sequential(made), torch.randn(4, 70), tmp_path)
+    torch.testing.assert_close(theirs, ours)
+    assert path.stat().st_size < 70 * 64 + 64 * 2 * 4 + 5000  # codes, scales, the graph; filled up it had 128 * 64
+
+
 def test_exporting_leaves_quantized_layers_as_they_were(tmp_path):
     model = quantized_block()
     before = copy.deepcopy(model)

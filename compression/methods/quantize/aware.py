@@ -19,6 +19,7 @@ from compression.layers import Add
 from compression.methods.base import Method
 from compression.methods.quantize import pictures
 from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.folding import relu_before_pool
 from compression.methods.quantize.observers import minmax
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import (
@@ -30,7 +31,7 @@ from compression.methods.quantize.rounding import (
     rounded,
     trainable,
 )
-from compression.methods.quantize.scheme import SUM_BITS
+from compression.methods.quantize.scheme import SUM_BITS, nothing_left
 from compression.methods.quantize.steps import learned
 from compression.params import param
 from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
@@ -95,6 +96,14 @@ def named(text: str, candidates: list[str]) -> set[str]:
     return found
 
 
+def chosen(model: nn.Module, candidates: list[str], skip: str) -> set[str]:
+    """The layers among `candidates` that are to be quantized; UserError where none is left."""
+    left = set(candidates) - named(skip, candidates)
+    if not left:
+        raise UserError(nothing_left(model, "linear layer, convolution or embedding in floats"))
+    return left
+
+
 @dataclass(frozen=True)
 class Aware(Recipe, Method):
     """Training with every linear layer and convolution rounded; the first and the last more finely."""
@@ -124,6 +133,7 @@ class Aware(Recipe, Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
+        relu_before_pool(model)
         inputs = next(context.task.train.to(context.device).batches(256))[0]
         order = Order.of(model, inputs)
         self.insert(model, order)
@@ -137,8 +147,8 @@ class Aware(Recipe, Method):
     def insert(self, model: nn.Module, order: Order) -> None:
         """Swap the layers, in place."""
         found = [name for name in order.layers if trainable(model.get_submodule(name))]
-        edges = {order.layers[0], order.layers[-1]} & set(found)
-        skipped = named(self.skip, found)
+        edges = {order.layers[0], order.layers[-1]} & set(found) if found else set()
+        skipped = set(found) - chosen(model, found, self.skip)
         inner = {n: model.get_submodule(n) for n in found if n not in edges | skipped}
         self.prepare(model, order, inner)
         for name in found:

@@ -14,7 +14,7 @@ from compression import figures
 from compression.context import Context
 from compression.methods.base import Method
 from compression.methods.quantize import coded
-from compression.methods.quantize.aware import named
+from compression.methods.quantize.aware import chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
@@ -61,8 +61,8 @@ class Cluster(Recipe, Method):
             for name, m in model.named_modules()
             if type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros"
         }
-        skipped = named(self.skip, list(found))
-        return {name: m for name, m in found.items() if name not in skipped}
+        left = chosen(model, list(found), self.skip)
+        return {name: m for name, m in found.items() if name in left}
 
     def keep_file(self, model: nn.Module, context: Context) -> None:
         """Write the coded file, read it back, and say what it took."""

@@ -11,7 +11,7 @@ from torch import nn
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.aware import named
+from compression.methods.quantize.aware import chosen
 from compression.methods.quantize.rounding import trainable
 from compression.params import param
 from compression.quantized import geometry
@@ -37,9 +37,9 @@ class HalfPrecision(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) is nn.Embedding}
-        skipped = named(self.skip, list(found))
+        left = chosen(model, list(found), self.skip)
         for name, layer in found.items():
-            if name not in skipped:
+            if name in left:
                 made = halved(layer, STORED[self.dtype])
                 if not bool(torch.isfinite(made.weight).all()):
                     raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")

@@ -36,7 +36,8 @@ class Mixed(Method):
     Each layer is tried alone at each width, which gives the rise of the validation loss, and a cheap proxy that
     needs only gradients: the rounding error weighted by the Fisher information, as in Dong et al. 2020,
     arXiv:1911.03852, with the empirical Fisher for the Hessian. The sums of these are then minimised exactly, by
-    dynamic programming (a multiple-choice knapsack); ranges are chosen as in static.
+    dynamic programming (a multiple-choice knapsack); ranges are chosen as in static. The budget is one of bytes alone:
+    integer kernels multiply bytes whatever their codes' width, so that widths do not change the time.
     """
 
     family: ClassVar[str] = "quantize"
@@ -121,9 +122,10 @@ class Mixed(Method):
     ) -> nn.Module:
         """The model in integers of the chosen widths."""
         tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
-        sums = {name: m for name, m in model.named_modules() if type(m) is Add}
-        watched = {name: m for name, m in layers.items() if name not in tables} | sums
+        between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
+        watched = {name: m for name, m in layers.items() if name not in tables} | between
         seen = observe(model, watched, batches(context, self.calibration_samples))
+        self.at(8).draw_inputs(model, seen, context)
         for name, held in seen.items():
             model.set_submodule(name, self.at(chosen.get(name, 8)).replaced(model.get_submodule(name), held))
         for name, lookup in tables.items():

@@ -15,7 +15,9 @@ from compression.methods.quantize import observers, pictures
 from compression.methods.quantize.observers import OBSERVERS, Observed
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
-from compression.quantized import Numbers
+from compression.quantized import Numbers, Weighted
+from compression.quantized.clustered import Clustered
+from compression.quantized.half import Half
 
 SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
 
@@ -66,8 +68,7 @@ class Scheme(Method):
         skipped = [self._begins(name, found) for name in self.skip.split("/") if name]
         left = {name: m for name, m in found.items() if not any(name in names for names in skipped)}
         if not left:
-            spoken = ", ".join(kind.__name__ for kind in kinds)
-            raise UserError(f"There is nothing to quantize: the model has no {spoken} that is not skipped.")
+            raise UserError(nothing_left(model, ", ".join(kind.__name__ for kind in kinds)))
         return left
 
     @staticmethod
@@ -76,6 +77,13 @@ class Scheme(Method):
         if not names:
             raise UserError(f"skip={wanted!r} is no layer of the model; its layers are {', '.join(found)}.")
         return names
+
+
+def nothing_left(model: nn.Module, kinds: str) -> str:
+    """The sentence for a model that has none of the `kinds` of layers to quantize."""
+    if any(isinstance(m, (Weighted, Half, Clustered)) for m in model.modules()):
+        return "The model is quantized already: begin with the one in floats that it was made from."
+    return f"There is nothing to quantize: the model has no {kinds} that is not skipped."
 
 
 @dataclass(frozen=True)

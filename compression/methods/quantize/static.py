@@ -37,7 +37,9 @@ class Static(Calibrated):
     training examples. Eight-bit weights use the codes -64..64, so that no CPU adds them up wrongly.
     """
 
-    activation_symmetric: bool = param(False, "spread an activation's codes evenly around zero")
+    activation_symmetric: bool = param(
+        False, "spread the codes of an activation that has both signs evenly around zero"
+    )
     equalize: bool = param(False, "first equalise the ranges of neighbouring layers; Nagel et al. 2019")
     bias_correction: bool = param(False, "take the mean error of the weights out of the bias; Nagel et al. 2019")
 
@@ -61,8 +63,9 @@ class Static(Calibrated):
 
     def activation(self, observed: Observed, bits: int) -> Numbers:
         """The numbers of an activation."""
-        codes = code_range(bits, signed=False)
-        scale, zero_point = choose_range(*self.bounds(observed, bits), *codes, self.activation_symmetric)
+        codes, (low, high) = code_range(bits, signed=False), self.bounds(observed, bits)
+        # What is never negative gets all codes: half of them would stand for nothing, and keep a ReLU from fusing.
+        scale, zero_point = choose_range(low, high, *codes, self.activation_symmetric and bool(low < 0))
         return Numbers(bits, scale, zero_point, *codes)
 
     def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
@@ -83,14 +86,18 @@ class Static(Calibrated):
 
     def draw(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
         """Pictures of some activations and weights with their ranges."""
+        self.draw_inputs(model, seen, context)
+        weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
+        context.record.figure("weight-ranges", self.weight_picture(model, weighted, self.activation_bits))
+
+    def draw_inputs(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
+        """A picture of some activations with their ranges."""
         first = {name: held[0] for name, held in seen.items()}
         shown = pictures.spread(list(first))
         values = {name: first[name].sample.numpy() for name in shown}
         bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
         chosen = {name: tuple(map(float, self.bounds(first[name], bits[name]))) for name in shown}
         context.record.figure("activation-ranges", pictures.ranges(values, chosen, "activation"))
-        weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
-        context.record.figure("weight-ranges", self.weight_picture(model, weighted, self.activation_bits))
 
 
 def quantized(layer: nn.Module, weight: Numbers, activation: Numbers) -> Weighted:

@@ -75,6 +75,17 @@ def test_on_images(name, fields, task, make_context, tmp_path):
     assert_exact(made.eval(), task.example(4), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "recipe", ["static:activation_symmetric=true", "mixed", "lsq:epochs=0", "dorefa:epochs=0", "qat:epochs=0"]
+)
+def test_every_layer_runs_on_integers_where_pooling_comes_before_a_relu(recipe, task, make_context, tmp_path):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task).eval()
+    [step] = methods.parse(recipe)
+    made = step.apply(copy.deepcopy(model), make_context(task, model)).eval()
+    assert len(weights(deploy.export(made, task.example(4), tmp_path / "model.onnx"))) == 4
+
+
 @pytest.mark.parametrize("granularity", ["channel", "group"])
 def test_on_text(granularity, make_context, tmp_path):
     torch.manual_seed(0)

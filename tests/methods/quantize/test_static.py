@@ -92,7 +92,7 @@ def test_skipped_layers_stay_and_unknown_ones_are_refused(trained, make_context)
 def test_quantizing_twice_is_refused(trained, make_context):
     task, model = trained
     made, _ = applied(Static(), model, task, make_context)
-    with pytest.raises(UserError, match="nothing to quantize"):
+    with pytest.raises(UserError, match="The model is quantized already"):
         applied(Static(), made, task, make_context)
 
 

@@ -1,0 +1,37 @@
+"""What there is nothing left to quantize of is refused in one sentence, by every method and before it trains."""
+
+import copy
+
+import pytest
+import torch
+
+from compression import methods, models
+from compression.errors import UserError
+
+ALL = methods.of_family("quantize")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_whose_layers_are_all_skipped(name, task, make_context):
+    model = models.build("mlp", task)
+    every = "/".join(n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear))
+    with pytest.raises(UserError, match="There is nothing to quantize: the model has no .* that is not skipped"):
+        methods.method(name)(skip=every).apply(model, make_context(task, copy.deepcopy(model)))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("before", ["dynamic", "half", "cluster:epochs=0"])
+def test_a_model_that_is_quantized_already(before, name, task, make_context):
+    model = models.build("mlp", task)
+    context = make_context(task, copy.deepcopy(model))
+    [first] = methods.parse(before)
+    with pytest.raises(UserError, match="The model is quantized already: begin with the one in floats"):
+        methods.method(name)().apply(first.apply(model, context), context)
+
+
+def test_recurrent_layers_are_told_to_stay_in_floats(task, make_context):
+    model = models.build("mlp", task)
+    context = make_context(task, copy.deepcopy(model))
+    model.memory = torch.nn.LSTM(4, 4)
+    methods.method("dynamic")().apply(model, context)
+    assert context.record.warnings == ["Recurrent layers stay in floats: memory."]
