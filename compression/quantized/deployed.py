@@ -24,6 +24,7 @@ from compression.quantized.layers import (
 )
 from compression.quantized.numbers import split
 from compression.quantized.onnx_numbers import (
+    OnnxApart,
     OnnxBias,
     OnnxFloatWeight,
     OnnxWeight,
@@ -92,10 +93,10 @@ def _plus(values: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
-    """The rounding of the input; of floats where the weight is: beside integers ONNX Runtime would make integers of
-    that too, over the whole byte, whose sums are wrong without VNNI."""
-    beside_floats = not source.integer and source.activation != "dynamic"
-    return quantize(source.input) if isinstance(source.input, Quantize) and not beside_floats else source.input
+    if not isinstance(source.input, Quantize):
+        return nn.Identity()
+    apart = source.activation == "affine" and not source.integer
+    return OnnxApart(source.input) if apart else quantize(source.input)
 
 
 def _weight(source: QuantLinear | QuantConv2d) -> nn.Module:

@@ -56,6 +56,24 @@ class OnnxQuantize(nn.Module):
         return op("DequantizeLinear", codes, self.scale, self.zero_point, dtype=torch.float32, **like)
 
 
+class OnnxApart(nn.Module):
+    """An input on its levels, for a weight in floats: behind a maximum with a number below all of them.
+
+    Right behind integers ONNX Runtime would make integers of that weight by itself, over the whole byte, and their
+    sums saturate on CPUs without VNNI. The maximum changes no value, and is what it does not see through.
+    """
+
+    below: Tensor
+
+    def __init__(self, source: Quantize) -> None:
+        super().__init__()
+        self.rounded = OnnxQuantize(source)
+        self.register_buffer("below", -(source.zero_point + 1) * source.scale)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.maximum(self.rounded(values), self.below)
+
+
 class OnnxDynamicQuantize(nn.Module):
     """DynamicQuantizeLinear, DequantizeLinear."""
 
