@@ -20,6 +20,7 @@ from compression.tasks.task import Inputs, forward
 K = TypeVar("K", bound=Hashable)
 Cut = dict[K, list[int]]  # where -> the channels that go there
 Taken = frozenset[int]  # which of some blocks
+Badness = tuple[float, int, float]  # how far beyond TOLERANCE the target is missed, the disorder, how far in all
 TOLERANCE = 0.02  # of what was there: a target missed by more is said loudly
 
 
@@ -78,7 +79,7 @@ def closest(blocks: Sequence[Block], removed: Callable[[Cut], float], wanted: fl
     def share(taken: Taken) -> float:
         return removed(merged(blocks[i] for i in sorted(taken)))
 
-    def badness(taken: Taken) -> tuple[float, int, float]:
+    def badness(taken: Taken) -> Badness:
         error = abs(share(taken) - wanted)
         return max(0.0, error - TOLERANCE), disorder(taken), error
 
@@ -88,7 +89,9 @@ def closest(blocks: Sequence[Block], removed: Callable[[Cut], float], wanted: fl
             "ask for less."
         )
     found = list(fillings(blocks, share, wanted)) or [Taken()]
-    best = min([*found, *(traded(blocks, taken, badness) for taken in found[:2])], key=badness)
+    best = min(found, key=badness)
+    for start in found[:2]:
+        best = traded(blocks, start, best, badness)
     return merged(blocks[i] for i in sorted(best))
 
 
@@ -111,14 +114,23 @@ def fillings(blocks: Sequence[Block], share: Callable[[Taken], float], wanted: f
         rest = [i for i in rest[fitting + 1 :] if {*blocks[i].cut} != too_much]
 
 
-def traded(blocks: Sequence[Block], taken: Taken, badness: Callable[[Taken], tuple[float, int, float]]) -> Taken:
-    """`taken`, or what single trades lead to from it, as long as it misses the target and each trade comes nearer."""
-    while badness(taken)[0] > 0:
-        near = min(trades(blocks, taken), key=badness)
-        if badness(near) >= badness(taken):
-            break
-        taken = near
-    return taken
+def traded(blocks: Sequence[Block], start: Taken, best: Taken, badness: Callable[[Taken], Badness]) -> Taken:
+    """What single trades lead to from `start`, if that is better than `best`; each cut is costly to look at.
+
+    Of those that meet the target the one nearest to the order; as long as there is none, on from what comes nearest.
+    """
+    while badness(start)[0] > 0:
+        near = sorted(trades(blocks, start), key=disorder)
+        for taken in near:
+            if badness(best)[0] == 0 and disorder(taken) >= disorder(best):
+                return best
+            if badness(taken)[0] == 0:
+                return taken
+        nearest = min(near, key=badness)
+        if badness(nearest) >= badness(start):
+            return best
+        start = nearest
+    return min(start, best, key=badness)
 
 
 def trades(blocks: Sequence[Block], taken: Taken) -> Iterable[Taken]:
