@@ -93,5 +93,5 @@ def picture(before: list[Sizes], after: list[Sizes]) -> Figure:
             places = [index + shift for index in range(len(found))]
             place.bar(places, [getattr(size, name) for size in found], 0.4, color=color, label=label)
         place.set(title=f"{name.capitalize()} by layer", xlabel="layer", xticks=range(len(before)))
-        place.legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)  # not over the bars
     return figure
