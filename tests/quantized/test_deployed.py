@@ -3,7 +3,6 @@ from collections import Counter
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto
@@ -23,6 +22,7 @@ from compression.quantized import (
 from compression.quantized.onnx_numbers import Unpacked
 from tests.conftest import tiny_bert, words_task
 from tests.quantized.chosen import input_numbers, weight_numbers
+from tests.quantized.graphs import as_run
 
 
 class Block(nn.Module):
@@ -55,12 +55,9 @@ def quantized_block(bits=8, activation_bits=8, granularity="channel", group_size
     return model
 
 
-def optimised(path, folder):
-    """The graph as ONNX Runtime runs it."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = str(folder / "optimised.onnx"), 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(folder / "optimised.onnx").graph.node)
+def optimised(path):
+    """The operators of the graph as ONNX Runtime runs it."""
+    return Counter(node.op_type for node in as_run(path).node)
 
 
 def both(model, inputs, folder):
@@ -89,7 +86,7 @@ def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granul
     model = quantized_block(bits, activation_bits, granularity, symmetric=symmetric)
     path, ours, theirs = both(model, IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
-    ran = optimised(path, tmp_path)
+    ran = optimised(path)
     assert (ran["QLinearConv"], ran["QLinearAdd"], ran["QGemm"]) == (2, 1, 1)
     assert ran["QLinearGlobalAveragePool"] == 1
     assert not ran.keys() & {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "Relu", "Unpack", "BitShift"}
@@ -98,7 +95,7 @@ def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granul
 def test_groups_of_a_convolution_answer_alike_in_floats(tmp_path):
     path, ours, theirs = both(quantized_block(5, 8, "group", 9), IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)
-    assert not optimised(path, tmp_path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
+    assert not optimised(path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -167,7 +164,7 @@ def test_the_file_takes_the_bits_of_its_weights(tmp_path):
     assert packed < path.stat().st_size < packed + levels + beside
     large = [t for t in onnx.load(path).graph.initializer if np.prod(t.dims) > 10_000]
     assert Counter(t.data_type for t in large) == {TensorProto.UINT8: 7, TensorProto.INT8: 1}
-    assert optimised(path, tmp_path)["QGemm"] == 8
+    assert optimised(path)["QGemm"] == 8
 
 
 # --- sums that could saturate -----------------------------------------------------------------------------------
@@ -186,7 +183,7 @@ def linear(ends, activation):
 def test_the_largest_sums_are_exact_in_onnx_runtime(activation, tmp_path):
     inputs = torch.full((4, 64), 255.0)
     path = deploy.export(linear(ENDS, activation), inputs, tmp_path / "model.onnx")
-    assert optimised(path, tmp_path)["QGemm" if activation == "affine" else "DynamicQuantizeMatMul"] == 1
+    assert optimised(path)["QGemm" if activation == "affine" else "DynamicQuantizeMatMul"] == 1
     assert torch.equal(deploy.Session(path)(inputs), (64 * 255 * ENDS).float().expand(4, -1))
 
 
@@ -198,7 +195,7 @@ def test_the_largest_sums_of_a_convolution_are_exact_in_onnx_runtime(tmp_path):
     after = Quantize.of(input_numbers(-128 * step, 127 * step))
     images = torch.full((2, 64, 5, 5), 255.0)
     path = deploy.export(nn.Sequential(layer, after), images, tmp_path / "model.onnx")
-    assert optimised(path, tmp_path)["QLinearConv"] == 1
+    assert optimised(path)["QLinearConv"] == 1
     assert torch.equal(deploy.Session(path)(images), sums.view(1, -1, 1, 1).expand(2, -1, 3, 3))
 
 
@@ -236,7 +233,7 @@ def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
         model.set_submodule(name, replaced.from_float(layer, numbers, *([activation] if activation else [])))
     path, ours, theirs = both(model.eval(), words_task().example(4), tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
-    ran = optimised(path, tmp_path)
+    ran = optimised(path)
     assert ran["DynamicQuantizeMatMul"] == 2
     assert ran["MatMulIntegerToFloat"] + ran["QGemm"] == 2
     assert ran["MatMulNBits"] == 2

@@ -31,7 +31,8 @@ from compression.methods.quantize.rounding import (
     rounded,
     trainable,
 )
-from compression.methods.quantize.scheme import SUM_BITS, nothing_left
+from compression.methods.quantize.scheme import SUM_BITS
+from compression.methods.quantize.skipping import chosen
 from compression.methods.quantize.steps import learned
 from compression.params import param
 from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
@@ -82,28 +83,6 @@ def join(model: nn.Module, data: list[Inputs]) -> nn.Module:
     return model
 
 
-def named(text: str, candidates: list[str]) -> set[str]:
-    """The layers among `candidates` that `text` gives, names or beginnings of names separated by /.
-
-    UserError for a part that no layer has.
-    """
-    found: set[str] = set()
-    for part in filter(None, text.split("/")):
-        fitting = {name for name in candidates if name == part or name.startswith(f"{part}.")}
-        if not fitting:
-            raise UserError(f"skip={part!r} is no layer of the model; its layers are {', '.join(candidates)}.")
-        found |= fitting
-    return found
-
-
-def chosen(model: nn.Module, candidates: list[str], skip: str) -> set[str]:
-    """The layers among `candidates` that are to be quantized; UserError where none is left."""
-    left = set(candidates) - named(skip, candidates)
-    if not left:
-        raise UserError(nothing_left(model, "linear layer, convolution or embedding in floats"))
-    return left
-
-
 @dataclass(frozen=True)
 class Aware(Recipe, Method):
     """Training with every linear layer and convolution rounded; the first and the last more finely."""
@@ -147,13 +126,13 @@ class Aware(Recipe, Method):
     def insert(self, model: nn.Module, order: Order) -> None:
         """Swap the layers, in place."""
         found = [name for name in order.layers if trainable(model.get_submodule(name))]
-        edges = {order.layers[0], order.layers[-1]} & set(found) if found else set()
-        skipped = set(found) - chosen(model, found, self.skip)
-        inner = {n: model.get_submodule(n) for n in found if n not in edges | skipped}
+        left = chosen(model, found, self.skip)
+        edges = {order.layers[0], order.layers[-1]}
+        inner = {name: model.get_submodule(name) for name in left if name not in edges}
         self.prepare(model, order, inner)
-        for name in found:
+        for name in left:
             layer = cast("nn.Linear | nn.Conv2d", model.get_submodule(name))
             if name in inner:
                 model.set_submodule(name, rounded(layer, *self.roundings(layer)))
-            elif name not in skipped and self.edge_bits:
+            elif self.edge_bits:
                 model.set_submodule(name, rounded(layer, *learned(layer, self.edge_bits, self.edge_bits)))

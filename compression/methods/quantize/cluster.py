@@ -14,7 +14,7 @@ from compression import figures
 from compression.context import Context
 from compression.methods.base import Method
 from compression.methods.quantize import coded
-from compression.methods.quantize.aware import chosen
+from compression.methods.quantize.skipping import chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
@@ -61,8 +61,7 @@ class Cluster(Recipe, Method):
             for name, m in model.named_modules()
             if type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros"
         }
-        left = chosen(model, list(found), self.skip)
-        return {name: m for name, m in found.items() if name in left}
+        return {name: found[name] for name in chosen(model, found, self.skip)}
 
     def keep_file(self, model: nn.Module, context: Context) -> None:
         """Write the coded file, read it back, and say what it took."""

@@ -11,8 +11,8 @@ from torch import nn
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.aware import chosen
 from compression.methods.quantize.rounding import trainable
+from compression.methods.quantize.skipping import chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
@@ -37,13 +37,11 @@ class HalfPrecision(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) is nn.Embedding}
-        left = chosen(model, list(found), self.skip)
-        for name, layer in found.items():
-            if name in left:
-                made = halved(layer, STORED[self.dtype])
-                if not bool(torch.isfinite(made.weight).all()):
-                    raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")
-                model.set_submodule(name, made)
+        for name in chosen(model, found, self.skip):
+            made = halved(found[name], STORED[self.dtype])
+            if not bool(torch.isfinite(made.weight).all()):
+                raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")
+            model.set_submodule(name, made)
         return model
 
 

@@ -8,16 +8,14 @@ from typing import ClassVar
 from matplotlib.figure import Figure
 from torch import nn
 
-from compression.errors import UserError
 from compression.layers import Add, weight
 from compression.methods.base import Method
 from compression.methods.quantize import observers, pictures
 from compression.methods.quantize.observers import OBSERVERS, Observed
+from compression.methods.quantize.skipping import chosen
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
-from compression.quantized import Numbers, Weighted
-from compression.quantized.clustered import Clustered
-from compression.quantized.half import Half
+from compression.quantized import Numbers
 
 SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
 
@@ -54,36 +52,19 @@ class Scheme(Method):
 
     def weight_picture(self, model: nn.Module, names: list[str], activation_bits: int | None) -> Figure:
         """Histograms of some of the weights in steps of their scales, with the range of the codes."""
-        values, chosen = {}, {}
+        values, codes = {}, {}
         for name in pictures.spread(names):
             layer = model.get_submodule(name)
             numbers = self.weight_numbers(layer, activation_bits)
             values[name] = pictures.in_steps(weight(layer), numbers)
-            chosen[name] = (numbers.low, numbers.high)
-        return pictures.ranges(values, chosen, "weight in steps")
+            codes[name] = (numbers.low, numbers.high)
+        return pictures.ranges(values, codes, "weight in steps")
 
     def layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
         """The layers of exactly these kinds by name, without the skipped ones; UserError if none are left."""
         found = {name: module for name, module in model.named_modules() if type(module) in kinds}
-        skipped = [self._begins(name, found) for name in self.skip.split("/") if name]
-        left = {name: m for name, m in found.items() if not any(name in names for names in skipped)}
-        if not left:
-            raise UserError(nothing_left(model, ", ".join(kind.__name__ for kind in kinds)))
-        return left
-
-    @staticmethod
-    def _begins(wanted: str, found: dict[str, nn.Module]) -> list[str]:
-        names = [name for name in found if name == wanted or name.startswith(f"{wanted}.")]
-        if not names:
-            raise UserError(f"skip={wanted!r} is no layer of the model; its layers are {', '.join(found)}.")
-        return names
-
-
-def nothing_left(model: nn.Module, kinds: str) -> str:
-    """The sentence for a model that has none of the `kinds` of layers to quantize."""
-    if any(isinstance(m, (Weighted, Half, Clustered)) for m in model.modules()):
-        return "The model is quantized already: begin with the one in floats that it was made from."
-    return f"There is nothing to quantize: the model has no {kinds} that is not skipped."
+        spoken = ", ".join(kind.__name__ for kind in kinds)
+        return {name: found[name] for name in chosen(model, found, self.skip, spoken)}
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,14 @@ def test_the_best_epochs_are_part_of_a_checkpoint(good_and_poor, task, make_cont
     assert alike(student, good)
 
 
-def test_the_last_weights_are_kept_where_that_is_asked(task, make_context, monkeypatch):
-    monkeypatch.setattr(Cohort, "restore", lambda self, student: pytest.fail("the best were put back"))
-    Mutual(student="digits_cnn_small", epochs=1, keep="last").apply(
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_the_last_weights_are_kept_where_that_is_asked(task, make_context, monkeypatch, keep):
+    restored = []
+    monkeypatch.setattr(Cohort, "restore", lambda self, student: restored.append(student))
+    Mutual(student="digits_cnn_small", epochs=1, keep=keep).apply(
         models.build("digits_cnn", task), make_context(task, models.build("digits_cnn", task))
     )
+    assert bool(restored) == (keep == "best")
 
 
 def test_a_larger_peer_helps_and_is_not_taken_for_the_student(task, make_context):

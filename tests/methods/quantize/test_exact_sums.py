@@ -8,7 +8,6 @@ import copy
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -17,6 +16,7 @@ from compression import deploy, methods, models, params
 from compression.quantized import Quantize
 from compression.quantized.numbers import PAIR_SUM
 from tests.conftest import tiny_bert, words_task
+from tests.quantized.graphs import as_run
 
 WEIGHT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3} | dict.fromkeys(
     ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1
@@ -35,10 +35,7 @@ def cases():
 
 def weights(path):
     """The integer weights that kernels multiply with, in the graph as it is run."""
-    options = onnxruntime.SessionOptions()
-    options.optimized_model_filepath, options.log_severity_level = f"{path}.run", 3
-    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    graph = onnx.load(f"{path}.run").graph
+    graph = as_run(path)
     held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     return {n.input[WEIGHT[n.op_type]]: held[n.input[WEIGHT[n.op_type]]] for n in graph.node if n.op_type in WEIGHT}
 
