@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import Any, Literal, TypeVar
@@ -47,14 +47,19 @@ class Recipe:
     cutout: int = param(0, "side of the square cut out of each training image, in pixels", interval="[0, inf)")
     keep: str = param("best", "weights to keep: of the best validation epoch, or the last", choices=("best", "last"))
 
+    def defaults(self, task: Task) -> Mapping[str, Any]:
+        """What stands for None."""
+        return task.recipe
+
 
 R = TypeVar("R", bound=Recipe)
 
 
 def complete(recipe: R, task: Task) -> R:
-    """`recipe` with every None replaced by the task's own value."""
-    missing = [f.name for f in fields(recipe) if getattr(recipe, f.name) is None and f.name in task.recipe]
-    return replace(recipe, **{name: task.recipe[name] for name in missing})
+    """`recipe` with every None replaced by its value for the task."""
+    known = recipe.defaults(task)
+    missing = [f.name for f in fields(recipe) if getattr(recipe, f.name) is None and f.name in known]
+    return replace(recipe, **{name: known[name] for name in missing})
 
 
 def require_training(recipe: Recipe, task: Task, doing: str) -> None:

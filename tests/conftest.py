@@ -178,3 +178,8 @@ def tiny_bert(outputs: int = 3, **changes) -> nn.Module:
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     config = {"model_type": "bert", "vocab_size": 24, "max_position_embeddings": 16, "num_labels": outputs}
     return huggingface.from_config(config | size | changes).eval()
+
+
+def tiny_lstm(outputs: int = 3) -> nn.Module:
+    """The lab's LSTM for the same words, in a tenth of its width, untrained."""
+    return models.rebuild({"builder": "lstm", "arguments": {"outputs": outputs, "vocabulary": 24, "width": 0.1}}).eval()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from compression.tasks.task import Task
 
-MODELS: dict[str, str] = {
+IMAGE_MODELS: dict[str, str] = {
     "resnet8": "compression.models.resnet:resnet8",
     "resnet18": "compression.models.resnet:resnet18",
     "resnet20": "compression.models.resnet:resnet20",
@@ -31,6 +31,10 @@ MODELS: dict[str, str] = {
     "vgg16": "compression.models.torchvision:vgg16",
     "resnet50": "compression.models.torchvision:resnet50",
 }
+TEXT_MODELS: dict[str, str] = {"lstm": "compression.models.lstm:lstm"}
+MODELS = IMAGE_MODELS | TEXT_MODELS
+# How models are trained that begin with nothing, where the recipe of their tasks is one for pretrained models.
+RECIPES: dict[str, dict[str, Any]] = {"lstm": {"epochs": 5, "learning_rate": 2e-3}}
 
 
 def build(name: str, task: Task) -> nn.Module:
@@ -38,10 +42,12 @@ def build(name: str, task: Task) -> nn.Module:
 
     Raises UserError for a name that is unknown, that does not suit the task, or that cannot be fetched.
     """
-    if task.input_shape:
-        return _ours(name, {"outputs": task.outputs, "input_shape": list(task.input_shape), "width": 1.0})
-    if name in MODELS:
-        raise UserError(f"The model {name} takes images; {task.name} needs a hub name or a folder.")
+    fitting = IMAGE_MODELS if task.input_shape else TEXT_MODELS
+    if name in MODELS and name not in fitting:
+        raise UserError(f"The model {name} is not for {task.name}; take {described(fitting)}.")
+    if name in fitting or task.input_shape:
+        takes = {"input_shape": list(task.input_shape)} if task.input_shape else {"vocabulary": len(task.tokenizer)}
+        return _ours(name, {"outputs": task.outputs, **takes, "width": 1.0})
     from compression.models import huggingface
 
     return huggingface.pretrained(name, task)
@@ -72,14 +78,24 @@ def example(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
         from compression.models import huggingface
 
         return huggingface.example(model.config, n)
-    return torch.zeros(n, *spec_of(model)["arguments"]["input_shape"])
+    arguments = spec_of(model)["arguments"]
+    if "vocabulary" in arguments:
+        ids = torch.zeros(n, 8, dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return torch.zeros(n, *arguments["input_shape"])
+
+
+def described(fitting: Mapping[str, str]) -> str:
+    """The models that a task can have, as part of a sentence."""
+    more = " or any Hugging Face hub name or folder" if fitting is TEXT_MODELS else ""
+    return f"{', '.join(fitting)}{more}"
 
 
 def _ours(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     if name not in MODELS:
         raise UserError(
-            f"There is no model {name!r}; the models are {', '.join(MODELS)}, "
-            "and for a text task any Hugging Face hub name or local folder."
+            f"There is no model {name!r}; the models for images are {described(IMAGE_MODELS)}; "
+            f"those for text {described(TEXT_MODELS)}."
         )
     module, function = MODELS[name].split(":")
     model = getattr(importlib.import_module(module), function)(**arguments)

@@ -114,11 +114,12 @@ def _unusable(folder: str, error: Exception) -> str:
 
 
 def _missing(name: str, error: Exception) -> str:
-    from compression.models import MODELS
+    from compression.models import IMAGE_MODELS, TEXT_MODELS
 
     return (
         f"There is no text model {name!r}: it is no folder and not in the hub's cache here, and "
-        f"{hub.trouble(error)}, or give a local folder (the models {', '.join(MODELS)} are for images)."
+        f"{hub.trouble(error)}, or give a local folder; of the lab's own, {', '.join(TEXT_MODELS)} is for text, "
+        f"and {', '.join(IMAGE_MODELS)} are for images."
     )
 
 

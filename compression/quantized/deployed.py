@@ -23,20 +23,22 @@ from compression.quantized.layers import (
     bias_step,
 )
 from compression.quantized.numbers import split
+from compression.quantized.onnx_lstm import recurrent
 from compression.quantized.onnx_numbers import (
     OnnxApart,
     OnnxBias,
     OnnxFloatWeight,
     OnnxWeight,
     Plain,
+    Widened,
     dynamic,
     integers,
     op,
     quantize,
     shared_weight,
-    widened,
 )
 from compression.quantized.packing import pack
+from compression.recurrent import BiLSTM
 
 
 def deployable(model: nn.Module) -> nn.Module:
@@ -214,16 +216,13 @@ def _fits_blocks(source: QuantLinear) -> bool:
 class OnnxHalf(nn.Module):
     """The layer in floats, its weight widened when the file is loaded."""
 
-    halves: Tensor
-
     def __init__(self, source: HalfLinear | HalfConv2d) -> None:
         super().__init__()
         self.bias = Plain(None if source.bias is None else source.bias.data)
-        self.register_buffer("halves", source.weight.data)
-        self.product = product(source)
+        self.weight, self.product = Widened(source.weight.data), product(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.product(inputs, widened(self.halves), self.bias())
+        return self.product(inputs, self.weight(), self.bias())
 
 
 class OnnxClustered(nn.Module):
@@ -274,4 +273,5 @@ FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ClusteredConv2d: OnnxClustered,
     HalfLinear: OnnxHalf,
     HalfConv2d: OnnxHalf,
+    BiLSTM: recurrent,
 }

@@ -199,6 +199,19 @@ def shared_weight(source: Clustered) -> Unpacked:
     return Unpacked(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
 
 
+class Widened(nn.Module):
+    """A tensor of small numbers, as floats."""
+
+    small: Tensor
+
+    def __init__(self, small: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("small", small)
+
+    def forward(self) -> Tensor:
+        return widened(self.small)
+
+
 def widened(small: Tensor) -> Tensor:
     """The floats of small numbers, made when the file is loaded."""
     return op(f"{DOMAIN}::Widen", small, dtype=torch.float32, shape=small.shape, version=1)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from compression.models import RECIPES
 from compression.tasks import Request, metrics, tables
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.sources import Files, Origin, find
@@ -61,7 +62,7 @@ def glue(request: Request) -> Task:
     MNLI has a second test split, `mismatched`, where the data has it.
     """
     name = request.name.removeprefix("glue/")
-    corpus, reader = CORPORA[name], encoder(request.model or MODEL)
+    corpus, reader = CORPORA[name], encoder(request.model or MODEL, MODEL)
     found = find(_origin(name, corpus), request.data)
     key = hashlib.sha256(f"{found.fingerprint()} {reader.fingerprint()} {request.limit}".encode())
     make = partial(_tensors, found.files, corpus, reader, request.limit)
@@ -87,6 +88,7 @@ def glue(request: Request) -> Task:
             "warmup": 0.1,
             "weight_decay": 0.01,
             "label_smoothing": 0.0,
+            **RECIPES.get(request.model, {}),
         },
         source=found.source,
         digest=digest(splits.values()),

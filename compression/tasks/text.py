@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from compression.models import huggingface
+from compression.models import TEXT_MODELS, huggingface
 from compression.tasks.cache import Tensors
 from compression.tasks.task import Inputs
 
@@ -54,8 +54,13 @@ class Encoder:
         return functional.pad(tensor, (0, length - tensor.shape[1]), value=value)
 
 
-def encoder(model: str) -> Encoder:
-    """The encoder that goes with the model called `model`; UserError if it cannot be had."""
+def encoder(model: str, default: str) -> Encoder:
+    """The encoder that goes with the model called `model`; UserError if it cannot be had.
+
+    One of the lab's own reads with the tokenizer of the model `default`.
+    """
+    if model in TEXT_MODELS:
+        return Encoder(huggingface.tokenizer(default), ("input_ids", "attention_mask"))
     tokenizer, taken = huggingface.tokenizer(model), huggingface.input_names(model)
     return Encoder(tokenizer, tuple(name for name in tokenizer.model_input_names if name in taken))
 

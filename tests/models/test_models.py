@@ -11,7 +11,7 @@ from compression.errors import UserError
 from tests.conftest import stripes_task
 
 # Those for images of any size, in any width; the networks of torchvision have tests of their own.
-SMALL = [name for name, where in models.MODELS.items() if "torchvision" not in where]
+SMALL = [name for name, where in models.IMAGE_MODELS.items() if "torchvision" not in where]
 
 
 def make(name, outputs=10, shape=(3, 32, 32), width=1.0):
@@ -105,13 +105,18 @@ def test_build_takes_outputs_and_shape_from_the_task():
 
 @pytest.mark.parametrize("name", ["resnet19", "huggingface", "bert-base-uncased"])
 def test_an_unknown_model_is_refused_with_the_known_ones(name):
-    with pytest.raises(UserError, match=f"no model '{name}'.*resnet20.*text task"):
+    with pytest.raises(UserError, match=f"no model '{name}'.*resnet20.*for text lstm or any Hugging Face hub name"):
         models.build(name, stripes_task())
 
 
 def test_a_model_for_images_is_refused_by_a_text_task():
-    with pytest.raises(UserError, match="resnet20 takes images; glue/rte needs a hub name"):
+    with pytest.raises(UserError, match="resnet20 is not for glue/rte; take lstm or any Hugging Face hub name"):
         models.build("resnet20", stripes_task(name="glue/rte", input_shape=()))
+
+
+def test_a_model_for_text_is_refused_by_an_image_task():
+    with pytest.raises(UserError, match="lstm is not for stripes; take resnet8, .*, resnet50.$"):
+        models.build("lstm", stripes_task())
 
 
 def test_listing_models_and_tasks_does_not_import_torch():

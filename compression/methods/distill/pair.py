@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
+from compression import models
 from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.students import shallower, thinner
 from compression.params import param
+from compression.tasks.task import Task
 from compression.training import Recipe
 
 
@@ -40,6 +43,9 @@ class Learner(Distillation):
         given = [f"{name}={value}" for name, value in said.items() if value]
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} each say what the student is; give one of them.")
+
+    def defaults(self, task: Task) -> Mapping[str, Any]:
+        return {**task.recipe, **models.RECIPES.get(self.student, {})}
 
     def learner(self, model: nn.Module, teacher: nn.Module, context: Context) -> nn.Module:
         """The student to train, on the device; `model` is the chain's."""

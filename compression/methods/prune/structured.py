@@ -19,6 +19,7 @@ from compression.methods.prune.importance import CRITERIA, importance
 from compression.methods.prune.removal import COSTS, TOLERANCE, Cut, closest
 from compression.methods.prune.sparse import bn_penalty, group_penalty
 from compression.params import param
+from compression.recurrent import BiLSTM
 from compression.tasks.task import Inputs, map_inputs
 from compression.training import Recipe, complete, fit, require_training, task_loss
 
@@ -83,10 +84,18 @@ class Structured(Recipe, Method):
         units.show(before, model, context.record)
         return model
 
+    def check(self, model: nn.Module, context: Context) -> None:
+        self.units(model, context.task.example())
+
     def units(self, model: nn.Module, example: Inputs) -> Channels | encoder.Encoder:
-        """What of `model` can go."""
+        """What of `model` can go; UserError for a model that it cannot cut."""
         if surgery.is_transformer(model):
             return encoder.Encoder(model, example, encoder.parts(self.parts))
+        if any(isinstance(m, BiLSTM) for m in model.modules()):
+            raise UserError(
+                "structured does not cut the units of an LSTM, which feed one another at every step: distil a thinner "
+                "one (width=0.5, say), or take magnitude."
+            )
         return Channels(model, example)
 
     def remove(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:

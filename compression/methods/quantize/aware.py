@@ -32,7 +32,7 @@ from compression.methods.quantize.rounding import (
     trainable,
 )
 from compression.methods.quantize.scheme import SUM_BITS
-from compression.methods.quantize.skipping import chosen
+from compression.methods.quantize.skipping import chosen, tell_recurrent
 from compression.methods.quantize.steps import learned
 from compression.params import param
 from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
@@ -115,6 +115,7 @@ class Aware(Recipe, Method):
         relu_before_pool(model)
         inputs = next(context.task.train.to(context.device).batches(256))[0]
         order = Order.of(model, inputs)
+        tell_recurrent(model, context.record)
         self.insert(model, order)
         with torch.no_grad():  # roundings choose their first numbers by the first values they meet
             forward(model.eval(), inputs)

@@ -18,6 +18,7 @@ from compression.methods.quantize.skipping import chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.recurrent import Gates
 from compression.training import Recipe, complete, decay_groups, fit
 
 ROUNDS = 100  # of k-means at most; in one dimension it stands still long before
@@ -59,7 +60,7 @@ class Cluster(Recipe, Method):
         found = {
             name: m
             for name, m in model.named_modules()
-            if type(m) is nn.Linear or type(m) is nn.Conv2d and m.padding_mode == "zeros"
+            if type(m) in (nn.Linear, Gates) or type(m) is nn.Conv2d and m.padding_mode == "zeros"
         }
         return {name: found[name] for name in chosen(model, found, self.skip)}
 

@@ -16,6 +16,7 @@ from compression.methods.quantize.skipping import chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
+from compression.recurrent import Gates
 
 STORED = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -36,7 +37,7 @@ class HalfPrecision(Method):
     skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) is nn.Embedding}
+        found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) in (Gates, nn.Embedding)}
         for name in chosen(model, found, self.skip):
             made = halved(found[name], STORED[self.dtype])
             if not bool(torch.isfinite(made.weight).all()):

@@ -20,6 +20,7 @@ from compression.methods.base import Method
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import fold_batch_norms, relu_before_pool
 from compression.methods.quantize.knapsack import Option, assign
+from compression.methods.quantize.skipping import tell_recurrent
 from compression.methods.quantize.static import Static
 from compression.params import param
 from compression.quantized import Numbers, QuantEmbedding, dequantize, merge, quantize, split
@@ -74,6 +75,7 @@ class Mixed(Method):
         fold_batch_norms(model)
         relu_before_pool(model)
         layers = self.at(8).layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        tell_recurrent(model, context.record)
         found = self.sensitivity(model, layers, context)
         options = self.options(layers, found)
         budget = int(self.budget * sum(4 * weight(m).numel() for m in layers.values()))

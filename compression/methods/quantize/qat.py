@@ -19,6 +19,7 @@ from compression.methods.quantize.observers import OBSERVERS, Observed
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import along, factors, fold, unrounded
 from compression.methods.quantize.scheme import Calibrated
+from compression.methods.quantize.skipping import tell_recurrent
 from compression.methods.quantize.static import quantized
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
@@ -71,6 +72,7 @@ class Qat(Recipe, Calibrated):
         model = model.to(context.device)
         relu_before_pool(model)
         found = self.layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        tell_recurrent(model, context.record)
         tables = {name: m for name, m in found.items() if isinstance(m, nn.Embedding)}
         self.insert(model, {name: m for name, m in found.items() if name not in tables}, context)
 

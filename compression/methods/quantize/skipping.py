@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from compression.context import Record
 from compression.errors import UserError
 from compression.quantized import Weighted
 from compression.quantized.clustered import Clustered
 from compression.quantized.half import Half
+from compression.recurrent import BiLSTM
 
 
 def chosen(
@@ -27,6 +29,20 @@ def chosen(
     if any(isinstance(m, (Weighted, Half, Clustered)) for m in model.modules()):
         raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
     raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
+
+
+def tell_recurrent(model: nn.Module, record: Record) -> None:
+    """Say which recurrent layers a method has left in floats, which it quantizes all or not at all."""
+    left = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.RNNBase) or isinstance(m, BiLSTM) and any(isinstance(g, nn.Linear) for g in m.modules())
+    ]
+    if left:
+        record.warn(
+            f"Recurrent layers stay in floats: {', '.join(left)}; dynamic has integer kernels for LSTMs of the lab, "
+            "and weight_only, half and cluster store them small."
+        )
 
 
 def named(text: str, candidates: list[str]) -> set[str]:

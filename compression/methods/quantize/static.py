@@ -15,6 +15,7 @@ from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
 from compression.methods.quantize.observers import Observed
 from compression.methods.quantize.scheme import Calibrated
+from compression.methods.quantize.skipping import tell_recurrent
 from compression.params import param
 from compression.quantized import (
     Numbers,
@@ -50,6 +51,7 @@ class Static(Calibrated):
         if self.equalize:
             equalize(model)
         layers = self.layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        tell_recurrent(model, context.record)
         tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
         others = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
         watched = {name: m for name, m in layers.items() if name not in tables} | others

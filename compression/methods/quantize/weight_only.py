@@ -10,11 +10,12 @@ from compression.context import Context
 from compression.methods.quantize.scheme import Scheme
 from compression.params import param
 from compression.quantized import QuantEmbedding, QuantLinear
+from compression.recurrent import Gates
 
 
 @dataclass(frozen=True)
 class WeightOnly(Scheme):
-    """Weights of linear layers and embeddings rounded to the nearest of a few bits; activations stay as they are.
+    """Weights of linear layers, LSTMs and embeddings rounded to the nearest of a few bits; activations stay.
 
     Four bits in groups of 16, 32, 64 … run on a kernel that reads the small weights (MatMulNBits); the others are small
     in the file and become floats when it is loaded.
@@ -26,7 +27,7 @@ class WeightOnly(Scheme):
     )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        layers = self.layers(model, nn.Linear, nn.Embedding)
+        layers = self.layers(model, nn.Linear, Gates, nn.Embedding)
         context.record.figure("weight-ranges", self.weight_picture(model, list(layers), None))
         for name, layer in layers.items():
             cls = QuantLinear if isinstance(layer, nn.Linear) else QuantEmbedding

@@ -1,0 +1,103 @@
+"""Every method works on an LSTM, and what it made reloads and deploys; or it says in one sentence why not."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compression import artifacts, deploy, methods, params
+from compression.errors import UserError
+from compression.methods.distill.pair import Learner
+from compression.quantized import QuantEmbedding, QuantLinear
+from compression.recurrent import Gates
+from compression.tasks.task import predict
+from tests.conftest import tiny_bert, tiny_lstm, words_task
+
+REFUSED = {
+    "structured": "does not cut the units of an LSTM",
+    "tucker": "nothing to decompose",
+    "cp": "nothing to decompose",
+    **dict.fromkeys(("layerwise", "drop_layers", "l0"), "it takes a transformer"),
+    **dict.fromkeys(("feature", "attention", "relational"), "TextLSTM has no stages that could be compared"),
+}
+QUICK = {"epochs": 1, "warmup_epochs": 1, "generations": 1}
+
+
+def step(name, **given):
+    kind = methods.method(name)
+    fields = params.fields(kind)
+    return kind(**{n: v for n, v in (QUICK | given).items() if n in fields})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return tiny_lstm()
+
+
+def context(make_context, original):
+    original = copy.deepcopy(original).requires_grad_(False)
+    return make_context(words_task(), original, build=lambda _: tiny_lstm())
+
+
+def made(step, model, make_context):
+    """What the step makes of the model, held against its copy from disk and its file; and what it recorded."""
+    there = context(make_context, model)
+    task, found = there.task, step.apply(model, there).eval()
+    if step.family == "quantize":  # others leave the layers that they found
+        path = deploy.export(found, task.example(4), there.folder / "model.onnx")
+        deploy.parity(found, path, task.test, task.metrics, threads=1)
+    again = artifacts.load(artifacts.save(found, there.folder / "model", {}))
+    assert torch.equal(predict(again, task.test)[0], predict(found, task.test)[0])
+    return found, there.record
+
+
+@pytest.mark.parametrize("name", list(methods.METHODS))
+def test_every_method_takes_an_lstm_or_says_why_not(name, model, make_context):
+    given = {"student": "lstm"} if issubclass(methods.method(name), Learner) else {}
+    if name in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[name]):
+            step(name, **given).apply(model, context(make_context, model))
+        return
+    made(step(name, **given), model, make_context)
+
+
+def test_dynamic_leaves_no_weight_of_it_in_floats(model, make_context):
+    found, record = made(step("dynamic"), model, make_context)
+    left = [type(m) for m in found.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
+    assert not left
+    assert not record.warnings
+    assert {m.activation for _, m in found.lstm.named_modules() if isinstance(m, QuantLinear)} == {"dynamic"}
+
+
+@pytest.mark.parametrize("fields", [{"granularity": "group"}, {"symmetric": False}])
+def test_numbers_that_its_kernel_does_not_take_are_refused(fields, model, make_context):
+    with pytest.raises(
+        UserError, match="An LSTM in integers takes granularity=tensor, .* skip=lstm leaves it in floats"
+    ):
+        step("dynamic", **fields).apply(model, context(make_context, model))
+    assert not any(isinstance(m, QuantEmbedding) for m in model.modules())
+
+
+def test_a_skipped_lstm_is_said_to_stay_in_floats(model, make_context):
+    found, record = made(step("dynamic", skip="lstm", granularity="group"), model, make_context)
+    assert sum(isinstance(m, Gates) for m in found.modules()) == 4
+    [said] = record.warnings
+    assert said.startswith("Recurrent layers stay in floats: lstm;")
+
+
+@pytest.mark.parametrize("name", ["static", "mixed", "qat", "lsq", "dorefa", "bnn"])
+def test_what_rounds_inputs_ahead_leaves_it_in_floats_and_says_so(name, model, make_context):
+    found, record = made(step(name), model, make_context)
+    assert sum(isinstance(m, Gates) for m in found.modules()) == 4
+    assert any(said.startswith("Recurrent layers stay in floats: lstm;") for said in record.warnings)
+
+
+def test_it_learns_from_a_transformer_by_a_recipe_of_its_own(make_context):
+    distil = methods.method("response")(student="lstm")
+    task = words_task()
+    assert distil.defaults(task)["learning_rate"] == 2e-3
+    assert methods.method("response")().defaults(task) == task.recipe
+    student = step("response", student="lstm").apply(tiny_bert(), context(make_context, tiny_bert()))
+    assert type(student).__name__ == "TextLSTM"
