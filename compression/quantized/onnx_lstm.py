@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,11 @@ class OnnxLSTM(nn.Module):
 
     def __init__(self, source: BiLSTM) -> None:
         super().__init__()
-        self.inputs, self.hidden = (nn.ModuleList(map(_floats, layers)) for layers in _layers(source))
+        self.inputs, self.hidden = map(_floats, _layers(source))
         self.bias = Plain(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        weights = [torch.stack([ordered(weight()) for weight in forms]) for forms in (self.inputs, self.hidden)]
-        return _run("LSTM", values, lengths, [*weights, self.bias()], version=OPSET)
+        return _run("LSTM", values, lengths, [self.inputs(), self.hidden(), self.bias()], version=OPSET)
 
 
 class OnnxDynamicLSTM(nn.Module):
@@ -46,6 +45,17 @@ class OnnxDynamicLSTM(nn.Module):
         numbers = [self.inputs.scale, self.inputs.zero_point, self.hidden.scale, self.hidden.zero_point]
         operands = [self.inputs(), self.hidden(), self.bias()]
         return _run("com.microsoft::DynamicQuantizeLSTM", values, lengths, operands, numbers, version=1)
+
+
+class _Floats(nn.Module):
+    """The weights of both directions, `(2, 4 hidden, inputs)`, made floats when the file is loaded."""
+
+    def __init__(self, forms: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.forms = nn.ModuleList(forms)
+
+    def forward(self) -> Tensor:
+        return torch.stack([ordered(weight()) for weight in self.forms])
 
 
 class _Codes(nn.Module):
@@ -99,15 +109,21 @@ def _biases(source: BiLSTM) -> Tensor:
     return torch.cat([biases, torch.zeros_like(biases)], 1)
 
 
-def _floats(layer: nn.Module) -> nn.Module:
-    """The weight of a layer, made floats when the file is loaded."""
+def _floats(layers: list[Any]) -> nn.Module:
+    """The float weights of both directions: a plain initializer, or what becomes one when the file is loaded."""
+    if all(isinstance(layer, nn.Linear) for layer in layers):
+        return Plain(torch.stack([ordered(layer.weight.data) for layer in layers]))
+    return _Floats(map(_small, layers))
+
+
+def _small(layer: nn.Module) -> nn.Module:
+    """The weight of a layer that is stored in less than floats, or is one."""
     if isinstance(layer, QuantLinear):
         return OnnxFloatWeight(layer)
     if isinstance(layer, ClusteredLinear):
         return shared_weight(layer)
     assert isinstance(layer, nn.Linear | HalfLinear)
-    weight = layer.weight.data
-    return Widened(weight) if isinstance(layer, HalfLinear) else Plain(weight)
+    return Widened(layer.weight.data) if isinstance(layer, HalfLinear) else Plain(layer.weight.data)
 
 
 def recurrent(source: BiLSTM) -> nn.Module:

@@ -1,6 +1,7 @@
 import copy
 from collections import Counter
 
+import onnx
 import pytest
 import torch
 
@@ -68,6 +69,12 @@ def test_weights_that_are_floats_in_the_end_become_the_operator_of_onnx(made, mo
     path = deploy.export(model, TEXTS, tmp_path / "model.onnx")
     assert kinds(path)["LSTM"] == 1
     assert_equal_answers(model, path)
+
+
+def test_weights_in_floats_are_plain_initializers_that_other_tools_find(model, tmp_path):
+    graph = onnx.load(deploy.export(model, TEXTS, tmp_path / "model.onnx")).graph
+    [node] = [node for node in graph.node if node.op_type == "LSTM"]
+    assert {t.name for t in graph.initializer} >= set(node.input[1:4])
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,11 @@ from onnx import numpy_helper
 from compression import deploy, methods, models, params
 from compression.quantized import Quantize
 from compression.quantized.numbers import PAIR_SUM
-from tests.conftest import tiny_bert, words_task
+from tests.conftest import tiny_bert, tiny_lstm, words_task
 from tests.quantized.graphs import as_run
 
-WEIGHT = {"QLinearConv": 3, "QGemm": 3, "QLinearMatMul": 3} | dict.fromkeys(
-    ("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), 1
-)
+WEIGHTS = {"DynamicQuantizeLSTM": (1, 2)} | dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), (3,))
+WEIGHTS |= dict.fromkeys(("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (1,))
 QUICK = {"epochs": 0, "calibration_samples": 32, "examples": 32}
 OPTIONS = [{"granularity": "group"}, {"bits": 8, "activation_bits": 8}]
 
@@ -37,7 +36,7 @@ def weights(path):
     """The integer weights that kernels multiply with, in the graph as it is run."""
     graph = as_run(path)
     held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    return {n.input[WEIGHT[n.op_type]]: held[n.input[WEIGHT[n.op_type]]] for n in graph.node if n.op_type in WEIGHT}
+    return {n.input[i]: held[n.input[i]] for n in graph.node for i in WEIGHTS.get(n.op_type, ())}
 
 
 def mixed(path):
@@ -90,3 +89,10 @@ def test_on_text(granularity, make_context, tmp_path):
     step = methods.method("static")(granularity=granularity)
     found = assert_exact(step.apply(copy.deepcopy(model), make_context(task, model)), task.example(4), tmp_path)
     assert bool(found) == (granularity == "channel")
+
+
+def test_on_an_lstm(make_context, tmp_path):
+    torch.manual_seed(0)
+    task, model = words_task(), tiny_lstm()
+    made = methods.method("dynamic")().apply(copy.deepcopy(model), make_context(task, model))
+    assert len(assert_exact(made, task.example(4), tmp_path)) == 4  # of inputs and states, both ways; two linear layers
