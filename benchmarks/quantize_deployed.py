@@ -3,6 +3,9 @@
     python benchmarks/quantize_deployed.py resnet20 resnet56 resnet18 --threads 2
     python benchmarks/quantize_deployed.py --baseline runs:/… --task cifar10 resnet20
     python benchmarks/quantize_deployed.py --task glue/sst2 PATH_OF_A_BERT
+    python benchmarks/quantize_deployed.py --task glue/sst2 --step dynamic --baseline FOLDER_OF_AN_LSTM PATH_OF_ITS_BERT
+
+Beside `dynamic` stands ONNX Runtime's own dynamic quantizer, beside all others its static one.
 
 Ours is timed in turn with each of the others, two files at a time in a new process, for the sessions of more would wait
 for each other's threads: milliseconds and ratios are medians of the rounds.
@@ -21,13 +24,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compression import artifacts, deploy, methods, models, tasks
 from compression.context import Context
 from compression.machine import accelerator
 from compression.methods.quantize.calibration import batches
+from compression.methods.quantize.dynamic import Dynamic
 
 
 class Reader(CalibrationDataReader):
@@ -40,10 +44,13 @@ class Reader(CalibrationDataReader):
         return next(self.rest, None)
 
 
-def theirs(fp32, data, folder, **options):
+def theirs(fp32, step, data, folder, **options):
     """The file that ONNX Runtime's quantizer makes of the float file, prepared as its documentation says."""
     prepared, made = folder / "prepared.onnx", folder / "theirs.onnx"
     quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+    if isinstance(step, Dynamic):
+        quantize_dynamic(str(prepared), str(made), weight_type=QuantType.QInt8, **options)
+        return made
     types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
     quantize_static(str(prepared), str(made), Reader(data), quant_format=QuantFormat.QDQ, **types, **options)
     return made
@@ -82,13 +89,13 @@ def compare(model, task, step, threads, folder, rounds):
     """A row for the float file, for ONNX Runtime's two usual settings, and for ours."""
     record = SimpleNamespace(figure=lambda *_: None, warn=print, table=lambda *_: None)
     context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None, None)
-    data = batches(context, step.calibration_samples)
+    data = [] if isinstance(step, Dynamic) else batches(context, step.calibration_samples)
     files = {"float32": deploy.export(model, task.example(4), folder / "float32.onnx")}
     for name, options in {
         "onnxruntime": {},
         "onnxruntime per channel, reduced": {"per_channel": True, "reduce_range": True},
     }.items():
-        files[name] = theirs(files["float32"], data, folder, **options).rename(folder / f"{len(files)}.onnx")
+        files[name] = theirs(files["float32"], step, data, folder, **options).rename(folder / f"{len(files)}.onnx")
     ours = step.apply(copy.deepcopy(model), context)
     files["ours"] = deploy.export(ours, task.example(4), folder / "ours.onnx")
     logits = {name: answers(file, task, threads) for name, file in files.items()}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,14 +197,26 @@ def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = Fa
 
     `example` is a prepared batch: its first row gives the latency, all of it the throughput.
     """
+    with _order(example, threads, cuda) as order:
+        timings = _stopwatch(order | {"files": [str(p) for p in paths]})
+        peaks = [_stopwatch(order | {"files": [str(p)], "memory": True})[0] for p in paths]
+    return [Timing(**timing, **peak) for timing, peak in zip(timings, peaks, strict=True)]
+
+
+def latencies(paths: list[Path], example: Inputs, threads: int) -> list[float]:
+    """Milliseconds for the first row of `example` alone, of each file; timed as by `time_files`."""
+    with _order(example, threads) as order:
+        return [timing["latency_ms"] for timing in _stopwatch(order | {"files": [str(p) for p in paths]})]
+
+
+@contextlib.contextmanager
+def _order(example: Inputs, threads: int, cuda: bool = False) -> Iterator[dict[str, Any]]:
+    """What the stopwatch is told besides the files; the inputs lie on disk as long as this lasts."""
     with tempfile.TemporaryDirectory() as folder:
         feeds = Path(folder) / "inputs.npz"
         arrays: dict[str, Any] = {name: t.numpy() for name, t in named(map_inputs(Tensor.cpu, example)).items()}
         np.savez(feeds, **arrays)
-        order = {"inputs": str(feeds), "threads": threads, "cuda": cuda}
-        timings = _stopwatch(order | {"files": [str(p) for p in paths]})
-        peaks = [_stopwatch(order | {"files": [str(p)], "memory": True})[0] for p in paths]
-    return [Timing(**timing, **peak) for timing, peak in zip(timings, peaks, strict=True)]
+        yield {"inputs": str(feeds), "threads": threads, "cuda": cuda}
 
 
 def _stopwatch(order: dict[str, Any]) -> list[dict[str, Any]]:

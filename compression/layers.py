@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, Quantize, QuantLinear, Weighted
+from compression.quantized import (
+    QuantAdd,
+    QuantAvgPool2d,
+    QuantConv2d,
+    QuantEmbedding,
+    QuantInput,
+    Quantize,
+    QuantLinear,
+    Weighted,
+)
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
+from compression.tasks.task import Inputs, forward
 
 COMPRESSED = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED)
@@ -33,6 +46,7 @@ REBUILT: tuple[type[nn.Module], ...] = (
     nn.MaxPool2d,
     Add,
     Quantize,
+    QuantInput,
     QuantEmbedding,
     QuantAdd,
     QuantAvgPool2d,
@@ -84,3 +98,17 @@ def count_parameters(model: nn.Module) -> int:
     """Learned numbers of the model, each counted once; an integer weight is a buffer, and counts."""
     integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (Weighted, Clustered)))
     return sum(p.numel() for p in model.parameters()) + integers
+
+
+def macs(model: nn.Module, example: Inputs) -> dict[str, int]:
+    """Multiply-accumulates of one forward pass by module, counted on the CPU; `""` holds what no layer owns.
+
+    FlopCounterMode counts two operations a multiply-accumulate, so its figures are halved.
+    """
+    copied = copy.deepcopy(model).cpu().eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        forward(copied, example)
+    prefix = type(copied).__name__
+    counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in prunable(copied)}
+    return owned | {"": counts.get("Global", 0) - sum(owned.values())}

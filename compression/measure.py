@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from compression import deploy, layers
-from compression.tasks.task import Inputs, Task, evaluate, forward
+from compression.tasks.task import Inputs, Task, evaluate
 
 BATCH = 32  # examples in a timed batch
 # Figures of a model, and those that compare two or tell of the way there; whether more of it is better.
@@ -101,27 +98,13 @@ def structure(model: nn.Module, example: Inputs) -> dict[str, float]:
         "params": count,
         "nonzero_params": count - zeros,
         "sparsity": zeros / total if total else 0.0,
-        "macs": sum(macs(model, example).values()),
+        "macs": sum(layers.macs(model, example).values()),
     }
-
-
-def macs(model: nn.Module, example: Inputs) -> dict[str, int]:
-    """Multiply-accumulates of one forward pass by module, counted on the CPU; `""` holds what no layer owns.
-
-    FlopCounterMode counts two operations a multiply-accumulate, so its figures are halved.
-    """
-    copied = copy.deepcopy(model).cpu().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        forward(copied, example)
-    prefix = type(copied).__name__
-    counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in layers.prunable(copied)}
-    return owned | {"": counts.get("Global", 0) - sum(owned.values())}
 
 
 def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
     """A row per prunable layer: name, type, shape, parameters, sparsity, bits, MACs."""
-    costs = macs(model, example)
+    costs = layers.macs(model, example)
     rows = []
     for name, module in layers.prunable(model).items():
         weight = layers.weight(module)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, models
+from compression import deploy, models, stopwatch
 from compression.errors import UserError
 from compression.methods.quantize.half import halved
 from compression.quantized import QuantLinear
@@ -51,6 +51,12 @@ def test_files_are_timed_in_turn_and_the_backend_is_named(task, tmp_path):
     assert one.throughput > 0
     assert one.backend == other.backend
     assert "1 threads" in one.backend
+
+
+def test_threads_of_one_file_stand_still_while_the_next_is_timed(task, tmp_path):
+    file = deploy.export(models.build("mlp", task), task.example(4), tmp_path / "model.onnx")
+    options = stopwatch.session(str(file), {"threads": 2, "cuda": False}).get_session_options()
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_few_examples_may_differ_by_chance_and_many_may_not():

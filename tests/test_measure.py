@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from compression import layers, models
-from compression.measure import FIGURES, compare, layer_table, macs, measure, structure
+from compression.layers import macs
+from compression.measure import FIGURES, compare, layer_table, measure, structure
 from compression.tasks.task import evaluate
 
 

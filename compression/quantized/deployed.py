@@ -18,6 +18,7 @@ from compression.quantized.layers import (
     QuantAvgPool2d,
     QuantConv2d,
     QuantEmbedding,
+    QuantInput,
     Quantize,
     QuantLinear,
     bias_step,
@@ -264,6 +265,7 @@ class OnnxAvgPool2d(nn.Module):
 # A layer class of the lab that the exporter should write otherwise than its forward joins this table.
 FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     Quantize: quantize,
+    QuantInput: OnnxApart,
     QuantLinear: linear,
     QuantConv2d: OnnxConv2d,
     QuantEmbedding: OnnxEmbedding,

@@ -84,6 +84,10 @@ class Quantize(nn.Module):
         return f"{self.levels}, {self.bits} bits"
 
 
+class QuantInput(Quantize):
+    """What goes into a layer that stays in floats, so that the layer of integers before it gets its kernel."""
+
+
 class Weighted(nn.Module):
     """What layers with an integer weight share.
 

@@ -101,3 +101,8 @@ def test_it_learns_from_a_transformer_by_a_recipe_of_its_own(make_context):
     assert methods.method("response")().defaults(task) == task.recipe
     student = step("response", student="lstm").apply(tiny_bert(), context(make_context, tiny_bert()))
     assert type(student).__name__ == "TextLSTM"
+
+
+def test_what_cannot_cut_it_says_so_before_anything_is_trained(model, make_context):
+    with pytest.raises(UserError, match="does not cut the units of an LSTM"):
+        step("structured").check(model, context(make_context, model))

@@ -3,7 +3,7 @@ import torch
 
 from compression import models
 from compression.errors import UserError
-from compression.tasks import load
+from compression.tasks import glue, load
 from compression.tasks.glue import CORPORA
 from compression.tasks.task import forward
 from tests.models.tiny_bert import VOCABULARY, save_bert
@@ -45,6 +45,20 @@ def test_every_corpus_loads_trains_and_is_scored_by_its_official_figure(tmp_path
     task.loss(logits, targets, label_smoothing=0.0).backward()
     assert next(iter(task.metrics(logits.detach(), targets))) == task.metric
     assert task.source == f"the folder {tmp_path}"
+
+
+def test_a_model_of_the_lab_reads_as_the_tasks_own_does_and_has_a_recipe_of_its_own(tmp_path, bert, monkeypatch):
+    monkeypatch.setattr(glue, "MODEL", bert)
+    task = load("glue/mrpc", data=write(tmp_path, "mrpc"), model="lstm")
+    assert task.recipe["learning_rate"] == models.RECIPES["lstm"]["learning_rate"]
+    model = models.build("lstm", task).eval()
+    assert models.spec_of(model)["arguments"] == {"outputs": 2, "vocabulary": len(VOCABULARY), "width": 1.0}
+    assert forward(model, next(task.test.batches(10))[0]).shape == (10, 2)
+    ids, student = (
+        next(load("glue/mrpc", data=str(tmp_path), model=bert).test.batches(10))[0],
+        models.build("lstm", task),
+    )
+    assert forward(student, ids).shape == (10, 2)  # beside its teacher, and what that is given
 
 
 def test_the_official_figures_are_those_of_the_benchmark():

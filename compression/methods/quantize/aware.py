@@ -15,12 +15,11 @@ from torch import nn
 
 from compression.context import Context
 from compression.errors import UserError
-from compression.layers import Add
 from compression.methods.base import Method
 from compression.methods.quantize import pictures
-from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.between import join
+from compression.methods.quantize.calibration import batches
 from compression.methods.quantize.folding import relu_before_pool
-from compression.methods.quantize.observers import minmax
 from compression.methods.quantize.order import Order
 from compression.methods.quantize.rounding import (
     InputRounding,
@@ -31,11 +30,9 @@ from compression.methods.quantize.rounding import (
     rounded,
     trainable,
 )
-from compression.methods.quantize.scheme import SUM_BITS
-from compression.methods.quantize.skipping import chosen, tell_recurrent
+from compression.methods.quantize.skipping import SKIP, chosen, tell_recurrent
 from compression.methods.quantize.steps import learned
 from compression.params import param
-from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, Weighted, choose_range, code_range
 from compression.tasks.task import Inputs, forward
 from compression.training import Recipe, fit
 
@@ -63,26 +60,6 @@ def draw(model: nn.Module, context: Context, data: list[Inputs]) -> None:
     pictures.keep_trained(context.record, model, weights, inputs, data)
 
 
-def join(model: nn.Module, data: list[Inputs]) -> nn.Module:
-    """`model` with residual sums and mean poolings on 8-bit inputs, in place, over the ranges that `data` shows.
-
-    A convolution whose output nobody rounds is computed in floats where it is deployed, slower than before. Where
-    signs go from layer to layer all of it stays in floats: no kernel takes them, and a sum in integers, which may
-    round a tie otherwise, would turn some.
-    """
-    if any(isinstance(m, Weighted) and m.activation == "odd" for m in model.modules()):
-        return model
-    between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
-    codes = code_range(SUM_BITS, signed=False)
-    for name, held in observe(model, between, data).items():
-        numbers = [Numbers(SUM_BITS, *choose_range(*minmax(o), *codes, symmetric=False), *codes) for o in held]
-        pool = between[name]
-        whole = isinstance(pool, nn.AdaptiveAvgPool2d)
-        made = QuantAvgPool2d.from_float(pool, numbers[0]) if whole else QuantAdd.from_numbers(*numbers)
-        model.set_submodule(name, made)
-    return model
-
-
 @dataclass(frozen=True)
 class Aware(Recipe, Method):
     """Training with every linear layer and convolution rounded; the first and the last more finely."""
@@ -93,7 +70,7 @@ class Aware(Recipe, Method):
     edge_bits: int = param(
         8, "bits of the first and the last layer and their inputs, as in lsq; 0 keeps floats", interval="[0, 8]"
     )
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+    skip: str = param("", SKIP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

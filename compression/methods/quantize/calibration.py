@@ -60,14 +60,14 @@ def observe(model: nn.Module, modules: dict[str, nn.Module], data: list[Inputs])
         for one, values in zip(held, given, strict=True):
             one.add(values, share, number)
 
-    with _watched(modules, look):
+    with watched(modules, look):
         for number, inputs in enumerate(data):  # noqa: B007 - `look` reads it
             forward(model.eval(), inputs)
     return {name: [one.observed() for one in held] for name, held in seen.items()}
 
 
 @contextlib.contextmanager
-def _watched(modules: dict[str, nn.Module], look: Callable[[str, tuple[Tensor, ...]], None]) -> Iterator[None]:
+def watched(modules: dict[str, nn.Module], look: Callable[[str, tuple[Tensor, ...]], None]) -> Iterator[None]:
     """Call `look(name, given)` before each call of a module, as long as this lasts."""
     handles = [
         module.register_forward_pre_hook(lambda _, given, name=name: look(name, given))

@@ -14,7 +14,7 @@ from compression import figures
 from compression.context import Context
 from compression.methods.base import Method
 from compression.methods.quantize import coded
-from compression.methods.quantize.skipping import chosen
+from compression.methods.quantize.skipping import SKIP, chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
@@ -41,7 +41,7 @@ class Cluster(Recipe, Method):
     centroid_rate: float = param(
         0.01, "learning rate of centroids over that of the rest: theirs are the gradients of many", interval="[0, inf)"
     )
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+    skip: str = param("", SKIP)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)

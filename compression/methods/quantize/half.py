@@ -12,7 +12,7 @@ from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.rounding import trainable
-from compression.methods.quantize.skipping import chosen
+from compression.methods.quantize.skipping import SKIP, chosen
 from compression.params import param
 from compression.quantized import geometry
 from compression.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
@@ -34,7 +34,7 @@ class HalfPrecision(Method):
     seals: ClassVar[bool] = True
 
     dtype: str = param("fp16", "kind of 16-bit float", choices=("fp16", "bf16"), search=("fp16", "bf16"))
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+    skip: str = param("", SKIP)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) in (Gates, nn.Embedding)}

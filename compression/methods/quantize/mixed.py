@@ -1,32 +1,37 @@
-"""Mixed precision: each layer gets the width that it needs, within a budget of bytes."""
+"""Mixed precision: each layer gets the width that it needs, within a budget of bytes or of time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import nn
 
 from compression import figures
 from compression.context import Context
 from compression.errors import UserError
-from compression.layers import Add, weight
+from compression.layers import Add, macs, weight
 from compression.methods.base import Method
+from compression.methods.quantize.between import floats, round_inputs
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import fold_batch_norms, relu_before_pool
 from compression.methods.quantize.knapsack import Option, assign
-from compression.methods.quantize.skipping import tell_recurrent
+from compression.methods.quantize.observers import Observed
+from compression.methods.quantize.sensitivity import fisher, judged, replaced, rounded
+from compression.methods.quantize.skipping import SKIP, tell_recurrent
 from compression.methods.quantize.static import Static
+from compression.methods.quantize.timed import fewest, share_of_time
 from compression.params import param
-from compression.quantized import Numbers, QuantEmbedding, dequantize, merge, quantize, split
+from compression.quantized import Numbers, QuantEmbedding
 from compression.quantized.packing import packed_size
-from compression.tasks.task import Split, Task, forward, predict
+from compression.tasks.task import Inputs
 
+FLOATS = 32  # the width of a layer that stays as it is
 Sensitivity = dict[tuple[str, int], dict[str, float]]  # layer and width -> loss, quality and Fisher cost
 
 
@@ -36,30 +41,45 @@ class Mixed(Method):
 
     Each layer is tried alone at each width, which gives the rise of the validation loss, and a cheap proxy that
     needs only gradients: the rounding error weighted by the Fisher information, as in Dong et al. 2020,
-    arXiv:1911.03852, with the empirical Fisher for the Hessian. The sums of these are then minimised exactly, by
-    dynamic programming (a multiple-choice knapsack); ranges are chosen as in static. The budget is one of bytes alone:
-    integer kernels multiply bytes whatever their codes' width, so that widths do not change the time.
+    arXiv:1911.03852, with the empirical Fisher for the Hessian. Ranges are chosen as in static.
+
+    Within a budget of bytes the sums of these are minimised exactly, by dynamic programming (a multiple-choice
+    knapsack). Within one of time the choice is greedy: integer kernels multiply bytes whatever their codes' width, so a
+    layer gets the widest integers or stays in floats, and those that lose least for each multiply-accumulate become
+    integers first, until the deployed file, timed, is fast enough.
     """
 
     family: ClassVar[str] = "quantize"
     seals: ClassVar[bool] = True
 
-    widths: str = param("2/4/8", "bits that a layer may get, 1 to 8, separated by /")
+    widths: str = param("2/4/8", "bits that a layer may get, 1 to 8, or 32 to stay in floats, separated by /")
     budget: float = param(
         0.15,
         "bytes of the weights, scales included, as a share of those in 32 bits",
         interval="(0, 1]",
         search=(0.08, 0.25),
     )
+    latency: float | None = param(
+        None, "in place of budget: time of one example, as a share of what the floats take", interval="(0, 1)"
+    )
     by: str = param("loss", "what is minimised: measured rise of the loss, or the proxy", choices=("loss", "fisher"))
-    activation_bits: int = param(8, "bits of an activation", interval="[2, 8]", search=(4, 8))
+    activation_bits: int = param(8, "bits of an activation", interval="[1, 8]", search=(4, 8))
     examples: int = param(1000, "validation examples to try the widths on", interval="[1, inf)")
     calibration_samples: int = param(512, "training examples to see activations and gradients of", interval="[1, inf)")
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+    skip: str = param("", SKIP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse(self.widths)
+        if all(bits == FLOATS for bits in parse(self.widths)):
+            raise UserError(f"widths={self.widths!r} leaves every layer in floats; name a width from 1 to 8 as well.")
+
+    def unused(self) -> frozenset[str]:
+        return frozenset({"budget"}) if self.latency else frozenset()
+
+    @property
+    def tried(self) -> list[int]:
+        """The widths, ascending, that a layer may get."""
+        return [max(b for b in parse(self.widths) if b < FLOATS), FLOATS] if self.latency else parse(self.widths)
 
     def at(self, bits: int) -> Static:
         """Static quantization with this width."""
@@ -77,16 +97,28 @@ class Mixed(Method):
         layers = self.at(8).layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
         tell_recurrent(model, context.record)
         found = self.sensitivity(model, layers, context)
-        options = self.options(layers, found)
-        budget = int(self.budget * sum(4 * weight(m).numel() for m in layers.values()))
-        chosen = {name: option.bits for name, option in assign(options, budget).items()}
-        context.record.table("widths", table(options, found, chosen))
+        data = batches(context, self.calibration_samples)
+        seen = self.observed(model, layers, data, context)
+
+        def at_widths(chosen: dict[str, int]) -> nn.Module:
+            made = self.converted(copy.deepcopy(model), chosen, seen).to(context.device)
+            return round_inputs(made, self.at(8).left(seen), data[0])
+
+        chosen = (
+            self.within_time(model, layers, found, at_widths, context) if self.latency else self.within(layers, found)
+        )
+        context.record.table("widths", table(layers, found, chosen, self.size))
         context.record.figure("widths", picture(found, chosen, self.by))
-        return self.converted(model, layers, chosen, context)
+        return at_widths(chosen)
 
     def numbers(self, layer: nn.Module, bits: int) -> Numbers:
         """What the weight of a layer is rounded to at a width."""
         return self.at(bits).weight_numbers(layer, None if isinstance(layer, nn.Embedding) else self.activation_bits)
+
+    def size(self, layer: nn.Module, bits: int) -> int:
+        """Bytes of a layer's weight at a width, scales included."""
+        count = weight(layer).numel()
+        return 4 * count if bits == FLOATS else packed_size(count, bits) + 4 * self.numbers(layer, bits).scale.numel()
 
     def sensitivity(self, model: nn.Module, layers: dict[str, nn.Module], context: Context) -> Sensitivity:
         """What each layer alone at each width does."""
@@ -97,7 +129,10 @@ class Mixed(Method):
         start = judged(model, some, context.task)
         found: Sensitivity = {}
         for name, layer in layers.items():
-            for bits in parse(self.widths):
+            for bits in self.tried:
+                if bits == FLOATS:
+                    found[name, bits] = {"loss": 0.0, "quality": 0.0, "fisher": 0.0}
+                    continue
                 values = rounded(weight(layer), self.numbers(layer, bits))
                 proxy = (information[name] * (values - weight(layer)).square()).sum().item() / 2
                 with replaced(layer, values):
@@ -109,98 +144,85 @@ class Mixed(Method):
                 }
         return found
 
-    def options(self, layers: dict[str, nn.Module], found: Sensitivity) -> dict[str, list[Option]]:
-        """Sizes and costs for the knapsack; a loss that falls by chance counts as one that stays."""
-        made: dict[str, list[Option]] = {name: [] for name in layers}
+    def within(self, layers: dict[str, nn.Module], found: Sensitivity) -> dict[str, int]:
+        """The widths that keep to the budget of bytes; a loss that falls by chance counts as one that stays."""
+        options: dict[str, list[Option]] = {name: [] for name in layers}
         for (name, bits), costs in found.items():
-            layer = layers[name]
-            scales = 4 * self.numbers(layer, bits).scale.numel()
-            size = packed_size(weight(layer).numel(), bits) + scales
-            made[name].append(Option(bits, size, max(0.0, costs[self.by])))
-        return made
+            options[name].append(Option(bits, self.size(layers[name], bits), max(0.0, costs[self.by])))
+        budget = int(self.budget * sum(4 * weight(m).numel() for m in layers.values()))
+        return {name: option.bits for name, option in assign(options, budget).items()}
 
-    def converted(
-        self, model: nn.Module, layers: dict[str, nn.Module], chosen: dict[str, int], context: Context
-    ) -> nn.Module:
-        """The model in integers of the chosen widths."""
-        tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
+    def within_time(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        found: Sensitivity,
+        at_widths: Callable[[dict[str, int]], nn.Module],
+        context: Context,
+    ) -> dict[str, int]:
+        """The widths that keep to the share of time, with integers in as few layers as need be."""
+        assert self.latency is not None
+        widest, example = self.tried[0], context.task.example(2)
+        costs = macs(model, example)
+        order = sorted(layers, key=lambda n: max(0.0, found[n, widest][self.by]) / max(costs.get(n, 0), 1))
+        rows = []
+
+        def widths(count: int) -> dict[str, int]:
+            return {name: widest if name in order[:count] else FLOATS for name in layers}
+
+        def share(count: int) -> float:
+            taken = share_of_time(at_widths(widths(count)), model, example)
+            rows.append({"layers in integers": count, "share of time": taken})
+            return taken
+
+        count = fewest(len(order), self.latency, share)
+        context.record.table("latency", rows)
+        return widths(count)
+
+    def observed(
+        self, model: nn.Module, layers: dict[str, nn.Module], data: list[Inputs], context: Context
+    ) -> dict[str, list[Observed]]:
+        """What goes into layers, sums and poolings."""
         between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
-        watched = {name: m for name, m in layers.items() if name not in tables} | between
-        seen = observe(model, watched, batches(context, self.calibration_samples))
-        self.at(8).draw_inputs(model, seen, context)
+        seen = observe(model, floats(model) | between, data)
+        self.at(8).draw_inputs(model, {name: held for name, held in seen.items() if name in layers | between}, context)
+        return seen
+
+    def converted(self, model: nn.Module, chosen: dict[str, int], seen: dict[str, list[Observed]]) -> nn.Module:
+        """The model with its layers at the chosen widths, in place."""
         for name, held in seen.items():
-            model.set_submodule(name, self.at(chosen.get(name, 8)).replaced(model.get_submodule(name), held))
-        for name, lookup in tables.items():
-            model.set_submodule(name, QuantEmbedding.from_float(lookup, self.numbers(lookup, chosen[name])))
-        return model.to(context.device)
+            layer = model.get_submodule(name)
+            width = chosen.get(name, FLOATS if hasattr(layer, "weight") else 8)  # sums and poolings have 8 bits
+            if width != FLOATS:
+                model.set_submodule(name, self.at(width).replaced(layer, held))
+        for name, bits in chosen.items():
+            lookup = model.get_submodule(name)
+            if isinstance(lookup, nn.Embedding) and bits != FLOATS:
+                model.set_submodule(name, QuantEmbedding.from_float(lookup, self.numbers(lookup, bits)))
+        return model
 
 
 def parse(widths: str) -> list[int]:
-    """The widths of `2/4/8`; UserError for a text that does not read so."""
+    """The widths of `2/4/8`, ascending; UserError for a text that does not read so."""
     parts = widths.split("/")
-    if not all(part in "12345678" and len(part) == 1 for part in parts):
-        raise UserError(f"widths={widths!r} is not a list of bits from 1 to 8 separated by /, such as 2/4/8.")
+    if not all(part in {*"12345678", str(FLOATS)} for part in parts):
+        raise UserError(f"widths={widths!r} is not a list of bits from 1 to 8 (or 32) separated by /, such as 2/4/8.")
     return sorted({int(part) for part in parts})
 
 
-def rounded(values: Tensor, numbers: Numbers) -> Tensor:
-    """`values` at the nearest levels of `numbers`."""
-    scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
-    codes = quantize(
-        split(values, numbers.granularity, numbers.group_size), scale, zero_point, numbers.low, numbers.high
-    )
-    return merge(dequantize(codes, scale, zero_point), values.shape)
-
-
-@contextmanager
-def replaced(layer: nn.Module, values: Tensor) -> Iterator[None]:
-    """Have `values` for the layer's weight as long as this lasts."""
-    held = cast(Tensor, layer.weight)
-    before = held.detach().clone()
-    with torch.no_grad():
-        held.copy_(values)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            held.copy_(before)
-
-
-def judged(model: nn.Module, some: Split, task: Task) -> dict[str, float]:
-    """Loss and quality of the model on `some` examples."""
-    logits, targets = predict(model.eval(), some)
-    return {"loss": task.loss(logits, targets).item(), "quality": task.metrics(logits, targets)[task.metric]}
-
-
-def fisher(model: nn.Module, layers: dict[str, nn.Module], context: Context, samples: int) -> dict[str, Tensor]:
-    """Mean squared gradient of each weight over small batches of training examples, times a batch's size.
-
-    The gradient of a mean over b independent examples has 1/b of the variance of one example's.
-    """
-    weights = {name: cast(Tensor, layer.weight) for name, layer in layers.items()}
-    total = {name: torch.zeros_like(w) for name, w in weights.items()}
-    train, size = context.task.train.to(context.device), 8
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
-    parts = 0
-    for inputs, targets in train.take(order).batches(size):
-        loss = context.task.loss(forward(model.eval(), inputs), targets)
-        gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        for sum_, gradient in zip(total.values(), gradients, strict=True):
-            sum_ += len(targets) * gradient.square()
-        parts += 1
-    return {name: sum_ / parts for name, sum_ in total.items()}
-
-
-def table(options: dict[str, list[Option]], found: Sensitivity, chosen: dict[str, int]) -> list[dict[str, Any]]:
+def table(
+    layers: dict[str, nn.Module],
+    found: Sensitivity,
+    chosen: dict[str, int],
+    size: Callable[[nn.Module, int], int],
+) -> list[dict[str, Any]]:
     """A row a layer: the width it got, its bytes, and what each width would cost."""
-    rows = []
-    for name, layer in options.items():
-        row: dict[str, Any] = {"layer": name, "bits": chosen[name]}
-        row["bytes"] = next(o.size for o in layer if o.bits == chosen[name])
-        for option in layer:
-            row |= {f"{what}_{option.bits}": value for what, value in found[name, option.bits].items()}
-        rows.append(row)
-    return rows
+    rows: dict[str, dict[str, Any]] = {
+        name: {"layer": name, "bits": bits, "bytes": size(layers[name], bits)} for name, bits in chosen.items()
+    }
+    for (name, bits), costs in found.items():
+        rows[name] |= {f"{what}_{bits}": value for what, value in costs.items()}
+    return list(rows.values())
 
 
 @figures.styled

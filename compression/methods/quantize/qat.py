@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from compression.context import Context
 from compression.layers import Add
 from compression.methods.quantize import pictures
+from compression.methods.quantize.between import floats_seen, round_inputs
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import relu_before_pool
 from compression.methods.quantize.observers import OBSERVERS, Observed
@@ -86,7 +87,8 @@ class Qat(Recipe, Calibrated):
                 model.set_submodule(name, module.deployed())
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
-        return model.to(context.device)
+        data = batches(context, self.calibration_samples)
+        return round_inputs(model.to(context.device), floats_seen(model, data), data[0])
 
     def draw(self, model: nn.Module, context: Context) -> None:
         """Pictures of some layers' weights, batch norms folded in, and inputs, with the ranges of their codes."""

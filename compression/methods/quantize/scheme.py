@@ -12,7 +12,7 @@ from compression.layers import Add, weight
 from compression.methods.base import Method
 from compression.methods.quantize import observers, pictures
 from compression.methods.quantize.observers import OBSERVERS, Observed
-from compression.methods.quantize.skipping import chosen
+from compression.methods.quantize.skipping import SKIP, chosen
 from compression.methods.quantize.weights import weight_numbers
 from compression.params import param
 from compression.quantized import Numbers
@@ -36,7 +36,7 @@ class Scheme(Method):
     weight_observer: str = param(
         "mse", "range of a weight: all of it, or that of the least squared error", choices=("minmax", "mse")
     )
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
+    skip: str = param("", SKIP)
 
     def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> Numbers:
         """The numbers of a layer's weight beside activations of so many bits (None: not quantized)."""
@@ -71,7 +71,7 @@ class Scheme(Method):
 class Calibrated(Scheme):
     """How activations become integers too, in ranges found by looking at calibration data."""
 
-    activation_bits: int = param(8, "bits of what goes into a layer", interval="[2, 8]", search=(4, 8))
+    activation_bits: int = param(8, "bits of what goes into a layer", interval="[1, 8]", search=(4, 8))
     observer: str = param("minmax", "range of an activation", choices=OBSERVERS, search=OBSERVERS)
     percentile: float = param(99.99, "share of an activation's values to cover, in percent", interval="(50, 100]")
     calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")

@@ -13,6 +13,8 @@ from compression.quantized.clustered import Clustered
 from compression.quantized.half import Half
 from compression.recurrent import BiLSTM
 
+SKIP = "layers to leave in floats: names, or beginnings of names, separated by /"  # help of the field `skip`
+
 
 def chosen(
     model: nn.Module,

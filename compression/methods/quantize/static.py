@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from compression.context import Context
 from compression.layers import Add
 from compression.methods.quantize import pictures
+from compression.methods.quantize.between import floats, round_inputs
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
 from compression.methods.quantize.observers import Observed
-from compression.methods.quantize.scheme import Calibrated
+from compression.methods.quantize.scheme import SUM_BITS, Calibrated
 from compression.methods.quantize.skipping import tell_recurrent
 from compression.params import param
 from compression.quantized import (
@@ -55,13 +56,15 @@ class Static(Calibrated):
         tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
         others = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
         watched = {name: m for name, m in layers.items() if name not in tables} | others
-        seen = observe(model, watched, batches(context, self.calibration_samples))
+        data = batches(context, self.calibration_samples)
+        every = observe(model, watched | floats(model), data)
+        seen = {name: held for name, held in every.items() if name in watched}
         self.draw(model, seen, context)
         for name, held in seen.items():
             model.set_submodule(name, self.replaced(model.get_submodule(name), held))
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
-        return model.to(context.device)
+        return round_inputs(model.to(context.device), self.left(every), data[0])
 
     def activation(self, observed: Observed, bits: int) -> Numbers:
         """The numbers of an activation."""
@@ -69,6 +72,10 @@ class Static(Calibrated):
         # What is never negative gets all codes: half of them would stand for nothing, and keep a ReLU from fusing.
         scale, zero_point = choose_range(low, high, *codes, self.activation_symmetric and bool(low < 0))
         return Numbers(bits, scale, zero_point, *codes)
+
+    def left(self, seen: dict[str, list[Observed]]) -> dict[str, Numbers]:
+        """The numbers of what goes into each layer, should it stay in floats; the same range as its neighbours'."""
+        return {name: self.activation(held[0], SUM_BITS) for name, held in seen.items()}
 
     def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
         """The quantized form of a layer, sum or pooling that was given what `held` says."""

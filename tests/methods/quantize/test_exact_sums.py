@@ -5,6 +5,7 @@ Runtime runs it: it quantizes float weights by itself, over the whole byte, betw
 """
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
@@ -89,6 +90,16 @@ def test_on_text(granularity, make_context, tmp_path):
     step = methods.method("static")(granularity=granularity)
     found = assert_exact(step.apply(copy.deepcopy(model), make_context(task, model)), task.example(4), tmp_path)
     assert bool(found) == (granularity == "channel")
+
+
+@pytest.mark.parametrize("recipe", ["static", "qat:epochs=0", "lsq:epochs=0", "dorefa:epochs=0"])
+@pytest.mark.parametrize("skipped", ["stages.1.conv", "fc"])
+def test_around_a_layer_that_stays_in_floats(skipped, recipe, task, make_context, tmp_path):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task).eval()
+    [step] = methods.parse(recipe)
+    made = dataclasses.replace(step, skip=skipped).apply(copy.deepcopy(model), make_context(task, model)).eval()
+    assert len(assert_exact(made, task.example(4), tmp_path)) == 3
 
 
 def test_on_an_lstm(make_context, tmp_path):

@@ -238,7 +238,7 @@ def test_layers_are_skipped_by_name_and_edges_left_in_floats(task, make_context)
     [step] = parse("lsq:epochs=0,edge_bits=0,skip=stages.1")
     found = step.apply(copy.deepcopy(model), context)
     kinds = {name: type(found.get_submodule(name)).__name__ for name in ("stages.0.conv", "stages.1.conv", "fc")}
-    assert kinds == {"stages.0.conv": "Conv2d", "stages.1.conv": "Conv2d", "fc": "Linear"}
+    assert kinds == {"stages.0.conv": "Conv2d", "stages.1.conv": "Conv2d", "fc": "Sequential"}
     assert found.hidden.fc.bits == 4
     with pytest.raises(UserError, match="skip='conv9' is no layer of the model"):
         parse("lsq:skip=conv9")[0].apply(copy.deepcopy(model), context)

@@ -1,16 +1,19 @@
 import copy
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from compression import layers, models
+from compression import deploy, layers, models
 from compression.errors import UserError
 from compression.methods import method, parse
 from compression.methods.quantize.knapsack import Option, assign
-from compression.methods.quantize.mixed import fisher, replaced, rounded
+from compression.methods.quantize.sensitivity import fisher, replaced, rounded
+from compression.methods.quantize.timed import fewest
 from compression.methods.quantize.weights import weight_numbers
+from compression.quantized import QuantLinear
 
 
 def brute(options, budget):
@@ -37,10 +40,28 @@ def test_a_budget_that_nothing_meets_is_refused():
         assign({"a": [Option(2, 8, 0.0), Option(4, 16, 0.0)]}, 5)
 
 
-@pytest.mark.parametrize("widths", ["", "2/9", "2,4", "0/4", "2//4", "12"])
+@pytest.mark.parametrize("widths", ["", "2/9", "2,4", "0/4", "2//4", "12", "8/16"])
 def test_widths_that_are_none_are_refused(widths):
     with pytest.raises(UserError, match="is not a list of bits from 1 to 8"):
         method("mixed")(widths=widths)
+
+
+def test_widths_that_change_nothing_are_refused():
+    with pytest.raises(UserError, match="leaves every layer in floats"):
+        method("mixed")(widths="32")
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 20])
+def test_as_few_layers_become_integers_as_the_time_asks_for(count):
+    for needed in range(1, count + 1):
+        asked = []
+        assert fewest(count, 0.5, lambda n: asked.append(n) or (0.5 if n >= needed else 0.6)) == needed  # noqa: B023
+        assert len(asked) <= 2 + math.log2(count)
+
+
+def test_a_time_that_no_integers_meet_is_refused():
+    with pytest.raises(UserError, match="latency=0.3 cannot be met: with every layer in integers .* takes 0.62 of"):
+        fewest(4, 0.3, lambda n: 1 - 0.095 * n)
 
 
 def test_a_weight_is_replaced_for_a_while():
@@ -87,3 +108,30 @@ def test_wider_is_less_sensitive():
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
     errors = [(rounded(weight, weight_numbers(weight, bits)) - weight).square().sum() for bits in (1, 2, 4, 8)]
     assert errors == sorted(errors, reverse=True)
+
+
+def test_a_budget_of_time_is_kept_by_integers_in_as_few_layers_as_were_timed_to_keep_it(task, make_context):
+    torch.manual_seed(0)
+    spec = {"builder": "mlp", "arguments": {"outputs": 3, "input_shape": [1, 8, 8], "width": 8.0}}
+    context = make_context(task, models.rebuild(spec))
+    step = method("mixed")(latency=0.95, examples=32, calibration_samples=32)
+    made = step.apply(copy.deepcopy(context.original), context)
+    timed, rows = context.record.tables["latency"], context.record.tables["widths"]
+    fewest = min(row["layers in integers"] for row in timed if row["share of time"] <= 0.95)
+    sizes = {name: layer.weight.numel() for name, layer in layers.prunable(context.original).items()}  # and its MACs
+    order = sorted(rows, key=lambda row: max(0.0, row["loss_8"]) / sizes[row["layer"]])
+    assert [row["bits"] for row in order] == [8] * fewest + [32] * (len(rows) - fewest)
+    assert sum(isinstance(m, QuantLinear) for m in made.modules()) == fewest
+
+
+def test_layers_that_lose_most_stay_in_floats_where_there_is_room(task, make_context, tmp_path):
+    torch.manual_seed(0)
+    model = models.build("digits_cnn", task)
+    context = make_context(task, copy.deepcopy(model))
+    made = method("mixed")(widths="2/32", budget=0.7, examples=32, calibration_samples=32).apply(model, context).eval()
+    rows = context.record.tables["widths"]
+    assert {row["bits"] for row in rows} == {2, 32}
+    held = sum(row["bytes"] for row in rows)
+    assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable(context.original).values())
+    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
+    deploy.parity(made, file, task.test, task.metrics, threads=1)

@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, methods, models
+from compression import artifacts, deploy, methods, models
 from compression.errors import UserError
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.static import Static, mean_error
-from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantLinear
+from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
 from tests.conftest import tiny_bert, words_task
 from tests.methods.quantize.test_folding import settled
+from tests.quantized.graphs import as_run
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,9 @@ def test_what_two_layers_share_gets_one_range(trained, make_context):
 def test_skipped_layers_stay_and_unknown_ones_are_refused(trained, make_context):
     task, model = trained
     made, _ = applied(Static(skip="stem/fc"), model, task, make_context)
-    assert type(made.fc) is nn.Linear
     assert type(made.stem.conv) is nn.Conv2d
+    assert [type(m) for m in made.fc] == [QuantInput, nn.Linear]  # behind integers, which go to it in 8 bits
+    assert torch.equal(made.fc.layer.weight, model.fc.weight)
     assert type(made.stages[0][0].conv1) is QuantConv2d
     with pytest.raises(UserError, match="skip='head' is no layer of the model; its layers are stem.conv, .*fc"):
         applied(Static(skip="head"), model, task, make_context)
@@ -182,3 +184,19 @@ def test_text_models_keep_their_answers(chain, make_context):
     ours, true = predict(made, task.test)[0], predict(model, task.test)[0]
     assert (ours - true).square().mean() < 0.01 * true.square().mean()
     assert set(context.record.figures) == {"weight-ranges"}
+
+
+FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
+
+
+@pytest.mark.parametrize("skipped", ["stem.conv", "stages.0.0.conv2", "stages.1.0.conv1", "fc"])
+def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skipped, trained, make_context, tmp_path):
+    task, model = trained
+    made, _ = applied(Static(skip=skipped, calibration_samples=64), model, task, make_context)
+    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
+    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    run = [node.op_type for node in as_run(file).node]
+    assert sum(kind in FLOAT_KERNELS for kind in run) == 1, run
+    assert run.count("QLinearAdd") == 3
+    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    assert torch.equal(predict(again, task.test)[0], predict(made, task.test)[0])

@@ -1,0 +1,45 @@
+"""How many layers have to be integers for a model to be fast enough, by the clock."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compression import deploy
+from compression.errors import UserError
+from compression.tasks.task import Inputs
+
+
+def fewest(count: int, wanted: float, share: Callable[[int], float]) -> int:
+    """The least number of `count` for which `share(number)` is at most `wanted`; `share` falls, from 1 for none.
+
+    Asks for it about log2(count) times. UserError where not even all are enough.
+    """
+    if (least := share(count)) > wanted:
+        raise UserError(
+            f"latency={wanted:g} cannot be met: with every layer in integers an example takes {least:.2f} of the time "
+            "of the floats; raise it."
+        )
+    too_few, enough = 0, count
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (too_few, middle) if share(middle) <= wanted else (middle, enough)
+    return enough
+
+
+def share_of_time(made: nn.Module, floats: nn.Module, example: Inputs) -> float:
+    """Time of one example in the deployed file of `made` over that of `floats`, in ONNX Runtime on the CPU.
+
+    `example` is a batch of at least 2, of which the first is timed, in both orders of the files: the second is often
+    the faster one. The geometric mean of the two.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        files = [deploy.export(m, example, Path(folder) / f"{i}.onnx") for i, m in enumerate((made, floats))]
+        threads = torch.get_num_threads()
+        ours, theirs = deploy.latencies(files, example, threads)
+        theirs_first, ours_second = deploy.latencies(files[::-1], example, threads)
+    return float((ours / theirs * ours_second / theirs_first) ** 0.5)
