@@ -72,6 +72,11 @@ class Quantize(nn.Module):
             values = values + ABOVE * scale
         return dequantize(quantize(values, scale, zero_point, *code_range(self.bits, signed=False)), scale, zero_point)
 
+    @property
+    def fixed(self) -> Numbers:
+        """What `of` made it from; there is no such thing for a dynamic range."""
+        return Numbers(self.bits, self.scale, self.zero_point, *code_range(self.bits, signed=False))
+
     def numbers(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point, scalars."""
         if self.levels != "dynamic":

@@ -15,7 +15,16 @@ from compression.layers import Add
 from compression.methods.quantize.calibration import observe, watched
 from compression.methods.quantize.observers import Observed, minmax
 from compression.methods.quantize.scheme import SUM_BITS
-from compression.quantized import Numbers, QuantAdd, QuantAvgPool2d, QuantInput, Weighted, choose_range, code_range
+from compression.quantized import (
+    Numbers,
+    QuantAdd,
+    QuantAvgPool2d,
+    QuantInput,
+    Quantize,
+    Weighted,
+    choose_range,
+    code_range,
+)
 from compression.tasks.task import Inputs, forward
 
 
@@ -48,16 +57,46 @@ def floats(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def round_inputs(model: nn.Module, numbers: Mapping[str, Numbers], inputs: Inputs) -> nn.Module:
-    """`model` with inputs in these `numbers`, in place, of the layers that stay in floats behind layers of integers.
+    """`model`, in place, with the inputs rounded of layers that would keep others from their integer kernels.
 
-    `inputs` are some to see which these are. A layer of sequences needs none: what comes before it has a kernel that
-    gives floats.
+    A layer in floats behind layers of integers gets these `numbers`, but on sequences, where kernels give floats too. A
+    layer with fewer bits that is given what a residual sum is given gets the bits of the sum first, since a kernel
+    gives its integers in one way. `inputs` are some to see which these are.
     """
-    for name in _behind_integers(model, inputs):
-        layer = model.get_submodule(name)
-        parts = OrderedDict(input=QuantInput.of(numbers[name]), layer=layer)
+    rounded = {name: QuantInput.of(numbers[name]) for name in _behind_integers(model, inputs)}
+    for name, rounding in (rounded | _beside_sums(model, inputs)).items():
+        parts = OrderedDict(input=rounding, layer=model.get_submodule(name))
         model.set_submodule(name, nn.Sequential(parts))
     return model
+
+
+def _beside_sums(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
+    """What a sum does to its input, by the names of the layers with fewer bits that are given the same tensor."""
+    modules = {n: m for n, m in model.named_modules() if isinstance(m, QuantAdd) or _bits(m) < SUM_BITS}
+    given: dict[str, Tensor] = {}
+    sums: dict[int, nn.Module] = {}
+    held = []  # so that no tensor takes the identity of another
+
+    def look(name: str, tensors: tuple[Tensor, ...]) -> None:
+        held.append(tensors)
+        module = modules[name]
+        if not isinstance(module, QuantAdd):
+            given[name] = tensors[0]
+            return
+        for tensor, side in zip(tensors, (module.left, module.right), strict=True):
+            sums[id(tensor)] = Quantize.of(side.fixed)
+
+    with torch.no_grad(), watched(modules, look):
+        forward(model.eval(), inputs)
+    return {name: sums[id(tensor)] for name, tensor in given.items() if id(tensor) in sums}
+
+
+def _bits(module: nn.Module) -> int:
+    """Bits of the unsigned codes that go into a layer of integers; all that there are for other modules."""
+    source = getattr(module, "input", None)
+    if isinstance(module, Weighted) and isinstance(source, Quantize) and source.levels == "affine":
+        return source.bits
+    return SUM_BITS
 
 
 def _behind_integers(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -200,3 +200,17 @@ def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skippe
     assert run.count("QLinearAdd") == 3
     again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(made, task.test)[0])
+
+
+@pytest.mark.parametrize("recipe", ["static:activation_bits=4", "qat:activation_bits=3,epochs=0", "lsq:epochs=0"])
+def test_fewer_bits_beside_a_sum_of_eight_leave_no_layer_in_floats(recipe, trained, make_context, tmp_path):
+    task, model = trained
+    [step] = methods.parse(recipe)
+    made, _ = applied(step, model, task, make_context)
+    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
+    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    run = [node.op_type for node in as_run(file).node]
+    assert not {*FLOAT_KERNELS, "Add"} & {*run}, run
+    block = made.stages[0][0]
+    assert [(type(m).__name__, m.bits) for m in block.conv1][0] == ("Quantize", 8)
+    assert torch.equal(block.conv1.input.scale, block.add.right.scale)
