@@ -14,12 +14,14 @@ least_error="-P observer=mse -P weight_observer=mse" # ranges from end to end ar
 quantize static W8A8 -P bits=8 -P activation_bits=8
 quantize static W4A4 -P bits=4 -P activation_bits=4 $least_error
 quantize static W2A2 -P bits=2 -P activation_bits=2 $least_error
+quantize static W1A1 -P bits=1 -P activation_bits=1 $least_error
 for bits in 8 4 2; do
   quantize qat "W${bits}A$bits" -P bits=$bits -P activation_bits=$bits $trained $([ $bits = 8 ] || echo "$least_error")
   for method in lsq dorefa; do
     quantize "$method" "W${bits}A$bits" -P bits=$bits -P activation_bits=$bits $trained
   done
 done
+quantize qat W1A1 -P bits=1 -P activation_bits=1 $trained $least_error
 quantize dorefa W1A1 -P bits=1 -P activation_bits=1 $trained
 quantize bnn W1A1 $trained
 python benchmarks/table.py quantize-bits \

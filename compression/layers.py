@@ -59,6 +59,14 @@ def prunable(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
 
 
+def known_as(model: nn.Module, name: str) -> str:
+    """The name that a layer was built under: a quantizer may round its input in a Sequential around it."""
+    parent, _, own = name.rpartition(".")
+    around = model.get_submodule(parent)
+    wrapped = own == "layer" and type(around) is nn.Sequential and isinstance(around[0], Quantize)
+    return parent if wrapped else name
+
+
 def set_mask(module: nn.Module, keep: Tensor) -> None:
     """Zero `module.weight` where `keep` (bool, shape of the weight) is false, and hold it there in training.
 

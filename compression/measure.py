@@ -110,7 +110,7 @@ def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
         weight = layers.weight(module)
         rows.append(
             {
-                "layer": name,
+                "layer": layers.known_as(model, name),
                 "type": type(module).__name__,
                 "shape": "x".join(map(str, weight.shape)),
                 "params": weight.numel(),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression import artifacts, deploy, methods, models
+from compression import artifacts, deploy, measure, methods, models
 from compression.errors import UserError
 from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.static import Static, mean_error
@@ -198,6 +198,8 @@ def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skippe
     run = [node.op_type for node in as_run(file).node]
     assert sum(kind in FLOAT_KERNELS for kind in run) == 1, run
     assert run.count("QLinearAdd") == 3
+    tables = [measure.layer_table(m, task.example()) for m in (model, made)]
+    assert [row["layer"] for row in tables[0]] == [row["layer"] for row in tables[1]]
     again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(made, task.test)[0])
 
