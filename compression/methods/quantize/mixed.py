@@ -228,7 +228,7 @@ def table(
 @figures.styled
 def picture(found: Sensitivity, chosen: dict[str, int], by: str) -> Figure:
     """Cost of each width for each layer, and the widths chosen."""
-    names, widths = list(chosen), sorted({bits for _, bits in found})
+    names, widths = list(chosen), sorted({bits for _, bits in found} - {FLOATS})
     figure, axes = figures.canvas(2, width=max(9.0, 0.35 * len(names) + 3), height=3.8)
     places = np.arange(len(names))
     for number, bits in enumerate(widths):
@@ -243,9 +243,9 @@ def picture(found: Sensitivity, chosen: dict[str, int], by: str) -> Figure:
         )
     axes[0].set_yscale("symlog", linthresh=1e-4)
     axes[0].set(title="Rise of the loss, alone" if by == "loss" else "Fisher-weighted error, alone")
-    axes[0].legend()
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(widths), borderaxespad=0.2)
     axes[1].bar(places, [chosen[name] for name in names], 0.6, color=figures.AFTER)
-    axes[1].set(title="Bits chosen", yticks=widths)
+    axes[1].set(title="Bits chosen", yticks=sorted({*widths, *chosen.values()}))
     for place in axes:
         place.set_xticks(places, names, rotation=90, fontsize=max(5, 9 - len(names) // 20))
     return figure

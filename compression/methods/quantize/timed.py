@@ -15,9 +15,10 @@ from compression.tasks.task import Inputs
 
 
 def fewest(count: int, wanted: float, share: Callable[[int], float]) -> int:
-    """The least number of `count` for which `share(number)` is at most `wanted`; `share` falls, from 1 for none.
+    """A number up to `count` for which `share(number)` is at most `wanted`, and for one less it is not.
 
-    Asks for it about log2(count) times. UserError where not even all are enough.
+    The least one, if `share` falls all the way from 1 for none. Asks for it about log2(count) times. UserError where
+    not even all are enough.
     """
     if (least := share(count)) > wanted:
         raise UserError(
