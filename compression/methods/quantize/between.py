@@ -72,23 +72,19 @@ def round_inputs(model: nn.Module, numbers: Mapping[str, Numbers], inputs: Input
 
 def _beside_sums(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
     """What a sum does to its input, by the names of the layers with fewer bits that are given the same tensor."""
-    modules = {n: m for n, m in model.named_modules() if isinstance(m, QuantAdd) or _bits(m) < SUM_BITS}
-    given: dict[str, Tensor] = {}
-    sums: dict[int, nn.Module] = {}
-    held = []  # so that no tensor takes the identity of another
-
-    def look(name: str, tensors: tuple[Tensor, ...]) -> None:
-        held.append(tensors)
-        module = modules[name]
-        if not isinstance(module, QuantAdd):
-            given[name] = tensors[0]
-            return
-        for tensor, side in zip(tensors, (module.left, module.right), strict=True):
-            sums[id(tensor)] = Quantize.of(side.fixed)
-
-    with torch.no_grad(), watched(modules, look):
+    sums = {name: module for name, module in model.named_modules() if isinstance(module, QuantAdd)}
+    fewer = {name: module for name, module in model.named_modules() if _bits(module) < SUM_BITS}
+    if not sums or not fewer:
+        return {}
+    given: dict[str, tuple[Tensor, ...]] = {}  # which stay, so that no tensor takes the identity of another
+    with torch.no_grad(), watched(sums | fewer, given.__setitem__):
         forward(model.eval(), inputs)
-    return {name: sums[id(tensor)] for name, tensor in given.items() if id(tensor) in sums}
+    sides = {
+        id(tensor): side
+        for name in sums.keys() & given.keys()
+        for tensor, side in zip(given[name], (sums[name].left, sums[name].right), strict=True)
+    }
+    return {n: Quantize.of(sides[id(t)].fixed) for n, (t, *_) in given.items() if n in fewer and id(t) in sides}
 
 
 def _bits(module: nn.Module) -> int:
