@@ -7,7 +7,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -50,8 +50,24 @@ class FieldType(click.ParamType):
 
 def options(cls: type) -> list[click.Parameter]:
     """A click option for every field of a dataclass."""
-    unset: bool | str = False if cls is Settings else "the task's own"
-    return [option(field, unset if field.optional else field.default != "") for field in params.fields(cls).values()]
+    known = left_to_the_task(cls)
+    return [option(field, shown(field, known)) for field in params.fields(cls).values()]
+
+
+def left_to_the_task(cls: type) -> Collection[str]:
+    """The fields whose None means the task's own; that of others, not set."""
+    if not hasattr(cls, "defaults"):
+        return ()
+    from compression.training import Recipe  # only recipes have defaults, so it is loaded already
+
+    return params.fields(Recipe).keys()
+
+
+def shown(field: params.Field, known: Collection[str]) -> bool | str:
+    """What the help says of the default."""
+    if field.optional:
+        return "the task's own" if field.name in known else False
+    return field.default != ""
 
 
 def option(field: params.Field, show_default: bool | str) -> click.Option:
