@@ -59,40 +59,61 @@ def floats(model: nn.Module) -> dict[str, nn.Module]:
 def round_inputs(model: nn.Module, numbers: Mapping[str, Numbers], inputs: Inputs) -> nn.Module:
     """`model`, in place, with the inputs rounded of layers that would keep others from their integer kernels.
 
-    A layer in floats behind layers of integers gets these `numbers`, but on sequences, where kernels give floats too. A
-    layer with fewer bits that is given what a residual sum is given gets the bits of the sum first, since a kernel
-    gives its integers in one way. `inputs` are some to see which these are.
+    A layer in floats behind layers of integers gets these `numbers`, but on sequences, where kernels give floats too.
+    Layers and sums that are given one tensor get it in one way first, since a kernel gives its integers in one way.
+    `inputs` are some to see which these are.
     """
     rounded = {name: QuantInput.of(numbers[name]) for name in _behind_integers(model, inputs)}
-    for name, rounding in (rounded | _beside_sums(model, inputs)).items():
+    for name, rounding in (rounded | _shared(model, inputs)).items():
         parts = OrderedDict(input=rounding, layer=model.get_submodule(name))
         model.set_submodule(name, nn.Sequential(parts))
     return model
 
 
-def _beside_sums(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
-    """What a sum does to its input, by the names of the layers with fewer bits that are given the same tensor."""
-    sums = {name: module for name, module in model.named_modules() if isinstance(module, QuantAdd)}
-    fewer = {name: module for name, module in model.named_modules() if _bits(module) < SUM_BITS}
-    if not sums or not fewer:
-        return {}
+def _shared(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
+    """Roundings that go before the layers of integers that are given a tensor which others round otherwise.
+
+    All of them take it in the 8 bits of the residual sum among them, or in 8 that span what each of them covers.
+    """
+    takers: dict[str, list[Quantize]] = {}
+    for name, module in model.named_modules():
+        source = getattr(module, "input", None)
+        if isinstance(module, QuantAdd):
+            takers[name] = [module.left, module.right]
+        elif isinstance(module, Weighted) and isinstance(source, Quantize) and source.levels == "affine":
+            takers[name] = [source]
     given: dict[str, tuple[Tensor, ...]] = {}  # which stay, so that no tensor takes the identity of another
-    with torch.no_grad(), watched(sums | fewer, given.__setitem__):
+    with torch.no_grad(), watched({name: model.get_submodule(name) for name in takers}, given.__setitem__):
         forward(model.eval(), inputs)
-    sides = {
-        id(tensor): side
-        for name in sums.keys() & given.keys()
-        for tensor, side in zip(given[name], (sums[name].left, sums[name].right), strict=True)
-    }
-    return {n: Quantize.of(sides[id(t)].fixed) for n, (t, *_) in given.items() if n in fewer and id(t) in sides}
+    users: dict[int, dict[str, Quantize]] = {}  # of each tensor but sequences, whose kernels give floats
+    for name, tensors in given.items():
+        for tensor, rounding in zip(tensors, takers[name], strict=True):
+            if tensor.ndim != 3:
+                users.setdefault(id(tensor), {})[name] = rounding
+    return {name: rounding for several in users.values() for name, rounding in _first(several, takers).items()}
 
 
-def _bits(module: nn.Module) -> int:
-    """Bits of the unsigned codes that go into a layer of integers; all that there are for other modules."""
-    source = getattr(module, "input", None)
-    if isinstance(module, Weighted) and isinstance(source, Quantize) and source.levels == "affine":
-        return source.bits
-    return SUM_BITS
+def _first(users: dict[str, Quantize], takers: dict[str, list[Quantize]]) -> dict[str, nn.Module]:
+    """What goes before the layers among the `users` of one tensor, where they do not round it all alike."""
+    every = [rounding.fixed for rounding in users.values()]
+    if all(_same(one, every[0]) for one in every):
+        return {}
+    sums = [rounding.fixed for name, rounding in users.items() if len(takers[name]) > 1]
+    common = sums[0] if sums else _spanning(every)
+    layers = {name: rounding for name, rounding in users.items() if len(takers[name]) == 1}
+    return {name: Quantize.of(common) for name, rounding in layers.items() if not _same(rounding.fixed, common)}
+
+
+def _same(one: Numbers, other: Numbers) -> bool:
+    return one.bits == other.bits and bool(one.scale == other.scale) and bool(one.zero_point == other.zero_point)
+
+
+def _spanning(every: list[Numbers]) -> Numbers:
+    """Eight bits over the ranges of all of these."""
+    ends = [((n.low - n.zero_point) * n.scale, (n.high - n.zero_point) * n.scale) for n in every]
+    codes = code_range(SUM_BITS, signed=False)
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    return Numbers(SUM_BITS, *choose_range(low, high, *codes, symmetric=False), *codes)
 
 
 def _behind_integers(model: nn.Module, inputs: Inputs) -> list[str]:

@@ -10,6 +10,7 @@ from compression.methods.quantize.calibration import batches, observe
 from compression.methods.quantize.static import Static, mean_error
 from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
+from compression.training import Recipe, complete
 from tests.conftest import tiny_bert, words_task
 from tests.methods.quantize.test_folding import settled
 from tests.quantized.graphs import as_run
@@ -204,10 +205,14 @@ def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skippe
     assert torch.equal(predict(again, task.test)[0], predict(made, task.test)[0])
 
 
-@pytest.mark.parametrize("recipe", ["static:activation_bits=4", "qat:activation_bits=3,epochs=0", "lsq:epochs=0"])
-def test_fewer_bits_beside_a_sum_of_eight_leave_no_layer_in_floats(recipe, trained, make_context, tmp_path):
+@pytest.mark.parametrize(
+    "recipe",
+    ["static:activation_bits=4", "qat:activation_bits=3,epochs=0", "lsq:epochs=1", "lsq:activation_bits=8"],
+)
+def test_a_tensor_that_is_rounded_in_several_ways_leaves_no_layer_in_floats(recipe, trained, make_context, tmp_path):
     task, model = trained
     [step] = methods.parse(recipe)
+    step = complete(step, task) if isinstance(step, Recipe) else step
     made, _ = applied(step, model, task, make_context)
     file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
     deploy.parity(made, file, task.test, task.metrics, threads=1)
