@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from compression.quantized.clustered import ClusteredLinear
 from compression.quantized.half import HalfLinear
 from compression.quantized.layers import QuantLinear
-from compression.quantized.onnx_numbers import OPSET, OnnxFloatWeight, Plain, Widened, integers, op, shared_weight
+from compression.quantized.onnx_numbers import (
+    OPSET,
+    OnnxFloatWeight,
+    OnnxWeight,
+    Plain,
+    Widened,
+    integers,
+    op,
+    shared_weight,
+)
 from compression.recurrent import BiLSTM
 
 
@@ -69,17 +78,17 @@ class _Codes(nn.Module):
         first = layers[0]
         codes = torch.stack([ordered(layer.codes).t() for layer in layers])
         self.codes = integers(codes, first.bits, first.multiple, first.levels == "odd")
-        points = [layer.zero_points * layer.multiple * (layer.levels != "odd") for layer in layers]
-        self.register_buffer("scale", _of_gates([layer.unit for layer in layers]))
-        self.register_buffer("zero_point", _of_gates(points).to(torch.int8))
+        each = [OnnxWeight(layer) for layer in layers]
+        self.register_buffer("scale", _of_gates([weight.scale for weight in each]))
+        self.register_buffer("zero_point", _of_gates([weight.zero_point for weight in each]))
 
     def forward(self) -> Tensor:
         return self.codes()
 
 
 def _of_gates(numbers: list[Tensor]) -> Tensor:
-    """Scales or zero points `(rows, 1)` of each layer as `(2, 4 hidden)`, or `(2,)` where a layer has a single one."""
-    return torch.cat([n[0] if len(n) == 1 else ordered(n.flatten()).unsqueeze(0) for n in numbers])
+    """Scales or zero points `(4 hidden,)` of both layers as `(2, 4 hidden)`; single ones as `(2,)`."""
+    return torch.stack([ordered(n) if n.ndim else n for n in numbers])
 
 
 def _layers(source: BiLSTM) -> tuple[list[Any], list[Any]]:

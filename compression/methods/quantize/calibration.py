@@ -52,6 +52,9 @@ def observe(model: nn.Module, modules: dict[str, nn.Module], data: list[Inputs])
 
     Modules that are never called are missing. The model is used in eval mode.
     """
+    model.eval()
+    if not modules:
+        return {}
     seen: dict[str, list[_Seen]] = {}
     share, number = -(-SAMPLE // len(data)), 0
 
@@ -62,7 +65,7 @@ def observe(model: nn.Module, modules: dict[str, nn.Module], data: list[Inputs])
 
     with watched(modules, look):
         for number, inputs in enumerate(data):  # noqa: B007 - `look` reads it
-            forward(model.eval(), inputs)
+            forward(model, inputs)
     return {name: [one.observed() for one in held] for name, held in seen.items()}
 
 

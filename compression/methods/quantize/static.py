@@ -59,12 +59,13 @@ class Static(Calibrated):
         data = batches(context, self.calibration_samples)
         every = observe(model, watched | floats(model), data)
         seen = {name: held for name, held in every.items() if name in watched}
+        left = self.left({name: held for name, held in every.items() if name not in watched})
         self.draw(model, seen, context)
         for name, held in seen.items():
             model.set_submodule(name, self.replaced(model.get_submodule(name), held))
         for name, table in tables.items():
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
-        return round_inputs(model.to(context.device), self.left(every), data[0])
+        return round_inputs(model.to(context.device), left, data[0])
 
     def activation(self, observed: Observed, bits: int) -> Numbers:
         """The numbers of an activation."""
