@@ -12,7 +12,7 @@ import mlflow
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from compression import figures
+from compression.reporting import figures
 
 WIDTHS = (1, 2, 4, 8)
 

@@ -22,7 +22,9 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from compression import layers, measure, methods, models
+from compression import methods, models
+from compression.deploy import measure
+from compression.nn import layers
 
 FIRST = {"alexnet": "features.0", "vgg16": "features.0", "resnet50": "conv1"}
 PUBLISHED = {"alexnet": 0.45 / 1.31, "vgg16": 1 / 4.93, "resnet50": 4.7 / 7.0}  # of the convolutions' operations

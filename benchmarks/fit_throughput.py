@@ -22,13 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from compression import models
-from compression.context import Context
-from compression.machine import prepare
-from compression.settings import Settings
+from compression.runs.machine import prepare
+from compression.runs.settings import Settings
 from compression.tasks import cifar10
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.task import Split, Task
-from compression.training import Recipe, decay_groups, fit, make_optimizer
+from compression.training.context import Context
+from compression.training.loop import Recipe, decay_groups, fit, make_optimizer
 
 RECIPE = Recipe(epochs=2, batch_size=128, learning_rate=0.1, optimizer="sgd", schedule="constant", keep="last")
 

@@ -27,18 +27,23 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from compression import artifacts, deploy, methods, models, tasks
-from compression.context import Context
-from compression.machine import accelerator
-from compression.methods.quantize.calibration import batches
+from compression import methods, models, tasks
+from compression.deploy.onnx.export import export, named
+from compression.deploy.session import Session
+from compression.deploy.timing import time_files
+from compression.methods.quantize.calibration.activations import batches
 from compression.methods.quantize.dynamic import Dynamic
+from compression.models import storage
+from compression.nn.inputs import forward
+from compression.runs.machine import accelerator
+from compression.training.context import Context
 
 
 class Reader(CalibrationDataReader):
     """The calibration batches as ONNX Runtime wants them."""
 
     def __init__(self, data):
-        self.rest = iter({name: t.numpy() for name, t in deploy.named(inputs).items()} for inputs in data)
+        self.rest = iter({name: t.numpy() for name, t in named(inputs).items()} for inputs in data)
 
     def get_next(self):
         return next(self.rest, None)
@@ -57,7 +62,7 @@ def theirs(fp32, step, data, folder, **options):
 
 
 def answers(file, task, threads):
-    return deploy.Session(file, threads).predict(task.test)
+    return Session(file, threads).predict(task.test)
 
 
 def settled(model, task):
@@ -65,7 +70,7 @@ def settled(model, task):
     model.train()
     with torch.no_grad():
         for inputs, _ in list(task.train.take(torch.arange(min(512, len(task.train)))).batches(64)):
-            deploy.forward(model, inputs)
+            forward(model, inputs)
     return model.eval()
 
 
@@ -75,8 +80,8 @@ def timed(file, ours, example, threads, rounds):
     A round takes both orders: the second of two files is often a sixth faster with one small example.
     """
     found = {}
-    first = [deploy.time_files([file, ours], example, threads) for _ in range(rounds)]
-    second = [deploy.time_files([ours, file], example, threads)[::-1] for _ in range(rounds)]
+    first = [time_files([file, ours], example, threads) for _ in range(rounds)]
+    second = [time_files([ours, file], example, threads)[::-1] for _ in range(rounds)]
     for size, milliseconds in {1: lambda t: t.latency_ms, 32: lambda t: 32e3 / t.throughput}.items():
         theirs, own = np.array([[[milliseconds(t) for t in pair] for pair in order] for order in (first, second)]).T
         ratio = np.sqrt((own / theirs).prod(1))
@@ -90,14 +95,14 @@ def compare(model, task, step, threads, folder, rounds):
     record = SimpleNamespace(figure=lambda *_: None, warn=print, table=lambda *_: None)
     context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None, None)
     data = [] if isinstance(step, Dynamic) else batches(context, step.calibration_samples)
-    files = {"float32": deploy.export(model, task.example(4), folder / "float32.onnx")}
+    files = {"float32": export(model, task.example(4), folder / "float32.onnx")}
     for name, options in {
         "onnxruntime": {},
         "onnxruntime per channel, reduced": {"per_channel": True, "reduce_range": True},
     }.items():
         files[name] = theirs(files["float32"], step, data, folder, **options).rename(folder / f"{len(files)}.onnx")
     ours = step.apply(copy.deepcopy(model), context)
-    files["ours"] = deploy.export(ours, task.example(4), folder / "ours.onnx")
+    files["ours"] = export(ours, task.example(4), folder / "ours.onnx")
     logits = {name: answers(file, task, threads) for name, file in files.items()}
     right = logits["float32"].argmax(1)
     times = {
@@ -141,7 +146,7 @@ def main():
     [step] = methods.parse(given.step)
     for name in given.models:
         task = tasks.load(given.task, limit=given.limit, model=name)
-        model = artifacts.load(Path(given.baseline)) if given.baseline else settled(models.build(name, task), task)
+        model = storage.load(Path(given.baseline)) if given.baseline else settled(models.build(name, task), task)
         with tempfile.TemporaryDirectory() as folder:
             table(name, compare(model.eval(), task, step, given.threads, Path(folder), given.rounds))
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compression import models
-from compression.context import Context
-from compression.machine import accelerator
+from compression.runs.machine import accelerator
 from compression.tasks.task import Split, Task
+from compression.training.context import Context
 
 # The exporter reads its 497 translations anew for every file, 0.4 s long; a process of tests writes hundreds of files.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
@@ -26,11 +26,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run
 
 LONGEST = (
     "tuning/test_tune.py",
-    "test_chains.py",
-    "test_methods.py",
+    "runs/test_chains.py",
+    "methods/test_contract.py",
     "study/test_web.py",
-    "test_backend.py",
-    "test_pipeline.py",
+    "backend/test_backend.py",
+    "runs/test_runs.py",
 )
 
 

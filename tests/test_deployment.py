@@ -13,7 +13,7 @@ from mlflow.projects import kubernetes
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from compression import containers
+from compression.backend import engine
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -48,10 +48,10 @@ def test_every_dependency_has_its_reason():
 
 
 def test_mlproject_and_the_stack_use_the_image_that_make_builds():
-    assert yaml.safe_load((ROOT / "MLproject").read_text())["docker_env"]["image"] == containers.IMAGE
-    assert f"IMAGE ?= {containers.IMAGE}" in (ROOT / "Makefile").read_text()
+    assert yaml.safe_load((ROOT / "MLproject").read_text())["docker_env"]["image"] == engine.IMAGE
+    assert f"IMAGE ?= {engine.IMAGE}" in (ROOT / "Makefile").read_text()
     compose = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
-    assert compose["x-lab"]["image"] == f"${{IMAGE:-{containers.IMAGE}}}"
+    assert compose["x-lab"]["image"] == f"${{IMAGE:-{engine.IMAGE}}}"
     gpus = yaml.safe_load((ROOT / "docker/compose.gpu.yaml").read_text())
     assert set(gpus["services"]) <= set(compose["services"])
 

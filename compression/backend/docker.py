@@ -18,8 +18,8 @@ from mlflow.projects._project_spec import Project
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.git_utils import get_git_commit
 
+from compression.backend.engine import BUILD, engine
 from compression.backend.process import Launch, ProcessBackend
-from compression.containers import BUILD, engine
 from compression.tracking import say, server
 
 CODE = "/mlflow/projects/code"  # where the image has the project

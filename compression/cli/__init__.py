@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import os
@@ -15,7 +16,7 @@ import click
 
 from compression import __version__, methods, params
 from compression.errors import UserError
-from compression.settings import Settings
+from compression.runs.settings import Settings
 from compression.tasks import TASKS
 
 CONTEXT: dict[str, Any] = {
@@ -58,7 +59,7 @@ def left_to_the_task(cls: type) -> Collection[str]:
     """The fields whose None means the task's own; that of others, not set."""
     if not hasattr(cls, "defaults"):
         return ()
-    from compression.training import Recipe  # only recipes have defaults, so it is loaded already
+    from compression.training.loop import Recipe  # only recipes have defaults, so it is loaded already
 
     return params.fields(Recipe).keys()
 
@@ -105,7 +106,7 @@ class Family(click.Group):
         cls = methods.method(cmd_name)
 
         def run(**given: Any) -> None:
-            finish(lambda pipeline: pipeline.compress(pick(Settings, given), [pick(cls, given)]))
+            finish(lambda chain: chain.compress(settings(given), [pick(cls, given)]))
 
         return FieldCommand(cmd_name, lambda: [cls, Settings], run, help=cls.__doc__)
 
@@ -133,17 +134,28 @@ def pick(cls: type, given: dict[str, Any]) -> Any:
     return cls(**{name: given[name] for name in params.fields(cls)})
 
 
+def settings(given: dict[str, Any]) -> Settings:
+    """The settings among the parsed options. Runs in somebody's name are told to the study."""
+    found: Settings = pick(Settings, given)
+    if not found.person:
+        return found
+    from compression.study.observer import StudyObserver  # brings SQLAlchemy
+
+    return dataclasses.replace(found, observer=StudyObserver())
+
+
 def finish(work: Callable[[Any], dict[str, Any]]) -> None:
     """Do a run's work and print its table."""
-    from compression import pipeline, report
+    from compression.reporting import report
+    from compression.runs import chain
 
-    if content := work(pipeline):
+    if content := work(chain):
         click.echo(f"\n{content['title']}\n\n{report.table(content)}\n")
 
 
 def compress(recipe: str, **given: Any) -> None:
     """Apply the methods of a RECIPE in turn: structured:sparsity=0.5+response:temperature=4, or @FILE.yaml."""
-    finish(lambda pipeline: pipeline.compress(pick(Settings, given), methods.parse(recipe)))
+    finish(lambda chain: chain.compress(settings(given), methods.parse(recipe)))
 
 
 def tune(recipe: str, **given: Any) -> None:
@@ -151,24 +163,24 @@ def tune(recipe: str, **given: Any) -> None:
     from compression.tuning import tune
     from compression.tuning.plan import Plan
 
-    content = tune.tune(pick(Settings, given), recipe, pick(Plan, given))
+    content = tune.tune(settings(given), recipe, pick(Plan, given))
     click.echo(f"\n{content['title']}\n\n{tune.table(content)}\n")
 
 
 def train(**given: Any) -> None:
     """Train a model from its start: a baseline that later runs begin from."""
     step = methods.method("finetune")
-    finish(lambda pipeline: pipeline.train(pick(Settings, given), pick(step, given)))
+    finish(lambda chain: chain.train(settings(given), pick(step, given)))
 
 
 def evaluate(**given: Any) -> None:
     """Measure a trained model as it is."""
-    finish(lambda pipeline: pipeline.evaluate(pick(Settings, given)))
+    finish(lambda chain: chain.evaluate(settings(given)))
 
 
 def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
     """Write a page: of one --run its own report, of several how they compare, of a --task all its runs."""
-    from compression import comparison, survey
+    from compression.reporting import comparison, survey
 
     if bool(run) == bool(task):
         raise UserError("report takes run ids or a task: --run ID [--run ID …], or --task NAME.")
@@ -184,14 +196,14 @@ def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
 
 def surveyed() -> Sequence[type]:
     """What a report over a task's runs is told besides."""
-    from compression.survey import Budget
+    from compression.reporting.survey import Budget
 
     return [Budget]
 
 
 def export(model: str, kind: str, output: str) -> None:
     """Write a stored MODEL (runs:/ID/model, models:/NAME/VERSION, a folder) as one file for other tools."""
-    from compression import export as files
+    from compression.runs import export as files
 
     click.echo(f"Wrote {files.write(model, kind, Path(output))}.")
     if kind in files.CAUTIONS:
@@ -208,7 +220,7 @@ def sync() -> None:
 
 def doctor(close_runs: bool) -> None:
     """Look at what runs need (server, disk, data, GPU, Docker) and say what to do about what is missing."""
-    from compression import doctor
+    from compression.backend import doctor
 
     if close_runs:
         click.echo(f"Closed {doctor.close_runs()} runs.")

@@ -10,7 +10,7 @@ from compression import params
 if TYPE_CHECKING:
     from torch import nn
 
-    from compression.context import Context
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,28 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from compression.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compression.tasks.task import Task
+
+class Target(Protocol):
+    """What a model must know of the task that it is built for: the part of `tasks.Task` that says so."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+    @property
+    def tokenizer(self) -> Any: ...
+
 
 IMAGE_MODELS: dict[str, str] = {
     "resnet8": "compression.models.resnet:resnet8",
@@ -33,11 +47,9 @@ IMAGE_MODELS: dict[str, str] = {
 }
 TEXT_MODELS: dict[str, str] = {"lstm": "compression.models.lstm:lstm"}
 MODELS = IMAGE_MODELS | TEXT_MODELS
-# How models are trained that begin with nothing, where the recipe of their tasks is one for pretrained models.
-RECIPES: dict[str, dict[str, Any]] = {"lstm": {"epochs": 5, "learning_rate": 2e-3}}
 
 
-def build(name: str, task: Task) -> nn.Module:
+def build(name: str, task: Target) -> nn.Module:
     """The model called `name` with the task's outputs: ours untrained, a hub name or folder pretrained.
 
     Raises UserError for a name that is unknown, that does not suit the task, or that cannot be fetched.

@@ -26,13 +26,13 @@ from compression.errors import UserError, first_line
 from compression.models import hub
 
 if TYPE_CHECKING:
-    from compression.tasks.task import Task
+    from compression.models import Target
 
 # Attention maps, head pruning and counting multiplications all need attention spelled out in torch operators.
 _ATTENTION = "eager"
 
 
-def pretrained(name: str, task: Task) -> nn.Module:
+def pretrained(name: str, task: Target) -> nn.Module:
     """The pretrained model `name` in float32, with the task's outputs: a new classifier if it had none.
 
     It takes `input_ids`, `attention_mask` and perhaps `token_type_ids`, each `(batch, length)`; its output
@@ -88,7 +88,7 @@ def _config(name: str) -> PretrainedConfig:
     return config
 
 
-def _check_outputs(name: str, config: PretrainedConfig, task: Task) -> None:
+def _check_outputs(name: str, config: PretrainedConfig, task: Target) -> None:
     # A bare encoder says 2 whatever it is for; only a classifier means it.
     classifies = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
     if classifies and config.num_labels != task.outputs:

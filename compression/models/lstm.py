@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.models.width import scaled
-from compression.recurrent import BiLSTM
+from compression.nn.recurrent import BiLSTM
 
 
 class TextLSTM(nn.Module):

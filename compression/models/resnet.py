@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from compression.layers import Add
 from compression.models.width import scaled
+from compression.nn.layers import Add
 
 
 class BasicBlock(nn.Module):

@@ -13,7 +13,7 @@ from torchvision import models
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from compression.errors import UserError
-from compression.layers import Add
+from compression.nn.layers import Add
 
 
 class SummedBottleneck(Bottleneck):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import compression
-from compression import export, tracking
+from compression import tracking
 from compression.errors import UserError
+from compression.runs import export
 from compression.study import clock, notes, pdf, people, questionnaires, runs, sheets, stages, store, timesheet
 from compression.study.runs import PersonRun
 from compression.study.tables import OfParticipant, now

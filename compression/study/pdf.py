@@ -11,7 +11,7 @@ import matplotlib
 from fpdf import FPDF
 from fpdf.fonts import FontFace
 
-from compression import report
+from compression.reporting import report
 
 FONT = "DejaVu"  # comes with matplotlib, and has the arrows and the multiplication sign
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"

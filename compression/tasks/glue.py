@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from compression.models import RECIPES
+from compression.models import TEXT_MODELS
 from compression.tasks import Request, metrics, tables
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.sources import Files, Origin, find
@@ -24,6 +24,7 @@ from compression.tasks.task import Split, Task
 from compression.tasks.text import Encoder, encoder, trim
 
 MODEL = "bert-large-uncased"
+FROM_SCRATCH = {"epochs": 5, "learning_rate": 2e-3}  # what differs for a model that is not pretrained
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ def glue(request: Request) -> Task:
             "warmup": 0.1,
             "weight_decay": 0.01,
             "label_smoothing": 0.0,
-            **RECIPES.get(request.model, {}),
+            **(FROM_SCRATCH if request.model in TEXT_MODELS else {}),
         },
+        from_scratch=FROM_SCRATCH,
         source=found.source,
         digest=digest(splits.values()),
         limited=request.limit is not None,

@@ -10,20 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Inputs = Tensor | dict[str, Tensor]
-
-
-def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
-    """Apply `function` to the tensor, or to each tensor of the dict."""
-    if isinstance(inputs, dict):
-        return {name: function(value) for name, value in inputs.items()}
-    return function(inputs)
-
-
-def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's logits `(batch, outputs)`: images go in as one tensor, text as named tensors."""
-    outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    return outputs if isinstance(outputs, Tensor) else outputs.logits
+from compression.nn.inputs import Inputs, forward, map_inputs
 
 
 @torch.inference_mode()
@@ -96,6 +83,7 @@ class Task:
     model: str
     student: str
     recipe: dict[str, Any]
+    from_scratch: dict[str, Any] = field(default_factory=dict)  # what of the recipe differs for models yet to train
     input_shape: tuple[int, ...] = ()  # (channels, height, width) for images
     augment: Callable[[Any, torch.Generator], Any] | None = None  # stored inputs in, varied ones out
     source: str = ""  # where the data came from, in words

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from compression.models import TEXT_MODELS, huggingface
+from compression.nn.inputs import Inputs
 from compression.tasks.cache import Tensors
-from compression.tasks.task import Inputs
 
 MAX_LENGTH = 128  # tokens, as in Devlin et al. 2018: the few longer examples of GLUE are cut
 CHUNK = 1024  # rows tokenised and padded at a time, to the longest among them

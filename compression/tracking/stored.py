@@ -183,5 +183,5 @@ def register(name: str, run_id: str, aliases: Sequence[str]) -> str:
 def describe_model(folder: Path | str) -> None:
     """Write the file `MLmodel` that lets MLflow register, load and serve the model in `folder`, without pickle."""
     described = Model(flavors={"compression": {"version": __version__}})
-    pyfunc.add_to_model(described, loader_module="compression.artifacts", data=".")
+    pyfunc.add_to_model(described, loader_module="compression.models.storage", data=".")
     described.save(str(Path(folder) / "MLmodel"))

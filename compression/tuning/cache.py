@@ -19,9 +19,10 @@ from typing import Any
 from torch import nn
 
 import compression
-from compression import artifacts, methods, params, tracking
-from compression.job import Job
+from compression import methods, params, tracking
 from compression.methods.base import Method
+from compression.models import storage
+from compression.runs.job import Job
 
 ROOM = 5e9  # bytes; beyond them the oldest entries go
 MOVES = ("models:/",)  # addresses whose content may change while their text stays
@@ -40,7 +41,7 @@ class Cache:
         if place is None or not place.exists():
             return None
         place.touch()
-        return artifacts.load(place), artifacts.about(place)["seconds"]
+        return storage.load(place), storage.about(place)["seconds"]
 
     def keep(self, steps: Sequence[Method], model: nn.Module, seconds: float) -> None:
         """Remember the model after `steps`."""
@@ -49,7 +50,7 @@ class Cache:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            made = artifacts.save(model, Path(scratch) / "model", {"seconds": seconds})
+            made = storage.save(model, Path(scratch) / "model", {"seconds": seconds})
             try:
                 made.rename(place)
             except OSError:
@@ -108,8 +109,8 @@ def digest(content: Any) -> str:
 
 def trim(folder: Path) -> None:
     """Remove the entries that were used least recently, until the rest takes no more than ROOM."""
-    whole = [p for p in folder.iterdir() if (p / artifacts.STRUCTURE).exists()]
-    whole = [p for p in folder.iterdir() if (p / artifacts.STRUCTURE).exists()]
+    whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
+    whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
     entries = sorted(whole, key=lambda p: p.stat().st_mtime)
     sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in entries}
     while sum(sizes.values()) > ROOM:

@@ -9,7 +9,7 @@ import numpy as np
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from compression.front import beats
+from compression.reporting.pareto import beats
 from compression.tuning.trial import feasible
 
 ALIASES = {"size_mb": "smallest", "latency_ms": "fastest"}  # of the best by an objective; best_<objective> else

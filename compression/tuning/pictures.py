@@ -14,7 +14,7 @@ from optuna import Study
 from optuna.trial import FrozenTrial
 from optuna.visualization import matplotlib as drawn
 
-from compression import figures
+from compression.reporting import figures
 from compression.tuning.chosen import complete
 
 FEWEST = 4  # trials of which importances and parallel coordinates say anything

@@ -84,7 +84,7 @@ def _bound(text: str, metric: str) -> Bound:
 
 
 def _direction(name: str, metric: str) -> bool:
-    from compression import measure  # imports torch, which the help of the command does not wait for
+    from compression.deploy import measure  # imports torch, which the help of the command does not wait for
 
     more = measure.better(name, metric)
     if more is None:

@@ -12,12 +12,13 @@ from optuna import Trial
 from optuna.trial import FrozenTrial, TrialState
 from torch import nn
 
-from compression import methods, pipeline, results, tracking
+from compression import methods, tracking
+from compression.deploy.measure import Measurement, examine, timed
 from compression.errors import UserError
-from compression.front import beats
-from compression.job import Job
-from compression.measure import Measurement, examine, timed
 from compression.methods.base import Method
+from compression.reporting.pareto import beats
+from compression.runs import chain, results
+from compression.runs.job import Job
 from compression.tuning.cache import Cache
 from compression.tuning.plan import Bound
 from compression.tuning.space import Space
@@ -104,7 +105,7 @@ class Attempt:
             context.record = Watched(job.run, trial, job.task.metric)
         for number, step in enumerate(steps[done:], done + 1):
             context.step_name, context.changed = f"{number}-{methods.name_of(step)}", number > 1
-            model, took = pipeline.take(step, model.to(job.machine.device), context)
+            model, took = chain.take(step, model.to(job.machine.device), context)
             seconds += took
             if self.space.repeats(number):
                 self.cache.keep(steps[:number], model, seconds)

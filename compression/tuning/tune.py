@@ -11,11 +11,13 @@ from typing import Any
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from compression import baseline, methods, params, report, tracking
+from compression import methods, params, tracking
+from compression.deploy.measure import examine, timed
 from compression.errors import UserError
-from compression.job import Job, started
-from compression.measure import examine, timed
-from compression.settings import Settings
+from compression.reporting import report
+from compression.runs import baseline
+from compression.runs.job import Job, started
+from compression.runs.settings import Settings
 from compression.tuning.cache import cache, digest
 from compression.tuning.chosen import chosen, complete, front
 from compression.tuning.pictures import pictures

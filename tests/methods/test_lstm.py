@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from compression import artifacts, deploy, methods, params
+from compression import methods, params
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
-from compression.methods.distill.pair import Learner
-from compression.quantized import QuantEmbedding, QuantLinear
-from compression.recurrent import Gates
+from compression.methods.distill.students.pair import Learner
+from compression.models import storage
+from compression.nn.quantized import QuantEmbedding, QuantLinear
+from compression.nn.recurrent import Gates
 from compression.tasks.task import predict
 from tests.conftest import tiny_bert, tiny_lstm, words_task
 
@@ -47,9 +50,9 @@ def made(step, model, make_context):
     there = context(make_context, model)
     task, found = there.task, step.apply(model, there).eval()
     if step.family == "quantize":  # others leave the layers that they found
-        path = deploy.export(found, task.example(4), there.folder / "model.onnx")
-        deploy.parity(found, path, task.test, task.metrics, threads=1)
-    again = artifacts.load(artifacts.save(found, there.folder / "model", {}))
+        path = export(found, task.example(4), there.folder / "model.onnx")
+        parity(found, path, task.test, task.metrics, threads=1)
+    again = storage.load(storage.save(found, there.folder / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(found, task.test)[0])
     return found, there.record
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from compression import models
 from compression.errors import UserError
 from compression.models import hub, huggingface
-from compression.tasks.task import forward
+from compression.nn.inputs import forward
 from tests.conftest import stripes_task
 from tests.models.tiny_bert import save_bert
 

@@ -7,9 +7,10 @@ import torch
 import torchvision
 from torch import nn
 
-from compression import artifacts, models
+from compression import models
 from compression.errors import UserError
-from compression.layers import Add
+from compression.models import storage
+from compression.nn.layers import Add
 
 SIDES = {"alexnet": 63, "vgg16": 32, "resnet50": 32}
 
@@ -61,7 +62,7 @@ def test_every_sum_and_relu_of_resnet50_is_a_module_called_once(resnet):
 def test_it_comes_back_from_its_spec_in_json_and_from_disk_with_equal_answers(resnet, tmp_path):
     spec = json.loads(json.dumps(models.spec_of(resnet)))
     assert spec == {"builder": "resnet50", "arguments": {"outputs": 7, "input_shape": [3, 32, 32], "width": 1.0}}
-    again = artifacts.load(artifacts.save(resnet, tmp_path / "model", {}))
+    again = storage.load(storage.save(resnet, tmp_path / "model", {}))
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(again(images), resnet(images))
 

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from compression import methods, pipeline
+from compression import methods
 from compression.errors import UserError
-from compression.settings import Settings
+from compression.runs import chain
+from compression.runs.settings import Settings
 from compression.study import bundle, check, notes, store
 from tests.study.conftest import join
 
@@ -30,7 +31,7 @@ def handed_in(tmp_path_factory, made):
         with store.session() as opened:
             notes.add(opened, join(opened, "p07", until="hand-in"), "it **works**")
         settings = Settings(task="digits", participant="p07", limit=200, device="cpu", threads=1)
-        pipeline.compress(settings, methods.parse("magnitude:sparsity=0.6,epochs=1"))
+        chain.compress(settings, methods.parse("magnitude:sparsity=0.6,epochs=1"))
         return bundle.make("p07", folder / "bundle.zip")
 
 

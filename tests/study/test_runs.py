@@ -6,7 +6,8 @@ import mlflow
 import pytest
 
 from compression import tracking
-from compression.study import clock, hooks, people, runs, store, timesheet
+from compression.study import clock, people, runs, store, timesheet
+from compression.study.observer import StudyObserver
 from tests.study.conftest import join
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -83,8 +84,8 @@ def test_a_run_is_tagged_with_the_stage_and_the_total_of_its_method(lab, record)
     record("p07", hours=1, at=1.5)
     record("p07", hours=8, method="static")
     with tracking.start(name="a run", tags={"participant": "p07", "method": "magnitude"}) as run:
-        hooks.tag_stage(run, "p07")
-        hooks.tag_total(run, "p07", "magnitude")
+        StudyObserver().started(run, "p07")
+        StudyObserver().ended(run, "p07", "magnitude")
         id = run.id
     tags = tracking.stored(id).tags
     assert tags["participant.stage"] == "practice"
@@ -106,17 +107,17 @@ class Listener:
 
 def test_where_there_is_no_study_a_run_says_nothing_of_one(place):
     run = Listener()
-    hooks.tag_stage(run, "p07")
-    hooks.tag_stage(run, "")
-    hooks.tag_total(run, "", "magnitude")
+    StudyObserver().started(run, "p07")
+    StudyObserver().started(run, "")
+    StudyObserver().ended(run, "", "magnitude")
     assert (run.tags, run.warnings) == ({}, [])
 
 
 def test_a_study_that_is_away_or_knows_nobody_warns_and_fails_no_run(study, place):
     run = Listener()
-    hooks.tag_stage(run, "p99")
+    StudyObserver().started(run, "p99")
     (place / "home" / "study.db").write_bytes(b"x" * 5000)
-    hooks.tag_stage(run, "p07")
+    StudyObserver().started(run, "p07")
     assert run.tags == {}
     assert "Nobody goes by 'p99'" in run.warnings[0]
     assert "does not answer" in run.warnings[1]

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from compression import artifacts, methods, models
+from compression import methods, models
+from compression.models import storage
 from compression.tasks.task import predict
 from compression.tuning import cache as module
 from compression.tuning.cache import Cache, described, digest, files, trim, weights
@@ -49,13 +50,13 @@ def test_a_default_that_is_written_out_is_the_same_step(kept):
 
 def test_a_teacher_in_a_folder_counts_with_its_content(kept, tmp_path, task):
     cache, model = kept
-    folder = artifacts.save(model, tmp_path / "teacher", {})
+    folder = storage.save(model, tmp_path / "teacher", {})
     steps = methods.parse(f"response:teacher={folder}")
     cache.keep(steps, model, 1.0)
     assert cache.find(steps) is not None
     other = copy.deepcopy(model)
     other.fc.bias.data += 1
-    artifacts.save(other, folder, {})
+    storage.save(other, folder, {})
     assert cache.find(steps) is None
 
 

@@ -4,7 +4,7 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
-from compression.front import beats
+from compression.reporting.pareto import beats
 from compression.tuning.chosen import chosen, complete, front, knee
 from compression.tuning.trial import FEASIBLE
 

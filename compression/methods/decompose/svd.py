@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
-from compression.layers import weight
-from compression.methods.decompose.candidate import Ranks
-from compression.methods.decompose.costs import Part, Places
-from compression.methods.decompose.decomposition import Decomposition
-from compression.methods.decompose.factors import filled, relative_error
+from compression.methods.decompose.factorization.candidate import Ranks
+from compression.methods.decompose.factorization.costs import Part, Places
+from compression.methods.decompose.factorization.decomposition import Decomposition
+from compression.methods.decompose.factorization.factors import filled, relative_error
+from compression.nn.layers import weight
 from compression.params import param
 
 PARTS = ("linear", "pointwise", "embedding")

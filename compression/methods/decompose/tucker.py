@@ -10,11 +10,11 @@ from tensorly import backend_context
 from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
-from compression.layers import weight
-from compression.methods.decompose.candidate import Ranks
-from compression.methods.decompose.costs import Part, Places
-from compression.methods.decompose.decomposition import Decomposition
-from compression.methods.decompose.factors import filled, relative_error
+from compression.methods.decompose.factorization.candidate import Ranks
+from compression.methods.decompose.factorization.costs import Part, Places
+from compression.methods.decompose.factorization.decomposition import Decomposition
+from compression.methods.decompose.factorization.factors import filled, relative_error
+from compression.nn.layers import weight
 
 # Change of the relative error at which the iteration ends. It starts next to its end: on a random 512x512x3x3 kernel a
 # tenth of this took three times as long and lowered the error by two thousandths of it.

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression import surgery
-from compression.context import Context
 from compression.errors import UserError
-from compression.methods.distill.features import Pairs, sample
-from compression.methods.distill.heads import Parts, relations, require_same_heads
-from compression.methods.distill.layered import Comparison, Layered, Outputs, require_same_kind, smaller
+from compression.methods.distill.layers.features import Pairs, sample
+from compression.methods.distill.layers.heads import Parts, relations, require_same_heads
+from compression.methods.distill.layers.layered import Comparison, Layered, Outputs, require_same_kind, smaller
+from compression.nn import transformer
 from compression.params import param
+from compression.training.context import Context
 
 # The authors' weight of maps is 1000 for a mean over places; for a sum that is 1, 4 and 16 at 32, 16 and 8 pixels.
 MAPS, RELATIONS = 5.0, 1.0
@@ -35,7 +35,7 @@ class Attention(Layered):
 
     def comparison(self, teacher: nn.Module, student: nn.Module, context: Context) -> Comparison:
         pairs = self.layers_to_compare(teacher, student)
-        if surgery.is_transformer(teacher) and surgery.is_transformer(student):
+        if transformer.is_transformer(teacher) and transformer.is_transformer(student):
             weight = RELATIONS if self.weight is None else self.weight
             return TokenRelations(pairs if self.pairs else pairs[-1:], Parts(teacher), Parts(student), weight)
         known = sample(teacher, [name for name, _ in pairs], context)

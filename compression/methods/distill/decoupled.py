@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
-from compression.methods.distill import pictures
-from compression.methods.distill.lesson import Judge, label_loss, learn, require_classes
-from compression.methods.distill.pair import Pair
+from compression.methods.distill.logits import pictures
+from compression.methods.distill.logits.lesson import Judge, label_loss, learn, require_classes
+from compression.methods.distill.students.pair import Pair
 from compression.params import param
 from compression.tasks.task import Task
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
-from compression.methods.distill.features import Pairs, sample
-from compression.methods.distill.layered import Comparison, Layered, Outputs, require_same_kind, smaller
+from compression.methods.distill.layers.features import Pairs, sample
+from compression.methods.distill.layers.layered import Comparison, Layered, Outputs, require_same_kind, smaller
 from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

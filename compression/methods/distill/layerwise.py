@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import nn
 
-from compression import surgery
-from compression.context import Context
-from compression.methods.distill.features import Pairs, stages
-from compression.methods.distill.layered import Comparison, Layered
-from compression.methods.distill.per_layer import DistilBert, TinyBert
-from compression.methods.distill.students import shallower
+from compression.methods.distill.layers.features import Pairs, stages
+from compression.methods.distill.layers.layered import Comparison, Layered
+from compression.methods.distill.layers.per_layer import DistilBert, TinyBert
+from compression.methods.distill.students.copies import shallower
+from compression.nn import transformer
 from compression.params import param
+from compression.training.context import Context
 
 STYLES = ("tinybert", "distilbert")
 
@@ -35,11 +35,11 @@ class Layerwise(Layered):
     weight: float = param(1.0, "weight of the layers", interval="[0, inf)", search=(0.1, 10.0), log=True)
 
     def pair(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
-        surgery.names(model)  # refuses what has no layers
+        transformer.names(model)  # refuses what has no layers
         return super().pair(model, context)
 
     def small(self, teacher: nn.Module, context: Context) -> nn.Module:
-        return shallower(teacher, max(1, len(surgery.layers(teacher)) // 2))
+        return shallower(teacher, max(1, len(transformer.layers(teacher)) // 2))
 
     def comparison(self, teacher: nn.Module, student: nn.Module, context: Context) -> Comparison:
         kind = {"tinybert": TinyBert, "distilbert": DistilBert}[self.style]

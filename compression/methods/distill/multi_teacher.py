@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
 from compression.errors import UserError
-from compression.methods.distill import pictures
-from compression.methods.distill.lesson import learn
-from compression.methods.distill.pair import Learner, frozen, several
+from compression.methods.distill.logits import pictures
+from compression.methods.distill.logits.lesson import learn
 from compression.methods.distill.response import Softened, soft_losses
+from compression.methods.distill.students.pair import Learner, frozen, several
 from compression.params import param
+from compression.training.context import Context
 
 WEIGHTINGS = ("mean", "weighted", "confidence")
 

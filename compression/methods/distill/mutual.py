@@ -9,15 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compression.context import Context
 from compression.errors import UserError
-from compression.layers import count_parameters
-from compression.methods.distill.lesson import label_loss
-from compression.methods.distill.pair import Learner, several
+from compression.methods.distill.logits.lesson import label_loss
 from compression.methods.distill.response import soft_loss
+from compression.methods.distill.students.pair import Learner, several
+from compression.nn.inputs import Inputs, forward
+from compression.nn.layers import count_parameters
 from compression.params import param
-from compression.tasks.task import Inputs, evaluate, forward
-from compression.training import Loss, complete, fit
+from compression.tasks.task import evaluate
+from compression.training.context import Context
+from compression.training.loop import Loss, complete, fit
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,20 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from compression import surgery
-from compression.context import Context
 from compression.errors import UserError
-from compression.layers import count_parameters
-from compression.methods.distill import blocks, pictures
-from compression.methods.distill.chain import Chain
-from compression.methods.distill.lesson import learn
-from compression.methods.distill.pair import frozen, several
+from compression.methods.distill.layers import blocks
+from compression.methods.distill.logits import pictures
+from compression.methods.distill.logits.lesson import learn
+from compression.methods.distill.logits.teacher_time import one_share
 from compression.methods.distill.response import Response
-from compression.methods.distill.students import shallower, thinner
-from compression.methods.distill.teacher_time import one_share
+from compression.methods.distill.students.chain import Chain
+from compression.methods.distill.students.copies import shallower, thinner
+from compression.methods.distill.students.pair import frozen, several
+from compression.nn import transformer
+from compression.nn.layers import count_parameters
 from compression.params import param
-from compression.training import Recipe, complete
+from compression.training.context import Context
+from compression.training.loop import Recipe, complete
 
 STYLES = ("assistants", "blocks")
 
@@ -151,8 +152,8 @@ def halfway(teacher: nn.Module, student: nn.Module) -> nn.Module | None:
 
 def copied(teacher: nn.Module, student: nn.Module) -> nn.Module:
     """The teacher with half of the layers that the student lacks, or of the geometric mean of their parameters."""
-    if surgery.is_transformer(teacher) and surgery.is_transformer(student):
-        most, least = (len(surgery.layers(model)) for model in (teacher, student))
+    if transformer.is_transformer(teacher) and transformer.is_transformer(student):
+        most, least = (len(transformer.layers(model)) for model in (teacher, student))
         return shallower(teacher, min(most, (most + least) // 2))
     # Parameters go with the square of the width, so their square root with its fourth root.
     return thinner(teacher, (count_parameters(student) / count_parameters(teacher)) ** 0.25)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
-from compression.methods.distill.features import Pairs
-from compression.methods.distill.layered import Comparison, Layered, Outputs
+from compression.methods.distill.layers.features import Pairs
+from compression.methods.distill.layers.layered import Comparison, Layered, Outputs
 from compression.params import param
+from compression.training.context import Context
 
 RELATED = 128  # examples of a batch that are related at most: there are as many angles as their third power
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
-from compression.methods.distill import pictures
-from compression.methods.distill.lesson import Judge, label_loss, learn
-from compression.methods.distill.pair import Distillation, Pair
+from compression.methods.distill.logits import pictures
+from compression.methods.distill.logits.lesson import Judge, label_loss, learn
+from compression.methods.distill.students.pair import Distillation, Pair
 from compression.params import param
 from compression.tasks.task import Task
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

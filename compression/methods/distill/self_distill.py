@@ -9,17 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression import artifacts, surgery
-from compression.context import Context
 from compression.errors import UserError
-from compression.layers import COMPRESSED
-from compression.methods.distill import pictures
-from compression.methods.distill.lesson import learn, require_classes
-from compression.methods.distill.pair import frozen
+from compression.methods.distill.logits import pictures
+from compression.methods.distill.logits.lesson import learn, require_classes
+from compression.methods.distill.logits.teacher_time import one_share
 from compression.methods.distill.response import Softened, soft_loss
-from compression.methods.distill.teacher_time import one_share
+from compression.methods.distill.students.pair import frozen
+from compression.models import storage
+from compression.nn import transformer
+from compression.nn.layers import COMPRESSED
 from compression.params import param
 from compression.tasks.task import evaluate
+from compression.training.context import Context
 
 STYLES = ("born_again", "teacher_free")
 
@@ -67,11 +68,11 @@ class SelfDistillation(Softened):
             return context.build(self.student)
         if context.changed:
             return copy.deepcopy(model)
-        if surgery.is_transformer(model):
+        if transformer.is_transformer(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
         if any(isinstance(module, COMPRESSED) for module in model.modules()):
             raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")
-        return artifacts.untrained(model)
+        return storage.untrained(model)
 
     def born(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """The generations, each taught by the one before it, the first by `model`; a child run each."""

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compression import layers, surgery
-from compression.context import Context
-from compression.methods.prune import cutting
-from compression.methods.prune.blocks import Blocks, Part
+from compression.methods.prune.masks.blocks import Blocks, Part
 from compression.methods.prune.movement import Learned
+from compression.methods.prune.structure import cutting
+from compression.nn import layers, transformer
 from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class BlockMovement(Learned):
     ffn: str = param("neurons", "what goes in its feed-forward part", choices=("blocks", "neurons"))
 
     def groups(self, model: nn.Module) -> list[list[Part]]:
-        joint = list(self.joint(model)) if surgery.is_transformer(model) else []
+        joint = list(self.joint(model)) if transformer.is_transformer(model) else []
         taken = {name for parts in joint for name, _ in parts}
         alone = {name: layer for name, layer in layers.prunable(model).items() if name not in taken}
         return joint + [[(n, Blocks.of(m, self.block_rows, self.block_columns))] for n, m in alone.items()]
@@ -46,7 +46,7 @@ class BlockMovement(Learned):
             return names[id(layer)], Blocks.of(layer, layer.out_features, count)
 
         groups = []
-        for block in surgery.blocks(model):
+        for block in transformer.blocks(model):
             if self.attention == "heads":
                 inner = [rows(layer, block.head_size) for layer in (block.query, block.key, block.value)]
                 groups.append([*inner, columns(block.output, block.head_size)])
@@ -55,7 +55,7 @@ class BlockMovement(Learned):
         return groups
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        if not surgery.is_transformer(model):
+        if not transformer.is_transformer(model):
             context.record.warn("Only a transformer's empty parts are cut out: here zeros stay, as masks.")
             return super().apply(model, context)
         before = cutting.sizes(model)

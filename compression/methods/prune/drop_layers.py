@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compression import figures, surgery
-from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.prune import scores
+from compression.methods.prune.masks import scores
+from compression.nn import transformer
+from compression.nn.inputs import forward
 from compression.params import param
-from compression.tasks.task import forward
+from compression.reporting import figures
+from compression.training.context import Context
 
 ORDERS = ("every_other", "first", "last", "importance")
 
@@ -41,14 +42,14 @@ class DropLayers(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
-        total = len(surgery.layers(model))
+        total = len(transformer.layers(model))
         count = min(total - 1, round(self.sparsity * total))
         if count != self.sparsity * total:
             context.record.warn(f"{count} of {total} layers are dropped: sparsity={self.sparsity} is no whole number.")
         influence = block_influence(model, self.examples, context) if self.order == "importance" else torch.ones(total)
         gone = chosen(self.order, count, influence)
         context.record.figure("dropped-layers", picture(influence, gone))
-        surgery.keep_layers(model, [layer for layer in range(total) if layer not in gone])
+        transformer.keep_layers(model, [layer for layer in range(total) if layer not in gone])
         return model
 
 
@@ -70,11 +71,11 @@ def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor
     The mean over the tokens of random training examples, padding left out (Men et al. 2024, eq. 1).
     """
     model.eval()
-    sums, tokens = torch.zeros(len(surgery.layers(model))), 0
+    sums, tokens = torch.zeros(len(transformer.layers(model))), 0
     for inputs, _ in scores.batches(context, examples):
         assert isinstance(inputs, dict)
         there = inputs["attention_mask"].bool()
-        with surgery.watched(model) as seen:
+        with transformer.watched(model) as seen:
             forward(model, inputs)
         for layer, (before, after) in enumerate(seen):
             sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()

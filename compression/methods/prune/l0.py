@@ -11,16 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression import surgery
-from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.response import soft_loss
-from compression.methods.prune import cofi, cutting, schedule
-from compression.methods.prune.clock import Clock
+from compression.methods.prune.masks import schedule
+from compression.methods.prune.masks.clock import Clock
+from compression.methods.prune.structure import cofi, cutting
+from compression.nn import transformer
+from compression.nn.inputs import Inputs, forward
 from compression.params import param
-from compression.tasks.task import Inputs, forward
-from compression.training import Recipe, complete, decay_groups, fit, require_training
+from compression.training.context import Context
+from compression.training.loop import Recipe, complete, decay_groups, fit, require_training
 
 TEACHERS = 4  # layers of the original that the student's are held against: every third of twelve, as in CoFi
 
@@ -59,7 +60,7 @@ class L0(Recipe, Method):
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        surgery.names(model)  # refuses what has no heads or layers
+        transformer.names(model)  # refuses what has no heads or layers
         require_training(self, context.task, "Gates are learned")
         before = cutting.sizes(model)
         course = Course(complete(self, context.task), context, model, Learned(model, context.original))
@@ -86,7 +87,7 @@ class Learned(nn.Module):
         super().__init__()
         self.masks = cofi.Masks(model)
         self.multipliers = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in range(2)])
-        self.project = nn.Linear(surgery.hidden_size(model), surgery.hidden_size(teacher), bias=False)
+        self.project = nn.Linear(transformer.hidden_size(model), transformer.hidden_size(teacher), bias=False)
         nn.init.eye_(self.project.weight)
         self.clock = Clock()
 
@@ -125,7 +126,7 @@ class Course:
         """The task's loss, the original's answers and layers, and the constraint, under gates drawn anew."""
         self.learned.masks.draw()
         m, task = self.method, self.context.task
-        with surgery.watched(self.model) as seen:
+        with transformer.watched(self.model) as seen:
             answer = forward(model, inputs)
         value = (1 - m.distill_alpha) * task.loss(answer, targets, label_smoothing=m.label_smoothing or 0.0)
         if m.distill_alpha:
@@ -135,7 +136,7 @@ class Course:
     def taught(self, answer: Tensor, states: list[Tensor], inputs: Inputs) -> Tensor:
         """What the original model says of an answer and of the hidden states it came by."""
         m, teacher = self.method, self.context.original.to(self.context.device).eval()
-        with torch.no_grad(), surgery.watched(teacher) as known:
+        with torch.no_grad(), transformer.watched(teacher) as known:
             right = forward(teacher, inputs)
         value = (1 - m.layer_share) * soft_loss(answer, right, m.temperature)
         if not m.layer_share:

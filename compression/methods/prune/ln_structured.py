@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from compression import layers, surgery
-from compression.context import Context
-from compression.methods.prune import scores
-from compression.methods.prune.gradual import Gradual
+from compression.methods.prune.masks import scores
+from compression.methods.prune.masks.gradual import Gradual
+from compression.nn import layers, transformer
 from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class LnStructured(Gradual):
     dim: int = param(0, "0 masks a layer's outputs, 1 its inputs", interval="[0, 1]")
 
     def candidates(self, model: nn.Module) -> Iterable[str]:
-        last = surgery.classifier(model)
+        last = transformer.classifier(model)
         return [name for name, layer in layers.prunable(model).items() if layer is not last]
 
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:

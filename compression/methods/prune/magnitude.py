@@ -10,11 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from compression import layers
-from compression.context import Context
-from compression.methods.prune import amounts, scores
-from compression.methods.prune.gradual import Gradual
+from compression.methods.prune.masks import amounts, scores
+from compression.methods.prune.masks.gradual import Gradual
+from compression.nn import layers
 from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compression import layers
-from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.response import soft_loss
-from compression.methods.prune import amounts, blocks, schedule
-from compression.methods.prune.clock import Clock
+from compression.methods.prune.masks import amounts, blocks, schedule
+from compression.methods.prune.masks.clock import Clock
+from compression.nn import layers
+from compression.nn.inputs import Inputs, forward
 from compression.params import param
-from compression.tasks.task import Inputs, forward
-from compression.training import Loss, Recipe, complete, decay_groups, fit, require_training
+from compression.training.context import Context
+from compression.training.loop import Loss, Recipe, complete, decay_groups, fit, require_training
 
 START = math.log(0.9 / 0.1)  # scores of the sigmoid variant begin at 0.9, as those of Sanh et al. do
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.prune import amounts, scores
+from compression.methods.prune.masks import amounts, scores
 from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,20 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from compression import layers, params, surgery
-from compression.context import Context
+from compression import params
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.prune import encoder
-from compression.methods.prune.channels import Channels
-from compression.methods.prune.importance import CRITERIA, importance
-from compression.methods.prune.removal import COSTS, TOLERANCE, Cut, closest
-from compression.methods.prune.sparse import bn_penalty, group_penalty
+from compression.methods.prune.structure import encoder
+from compression.methods.prune.structure.channels import Channels
+from compression.methods.prune.structure.importance import CRITERIA, importance
+from compression.methods.prune.structure.removal import COSTS, TOLERANCE, Cut, closest
+from compression.methods.prune.structure.sparse import bn_penalty, group_penalty
+from compression.nn import layers, transformer
+from compression.nn.inputs import Inputs, map_inputs
+from compression.nn.recurrent import BiLSTM
 from compression.params import param
-from compression.recurrent import BiLSTM
-from compression.tasks.task import Inputs, map_inputs
-from compression.training import Recipe, complete, fit, require_training, task_loss
+from compression.training.context import Context
+from compression.training.loop import Recipe, complete, fit, require_training, task_loss
 
 SPARSE = ("bn_scale", "group")  # criteria with a training of their own
 
@@ -33,8 +34,8 @@ class Structured(Recipe, Method):
     bn_scale and group first train with a penalty that makes channels small, for which the recipe is used: Liu et al.
     2017, arXiv:1708.06519 (network slimming), and group sparsity by Fang et al. Of a transformer, heads, feed-forward
     neurons or hidden dimensions go, as many from every layer. Its config then says so and from_pretrained reads the
-    model, unless `parts` has one of heads and hidden without the other: a config cannot tell that (see surgery.py),
-    and only this lab reads it.
+    model, unless `parts` has one of heads and hidden without the other: a config cannot tell that (see
+    nn/transformer.py), and only this lab reads it.
 
     ONNX Runtime's convolutions work on eight channels at a time on AVX2: at other numbers a ResNet-20 of half the MACs
     ran slower than the whole one, at multiples of 8 it took 0.7 of the time.
@@ -89,7 +90,7 @@ class Structured(Recipe, Method):
 
     def units(self, model: nn.Module, example: Inputs) -> Channels | encoder.Encoder:
         """What of `model` can go; UserError for a model that it cannot cut."""
-        if surgery.is_transformer(model):
+        if transformer.is_transformer(model):
             return encoder.Encoder(model, example, encoder.parts(self.parts))
         if any(isinstance(m, BiLSTM) for m in model.modules()):
             raise UserError(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.methods.prune.layerwise import Layerwise, least, least_of_each
-from compression.methods.prune.scores import shares
+from compression.methods.prune.masks.layerwise import Layerwise, least, least_of_each
+from compression.methods.prune.masks.scores import shares
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compression.methods.quantize.aware import Aware
-from compression.methods.quantize.order import Order
-from compression.methods.quantize.rounding import InputRounding, Rounded, Rounding, sign
+from compression.methods.quantize.fake.aware import Aware
+from compression.methods.quantize.fake.rounding import InputRounding, Rounded, Rounding, sign
+from compression.methods.quantize.wiring.order import Order
+from compression.nn.quantized import ABOVE, Numbers, code_range
 from compression.params import param
-from compression.quantized import ABOVE, Numbers, code_range
 
 STEP = 2.0  # from -1 to +1
 

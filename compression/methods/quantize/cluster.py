@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression import figures
-from compression.context import Context
 from compression.methods.base import Method
-from compression.methods.quantize import coded
-from compression.methods.quantize.skipping import SKIP, chosen
+from compression.methods.quantize.calibration.selection import SKIP, chosen
+from compression.methods.quantize.coding import coded
+from compression.nn.quantized import geometry
+from compression.nn.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.nn.recurrent import Gates
 from compression.params import param
-from compression.quantized import geometry
-from compression.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
-from compression.recurrent import Gates
-from compression.training import Recipe, complete, decay_groups, fit
+from compression.reporting import figures
+from compression.training.context import Context
+from compression.training.loop import Recipe, complete, decay_groups, fit
 
 ROUNDS = 100  # of k-means at most; in one dimension it stands still long before
 

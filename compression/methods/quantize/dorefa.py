@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
-from compression.methods.quantize.aware import Aware
-from compression.methods.quantize.rounding import InputRounding, Rounding, round_through, sign
+from compression.methods.quantize.fake.aware import Aware
+from compression.methods.quantize.fake.rounding import InputRounding, Rounding, round_through, sign
+from compression.nn.quantized import Numbers, code_range
+from compression.nn.quantized.numbers import PAIR_SUM
 from compression.params import param
-from compression.quantized import Numbers, code_range
-from compression.quantized.numbers import PAIR_SUM
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compression.context import Context
 from compression.errors import UserError
-from compression.methods.quantize.scheme import Scheme
-from compression.methods.quantize.skipping import tell_recurrent
-from compression.quantized import DYNAMIC, QuantEmbedding, QuantLinear
-from compression.recurrent import BiLSTM
+from compression.methods.quantize.calibration.scheme import Scheme
+from compression.methods.quantize.calibration.selection import tell_recurrent
+from compression.nn.quantized import DYNAMIC, QuantEmbedding, QuantLinear
+from compression.nn.recurrent import BiLSTM
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from compression.context import Context
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.rounding import trainable
-from compression.methods.quantize.skipping import SKIP, chosen
+from compression.methods.quantize.calibration.selection import SKIP, chosen
+from compression.methods.quantize.fake.rounding import trainable
+from compression.nn.quantized import geometry
+from compression.nn.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
+from compression.nn.recurrent import Gates
 from compression.params import param
-from compression.quantized import geometry
-from compression.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
-from compression.recurrent import Gates
+from compression.training.context import Context
 
 STORED = {"fp16": "float16", "bf16": "bfloat16"}
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compression.methods.quantize.aware import Aware
-from compression.methods.quantize.rounding import Rounding
-from compression.methods.quantize.steps import learned
+from compression.methods.quantize.fake.aware import Aware
+from compression.methods.quantize.fake.rounding import Rounding
+from compression.methods.quantize.fake.steps import learned
 from compression.params import param
 
 

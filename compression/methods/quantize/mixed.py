@@ -12,24 +12,24 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from compression import figures
-from compression.context import Context
 from compression.errors import UserError
-from compression.layers import Add, macs, weight
 from compression.methods.base import Method
-from compression.methods.quantize.between import floats, round_inputs
-from compression.methods.quantize.calibration import batches, observe
-from compression.methods.quantize.folding import fold_batch_norms, relu_before_pool
-from compression.methods.quantize.knapsack import Option, assign
-from compression.methods.quantize.observers import Observed
-from compression.methods.quantize.sensitivity import fisher, judged, replaced, rounded
-from compression.methods.quantize.skipping import SKIP, tell_recurrent
+from compression.methods.quantize.calibration.activations import batches, observe
+from compression.methods.quantize.calibration.observers import Observed
+from compression.methods.quantize.calibration.selection import SKIP, tell_recurrent
 from compression.methods.quantize.static import Static
-from compression.methods.quantize.timed import fewest, share_of_time
+from compression.methods.quantize.widths.knapsack import Option, assign
+from compression.methods.quantize.widths.sensitivity import fisher, judged, replaced, rounded
+from compression.methods.quantize.widths.timed import fewest, share_of_time
+from compression.methods.quantize.wiring.between import floats, round_inputs
+from compression.methods.quantize.wiring.folding import fold_batch_norms, relu_before_pool
+from compression.nn.inputs import Inputs
+from compression.nn.layers import Add, macs, weight
+from compression.nn.quantized import Numbers, QuantEmbedding
+from compression.nn.quantized.packing import packed_size
 from compression.params import param
-from compression.quantized import Numbers, QuantEmbedding
-from compression.quantized.packing import packed_size
-from compression.tasks.task import Inputs
+from compression.reporting import figures
+from compression.training.context import Context
 
 FLOATS = 32  # the width of a layer that stays as it is
 Sensitivity = dict[tuple[str, int], dict[str, float]]  # layer and width -> loss, quality and Fisher cost

@@ -10,21 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.context import Context
-from compression.layers import Add
-from compression.methods.quantize import pictures
-from compression.methods.quantize.between import floats_seen, round_inputs
-from compression.methods.quantize.calibration import batches, observe
-from compression.methods.quantize.folding import relu_before_pool
-from compression.methods.quantize.observers import OBSERVERS, Observed
-from compression.methods.quantize.order import Order
-from compression.methods.quantize.rounding import along, factors, fold, unrounded
-from compression.methods.quantize.scheme import Calibrated
-from compression.methods.quantize.skipping import tell_recurrent
+from compression.methods.quantize.calibration import pictures
+from compression.methods.quantize.calibration.activations import batches, observe
+from compression.methods.quantize.calibration.observers import OBSERVERS, Observed
+from compression.methods.quantize.calibration.scheme import Calibrated
+from compression.methods.quantize.calibration.selection import tell_recurrent
+from compression.methods.quantize.calibration.weights import weight_numbers
+from compression.methods.quantize.fake.rounding import along, factors, fold, unrounded
 from compression.methods.quantize.static import quantized
-from compression.methods.quantize.weights import weight_numbers
-from compression.params import param
-from compression.quantized import (
+from compression.methods.quantize.wiring.between import floats_seen, round_inputs
+from compression.methods.quantize.wiring.folding import relu_before_pool
+from compression.methods.quantize.wiring.order import Order
+from compression.nn.layers import Add
+from compression.nn.quantized import (
     Numbers,
     QuantAdd,
     QuantAvgPool2d,
@@ -37,7 +35,9 @@ from compression.quantized import (
     quantize,
     split,
 )
-from compression.training import Recipe, fit
+from compression.params import param
+from compression.training.context import Context
+from compression.training.loop import Recipe, fit
 
 RATE = 0.01  # of the moving averages of the ranges, from batch to batch
 SMALLEST = 1e-6  # factor of a batch norm; a channel below is as good as gone, and is divided by

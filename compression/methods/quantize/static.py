@@ -8,17 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compression.context import Context
-from compression.layers import Add
-from compression.methods.quantize import pictures
-from compression.methods.quantize.between import floats, round_inputs
-from compression.methods.quantize.calibration import batches, observe
-from compression.methods.quantize.folding import equalize, fold_batch_norms, relu_before_pool
-from compression.methods.quantize.observers import Observed
-from compression.methods.quantize.scheme import SUM_BITS, Calibrated
-from compression.methods.quantize.skipping import tell_recurrent
-from compression.params import param
-from compression.quantized import (
+from compression.methods.quantize.calibration import pictures
+from compression.methods.quantize.calibration.activations import batches, observe
+from compression.methods.quantize.calibration.observers import Observed
+from compression.methods.quantize.calibration.scheme import SUM_BITS, Calibrated
+from compression.methods.quantize.calibration.selection import tell_recurrent
+from compression.methods.quantize.wiring.between import floats, round_inputs
+from compression.methods.quantize.wiring.folding import equalize, fold_batch_norms, relu_before_pool
+from compression.nn.layers import Add
+from compression.nn.quantized import (
     Numbers,
     QuantAdd,
     QuantAvgPool2d,
@@ -29,6 +27,8 @@ from compression.quantized import (
     choose_range,
     code_range,
 )
+from compression.params import param
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compression.context import Context
-from compression.methods.quantize.scheme import Scheme
+from compression.methods.quantize.calibration.scheme import Scheme
+from compression.nn.quantized import QuantEmbedding, QuantLinear
+from compression.nn.recurrent import Gates
 from compression.params import param
-from compression.quantized import QuantEmbedding, QuantLinear
-from compression.recurrent import Gates
+from compression.training.context import Context
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from compression.context import Context
 from compression.methods.base import Method
-from compression.training import Recipe, fit
+from compression.training.context import Context
+from compression.training.loop import Recipe, fit
 
 
 @dataclass(frozen=True)

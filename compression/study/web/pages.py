@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from compression.report import number
+from compression.reporting.report import number
 from compression.study import store, texts
 from compression.study.definition import Study
 from compression.study.questionnaires import MAX_TEXT

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from compression import report
+from compression.reporting import report
 from compression.study import clock, launches, notes, runs, stages, timesheet
 from compression.study.runs import PersonRun
 from compression.study.tables import now

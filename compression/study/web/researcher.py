@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from compression.report import data_uri
+from compression.reporting.report import data_uri
 from compression.study import analysis, clock, people, pictures, sheets, stages, timesheet
 from compression.study.tables import Participant
 from compression.study.texts import LANGUAGES, Refused, pick, say

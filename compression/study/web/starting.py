@@ -7,15 +7,16 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from compression import command, methods, params
+from compression import methods, params
 from compression.errors import UserError
 from compression.params import Field
-from compression.settings import Settings
+from compression.runs import command
+from compression.runs.settings import Settings
 from compression.study import launches
 from compression.study.texts import Refused, say
 from compression.study.web.forms import Form, Sent
 from compression.study.web.pages import Visit, access, named, page, to, visit
-from compression.training import Recipe
+from compression.training.loop import Recipe
 
 router = APIRouter()
 # Of the settings; the rest is the server's own.

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from compression.methods.decompose.costs import Places
 from compression.methods.decompose.cp import Cp, balanced, cancellation, fitted, product
+from compression.methods.decompose.factorization.costs import Places
 
 
 def planted(rank, shape=(12, 10, 3, 3)):

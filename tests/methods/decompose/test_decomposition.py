@@ -7,9 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from compression import artifacts, deploy, layers, measure, methods, models, surgery
+from compression import methods, models
+from compression.deploy import measure
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
-from compression.tasks.task import forward, predict
+from compression.models import storage
+from compression.nn import layers, transformer
+from compression.nn.inputs import forward
+from compression.tasks.task import predict
 from tests.conftest import stripes, stripes_task, tiny_bert, words_task
 
 ALL = ("svd", "tucker", "cp")
@@ -173,15 +179,15 @@ def test_the_original_and_the_answers_of_a_second_run_are_the_same(name, model, 
 def test_a_decomposed_model_trains_quantizes_reloads_and_deploys(chain, model, task, make_context, tmp_path):
     made, _ = applied(chain, model, make_context, task)
     assert any("Quant" in type(m).__name__ for name, m in made.named_modules() if name.split(".")[-1] == "0")
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    assert deploy.parity(made, file, task.test, task.metrics, threads=1).agreement >= 0.998
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    assert parity(made, file, task.test, task.metrics, threads=1).agreement >= 0.998
 
 
 def test_channels_of_a_decomposed_model_can_be_pruned_and_the_result_reloads(model, task, make_context, tmp_path):
     made, _ = applied("tucker:rank=ratio+structured:sparsity=0.3", model, make_context, task)
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
 
 
@@ -191,7 +197,7 @@ def test_resnets_are_decomposed_and_reload(chain, make_context, tmp_path):
     model = models.build("resnet20", task).eval()
     made, record = applied(chain, model, make_context, task)
     assert rows(record)["whole model"]["macs after"] < rows(record)["whole model"]["macs before"]
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
 
 
@@ -211,10 +217,10 @@ def test_torchvisions_networks_are_decomposed_reload_and_deploy(name, chain, mak
     made, record = applied(chain, model, make_context, task)
     whole = rows(record)["whole model"]
     assert whole["macs after"] < 0.95 * whole["macs before"]
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
-    file = deploy.export(made, task.example(2), tmp_path / "model.onnx")
-    assert deploy.parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-4
+    file = export(made, task.example(2), tmp_path / "model.onnx")
+    assert parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-4
 
 
 def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context, tmp_path):
@@ -223,10 +229,10 @@ def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context,
     table = made.get_submodule("bert.embeddings.word_embeddings")
     assert [type(part) for part in table] == [nn.Embedding, nn.Linear]
     assert type(made.get_submodule("bert.encoder.layer.0.attention.self.query")) is nn.Sequential
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(forward(again, task.example(4)), forward(made, task.example(4)))
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    assert deploy.parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-3
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    assert parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-3
 
 
 def test_a_target_of_macs_leaves_embeddings_alone(make_context):
@@ -240,6 +246,6 @@ def test_a_target_of_macs_leaves_embeddings_alone(make_context):
 def test_a_bert_is_quantized_after_it_was_decomposed(make_context, tmp_path):
     task, model = words_task(), tiny_bert(vocab_size=200)
     made, _ = applied("svd:rank=ratio,ratio=0.25+static", model, make_context, task)
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(forward(again, task.example(4)), forward(made, task.example(4)))
-    assert surgery.is_transformer(made)
+    assert transformer.is_transformer(made)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compression.methods.decompose.evbmf import evbmf, free_energy, shrunk, threshold
+from compression.methods.decompose.factorization.evbmf import evbmf, free_energy, shrunk, threshold
 
 
 def planted(rank, shape, deviation, seed=0, strength=10.0):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from compression.errors import UserError
-from compression.methods.decompose.costs import Places
+from compression.methods.decompose.factorization.costs import Places
 from compression.methods.decompose.svd import Svd, part_of, truncated
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from compression.methods.decompose.costs import Places
+from compression.methods.decompose.factorization.costs import Places
 from compression.methods.decompose.tucker import Tucker, product, tucker2
 
 

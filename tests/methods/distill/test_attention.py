@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compression import models, surgery
+from compression import models
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.distill.attention import Maps, TokenRelations, map_loss, minilm_loss, relation_loss
-from compression.methods.distill.features import captured
-from compression.methods.distill.heads import Parts, relations
+from compression.methods.distill.layers.features import captured
+from compression.methods.distill.layers.heads import Parts, relations
+from compression.nn import transformer
 from tests.conftest import tiny_bert, words_task
 
 Attention = method("attention")
@@ -105,7 +106,7 @@ def test_only_the_last_layer_is_compared_unless_layers_are_named(make_context):
 
 def test_another_number_of_heads_is_refused(make_context):
     teacher, student = tiny_bert(), tiny_bert()
-    surgery.cut_heads(student, 2, [0, 1])
+    transformer.cut_heads(student, 2, [0, 1])
     with pytest.raises(
         UserError, match=r"head by head, and the teacher's layers have \[4\] heads, the student's \[2\]"
     ):

@@ -5,9 +5,9 @@ import copy
 import pytest
 import torch
 
-from compression import surgery
 from compression.errors import UserError
 from compression.methods import parse
+from compression.nn import transformer
 from tests.conftest import tiny_bert, words_task
 
 BY_LAYERS = ["feature", "relational", "attention", "layerwise", "layerwise:style=distilbert"]
@@ -44,7 +44,7 @@ def test_a_decomposed_teacher_is_learned_from(text, make_context):
     teacher = decomposed(whole, make_context(task, whole))
     context = make_context(task, teacher, build=lambda name: tiny_bert(num_hidden_layers=1))
     student = short(text, student="small").apply(copy.deepcopy(teacher), context)
-    assert len(surgery.layers(student)) == 1
+    assert len(transformer.layers(student)) == 1
     assert "features" in context.record.figures
 
 

@@ -8,7 +8,7 @@ from compression import models
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.distill.feature import Hints, hint_loss, regressor
-from compression.methods.distill.layered import learn_layers
+from compression.methods.distill.layers.layered import learn_layers
 from compression.tasks.task import evaluate
 
 Feature = method("feature")

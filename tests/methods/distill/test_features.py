@@ -9,8 +9,8 @@ from torch import nn
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse, text
-from compression.methods.distill.features import captured, layer_pairs, listed, stages, there
-from compression.methods.distill.layered import Comparison, learn_layers
+from compression.methods.distill.layers.features import captured, layer_pairs, listed, stages, there
+from compression.methods.distill.layers.layered import Comparison, learn_layers
 from compression.methods.distill.mutual import alike
 from tests.conftest import stripes_task, tiny_bert, words_task
 

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compression import surgery
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.distill.features import captured, there
-from compression.methods.distill.layered import learn_layers
+from compression.methods.distill.layers.features import captured, there
+from compression.methods.distill.layers.layered import learn_layers
 from compression.methods.distill.mutual import alike
-from compression.tasks.task import forward, predict
+from compression.nn import transformer
+from compression.nn.inputs import forward
+from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
 Layerwise = method("layerwise")
@@ -49,7 +50,7 @@ def states(model, inputs):
 
 def raw_attention(model, layer, inputs):
     """Scores before the softmax of every pair of real tokens `(pairs, heads)`, head by head."""
-    block, hidden = surgery.blocks(model)[layer], model(**inputs, output_hidden_states=True).hidden_states[layer]
+    block, hidden = transformer.blocks(model)[layer], model(**inputs, output_hidden_states=True).hidden_states[layer]
     both = inputs["attention_mask"].bool()[:, :, None] & inputs["attention_mask"].bool()[:, None, :]
     size, found = block.head_size, []
     for head in range(block.heads):
@@ -94,7 +95,7 @@ def test_dynamic_takes_the_nearest_layer_of_the_teacher_for_each_of_the_students
 def test_a_copied_layer_is_found_by_dynamic(batch, compared):
     teacher = tiny_bert(num_hidden_layers=4, initializer_range=0.5)
     student = copy.deepcopy(teacher)
-    surgery.keep_layers(student, [0, 1])
+    transformer.keep_layers(student, [0, 1])
     uniform, dynamic = (compared(Layerwise(dynamic=d), teacher, student) for d in (False, True))
     assert term(dynamic, teacher, student, batch) == pytest.approx(0.0, abs=1e-6)
     assert term(uniform, teacher, student, batch) > 0.1
@@ -147,7 +148,7 @@ def test_a_student_of_every_second_layer_answers_as_its_teacher_which_stays(make
 
 def test_attention_of_other_heads_is_refused_by_tinybert_alone(compared):
     teacher, student = tiny_bert(), tiny_bert()
-    surgery.cut_heads(student, 0, [0])
+    transformer.cut_heads(student, 0, [0])
     with pytest.raises(UserError, match="head by head"):
         compared(Layerwise(), teacher, student)
     compared(Layerwise(style="distilbert"), teacher, student)

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from compression import models
-from compression.methods.distill import lesson
+from compression.methods.distill.logits import lesson
+from compression.methods.distill.logits.teacher_time import one_share
 from compression.methods.distill.response import soft_loss
-from compression.methods.distill.teacher_time import one_share
 from compression.tasks.task import predict
-from compression.training import Recipe, complete
+from compression.training.loop import Recipe, complete
 
 
 class Counting(nn.Module):

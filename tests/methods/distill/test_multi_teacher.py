@@ -9,8 +9,8 @@ from compression.errors import UserError
 from compression.methods import method, parse, text
 from compression.methods.distill.multi_teacher import confidence, errors
 from compression.methods.distill.mutual import alike
-from compression.methods.distill.pair import several
 from compression.methods.distill.response import soft_loss
+from compression.methods.distill.students.pair import several
 from compression.tasks.task import evaluate
 
 MultiTeacher = method("multi_teacher")

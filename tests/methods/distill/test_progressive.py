@@ -5,17 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from compression import layers, models, surgery
+from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse
-from compression.methods.distill.blocks import Hybrid, count_up_to, grow
-from compression.methods.distill.chain import Chain
 from compression.methods.distill.feature import Hints
-from compression.methods.distill.features import sample
+from compression.methods.distill.layers.blocks import Hybrid, count_up_to, grow
+from compression.methods.distill.layers.features import sample
 from compression.methods.distill.mutual import alike
 from compression.methods.distill.progressive import assistant, halfway
+from compression.methods.distill.students.chain import Chain
+from compression.nn import layers, transformer
 from compression.tasks.task import evaluate, predict
-from compression.training import Recipe
+from compression.training.loop import Recipe
 from tests.conftest import Kept, stripes_task, tiny_bert, words_task
 
 Progressive = method("progressive")
@@ -95,13 +96,13 @@ def test_the_assistant_by_default_has_about_the_geometric_mean_of_parameters():
 
 def test_a_transformers_assistant_has_half_the_layers_more():
     teacher, student = tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2)
-    assert len(surgery.layers(halfway(teacher, student))) == 4
+    assert len(transformer.layers(halfway(teacher, student))) == 4
     assert halfway(tiny_bert(num_hidden_layers=3), student) is None
 
 
 def test_an_assistant_is_a_number_of_layers_a_share_of_channels_or_a_place(make_context):
     task, model = words_task(), tiny_bert()
-    assert len(surgery.layers(assistant("2", model, make_context(task, model)))) == 2
+    assert len(transformer.layers(assistant("2", model, make_context(task, model)))) == 2
     with pytest.raises(
         UserError, match="assistants=0.5 is a copy of the teacher. width=0.5 makes thinner copies of the lab's own"
     ):
@@ -184,7 +185,7 @@ def test_a_student_of_two_layers_learns_by_way_of_four(make_context):
     task, teacher = words_task(), tiny_bert(num_hidden_layers=6)
     context = make_context(task, teacher)
     student = Progressive(epochs=1, layers=2).apply(copy.deepcopy(teacher), context)
-    assert len(surgery.layers(student)) == 2
+    assert len(transformer.layers(student)) == 2
     assert len(context.record.tables["chain"]) == 3
 
 

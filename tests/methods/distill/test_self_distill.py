@@ -5,12 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from compression import layers, models
+from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse
 from compression.methods.distill.mutual import alike
 from compression.methods.distill.response import soft_loss
 from compression.methods.distill.self_distill import virtual_teacher
+from compression.nn import layers
 from compression.tasks.task import evaluate
 from tests.conftest import stripes_task, tiny_bert, words_task
 

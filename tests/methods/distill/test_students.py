@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from compression.methods.distill.students.copies import evenly, shallower, thinner
 
-from compression import artifacts, layers, models, surgery
+from compression import models
 from compression.errors import UserError
 from compression.methods import method, of_family, parse
-from compression.methods.distill.students import evenly, shallower, thinner
+from compression.models import storage
+from compression.nn import layers, transformer
 from compression.tasks.task import predict
 from tests.conftest import stripes_task, tiny_bert, words_task
 
@@ -47,7 +49,7 @@ def test_zeros_are_no_hindrance_to_a_thinner_copy(task):
 def test_a_shallower_transformer_is_made_of_the_teachers_layers():
     teacher = tiny_bert(num_hidden_layers=4).requires_grad_(False)
     student = shallower(teacher, 2)
-    ours, theirs = surgery.blocks(student), surgery.blocks(teacher)
+    ours, theirs = transformer.blocks(student), transformer.blocks(teacher)
     assert student.config.num_hidden_layers == len(ours) == 2
     assert len(theirs) == 4
     for one, other in zip(ours, (theirs[1], theirs[3]), strict=True):
@@ -63,7 +65,7 @@ def test_a_shallower_residual_network_keeps_as_many_blocks_in_each_stage_and_rel
     assert [len(stage) for stage in student.stages] == [2, 2, 2]
     assert torch.equal(student.stages[1][1].conv1.weight, teacher.stages[1][2].conv1.weight)
     assert layers.count_parameters(student) < layers.count_parameters(teacher)
-    again = artifacts.load(artifacts.save(student, tmp_path, {}))
+    again = storage.load(storage.save(student, tmp_path, {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(student, task.test)[0])
 
 

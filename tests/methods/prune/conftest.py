@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from compression import layers, models
+from compression import models
 from compression.methods import method
+from compression.nn import layers
 
 
 @pytest.fixture

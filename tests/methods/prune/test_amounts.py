@@ -2,7 +2,7 @@ import pytest
 
 from compression import methods
 from compression.errors import UserError
-from compression.methods.prune.amounts import parse, resolve, rows, sparsity, total
+from compression.methods.prune.masks.amounts import parse, resolve, rows, sparsity, total
 from tests.methods.prune.conftest import sparsity as whole
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from compression import layers
-from compression.methods.prune import blocks
-from compression.methods.prune.blocks import Blocks, Scores
+from compression.methods.prune.masks import blocks
+from compression.methods.prune.masks.blocks import Blocks, Scores
+from compression.nn import layers
 
 
 def scores(values, sizes=None):

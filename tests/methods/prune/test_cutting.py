@@ -2,9 +2,13 @@ import copy
 
 import torch
 
-from compression import artifacts, deploy, surgery
-from compression.methods.prune import cutting
-from compression.tasks.task import forward, predict
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
+from compression.methods.prune.structure import cutting
+from compression.models import storage
+from compression.nn import transformer
+from compression.nn.inputs import forward
+from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
 
@@ -14,7 +18,7 @@ def hollow():
     model = tiny_bert(3)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    parts = surgery.blocks(model)
+    parts = transformer.blocks(model)
     parts[0].value.weight.data[:8] = 0  # head 0 says the same of everything
     parts[0].output.weight.data[:, 24:] = 0  # head 3 is not heard
     parts[1].up.weight.data[::2] = 0
@@ -35,10 +39,10 @@ def test_empty_heads_and_neurons_are_cut_and_the_answers_stay():
 
 def test_what_is_cut_reloads_and_exports(tmp_path):
     cut, task = cutting.cut_empty(hollow()), words_task()
-    again = artifacts.load(artifacts.save(cut, tmp_path / "model", {}))
+    again = storage.load(storage.save(cut, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(cut, task.test)[0])
-    file = deploy.export(cut, task.example(4), tmp_path / "model.onnx")
-    assert deploy.parity(cut, file, task.test, task.metrics, threads=1).agreement == 1.0
+    file = export(cut, task.example(4), tmp_path / "model.onnx")
+    assert parity(cut, file, task.test, task.metrics, threads=1).agreement == 1.0
 
 
 def test_a_whole_model_is_left_alone():

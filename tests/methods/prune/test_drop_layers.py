@@ -4,9 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from compression import artifacts, surgery
 from compression.methods import method
 from compression.methods.prune.drop_layers import ORDERS, block_influence, chosen
+from compression.models import storage
+from compression.nn import transformer
 from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
@@ -34,8 +35,8 @@ def test_what_is_left_reads_with_from_pretrained(make_context, tmp_path, order):
     task, model = words_task(), tiny_bert(num_hidden_layers=4)
     context = make_context(task, copy.deepcopy(model))
     small = DropLayers(order=order, examples=32).apply(model, context).eval()
-    assert small.config.num_hidden_layers == len(surgery.layers(small)) == 2
-    artifacts.save(small, tmp_path, {})
+    assert small.config.num_hidden_layers == len(transformer.layers(small)) == 2
+    storage.save(small, tmp_path, {})
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
     torch.testing.assert_close(predict(again, task.test)[0], predict(small, task.test)[0])
     assert "dropped-layers" in context.record.figures
@@ -44,7 +45,7 @@ def test_what_is_left_reads_with_from_pretrained(make_context, tmp_path, order):
 
 def test_a_layer_that_changes_nothing_has_no_influence_and_goes_first(make_context):
     task, model = words_task(), tiny_bert(num_hidden_layers=4)
-    idle = surgery.blocks(model)[2]
+    idle = transformer.blocks(model)[2]
     for linear in (idle.output, idle.down):  # what is added to the hidden states, which are normed already
         linear.weight.data.zero_()
         linear.bias.data.zero_()
@@ -52,9 +53,9 @@ def test_a_layer_that_changes_nothing_has_no_influence_and_goes_first(make_conte
     influence = block_influence(model, 32, context)
     assert influence[2].item() == pytest.approx(0.0, abs=1e-5)
     assert influence.argmin() == 2
-    kept = [surgery.layers(model)[i] for i in (0, 1, 3)]
+    kept = [transformer.layers(model)[i] for i in (0, 1, 3)]
     small = DropLayers(sparsity=0.25, order="importance", examples=32).apply(model, context)
-    assert list(surgery.layers(small)) == kept
+    assert list(transformer.layers(small)) == kept
     assert not any(layer._forward_hooks for layer in kept)
 
 
@@ -72,5 +73,5 @@ def test_a_layer_always_stays_and_a_share_between_layers_is_said(make_context):
     task, model = words_task(), tiny_bert(num_hidden_layers=2)
     context = make_context(task, model)
     small = DropLayers(sparsity=0.9).apply(model, context)
-    assert len(surgery.layers(small)) == 1
+    assert len(transformer.layers(small)) == 1
     assert "1 of 2 layers are dropped" in context.record.warnings[0]

@@ -6,10 +6,10 @@ import torch_pruning as tp
 from torch import nn
 
 from compression import models
-from compression.methods.prune import importance as ours
-from compression.methods.prune.importance import Importance, Member, importance, normalised, slopes
-from compression.methods.prune.sparse import bn_penalty, group_penalty, pull
-from compression.tasks.task import forward
+from compression.methods.prune.structure import importance as ours
+from compression.methods.prune.structure.importance import Importance, Member, importance, normalised, slopes
+from compression.methods.prune.structure.sparse import bn_penalty, group_penalty, pull
+from compression.nn.inputs import forward
 from tests.conftest import stripes_task
 
 PEERS = {
@@ -90,7 +90,7 @@ def test_the_curvature_is_the_mean_square_of_every_examples_gradient(task, make_
     # torch-pruning's accumulate_grad keeps the last example's only
     model = models.build("digits_cnn", task).eval()
     found = slopes(model, "curvature", 5, make_context(task, model))
-    from compression.methods.prune import scores
+    from compression.methods.prune.masks import scores
 
     squares = []
     for inputs, targets in scores.batches(make_context(task, model), 5, size=1):

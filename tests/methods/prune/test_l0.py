@@ -6,11 +6,17 @@ import math
 import pytest
 import torch
 
-from compression import artifacts, deploy, layers, models, surgery
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import cofi, hard_concrete, l0
-from compression.tasks.task import forward, predict
+from compression.methods.prune import l0
+from compression.methods.prune.structure import cofi, hard_concrete
+from compression.models import storage
+from compression.nn import layers, transformer
+from compression.nn.inputs import forward
+from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
 
@@ -123,12 +129,12 @@ def test_what_is_cut_answers_as_the_gated_model_did(gated, tmp_path):
     assert not any(isinstance(m, (cofi.Gated, cofi.GatedNorm)) for m in plain.modules())
     torch.testing.assert_close(forward(plain, inputs), before, rtol=1e-3, atol=1e-4)
     kept = int((decided[2] > 0).sum())
-    assert surgery.hidden_size(plain) == kept < 32
-    assert surgery.blocks(plain)[0].query.weight.shape == (1, kept)  # no attention is left of layer 0
-    again = artifacts.load(artifacts.save(plain, tmp_path / "model", {}))
+    assert transformer.hidden_size(plain) == kept < 32
+    assert transformer.blocks(plain)[0].query.weight.shape == (1, kept)  # no attention is left of layer 0
+    again = storage.load(storage.save(plain, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(plain, task.test)[0])
-    file = deploy.export(plain, task.example(4), tmp_path / "model.onnx")
-    assert deploy.parity(plain, file, task.test, task.metrics, threads=1).agreement == 1.0
+    file = export(plain, task.example(4), tmp_path / "model.onnx")
+    assert parity(plain, file, task.test, task.metrics, threads=1).agreement == 1.0
 
 
 def test_open_gates_change_nothing():
@@ -163,7 +169,7 @@ def test_the_multipliers_drive_the_expected_sparsity_to_the_target(make_context)
     assert seen == [pytest.approx(0.6, abs=0.02)]
     assert not context.record.warnings
     before, after = (
-        sum(b.query.weight.numel() * 4 + b.up.weight.numel() * 2 for b in surgery.blocks(m)) for m in (model, small)
+        sum(b.query.weight.numel() * 4 + b.up.weight.numel() * 2 for b in transformer.blocks(m)) for m in (model, small)
     )
     assert 1 - after / before == pytest.approx(0.6, abs=0.05)  # what must stay of an empty part included
     assert "sparsity-schedule" in context.record.figures

@@ -6,8 +6,8 @@ from torch import nn
 
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import layerwise
-from compression.tasks.task import forward
+from compression.methods.prune.masks import layerwise
+from compression.nn.inputs import forward
 from tests.conftest import tiny_bert, words_task
 from tests.methods.prune.conftest import sparsity, zeros
 

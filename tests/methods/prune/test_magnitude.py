@@ -6,12 +6,14 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from compression import artifacts, layers, models
+from compression import models
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import amounts, gradual
 from compression.methods.prune.ln_structured import norms
-from compression.methods.prune.scores import keep_largest
+from compression.methods.prune.masks import amounts, gradual
+from compression.methods.prune.masks.scores import keep_largest
+from compression.models import storage
+from compression.nn import layers
 from tests.conftest import tiny_bert, words_task
 from tests.methods.prune.conftest import sparsity, zeros
 
@@ -286,7 +288,7 @@ def test_a_transformer_is_pruned_and_reloads(make_context, tmp_path):
     for step in (Magnitude(sparsity=0.9), LnStructured(sparsity=0.5), Magnitude(sparsity=0.95, epochs=1)):
         step.apply(model, make_context(task, model))
     assert sparsity(model) == pytest.approx(0.95, abs=1e-3)
-    again = artifacts.load(artifacts.save(model, tmp_path, {}))
+    again = storage.load(storage.save(model, tmp_path, {}))
     assert list(layers.masked(again)) == list(layers.masked(model))
 
 

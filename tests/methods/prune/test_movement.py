@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from compression import layers, models
+from compression import models
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import blocks, movement
+from compression.methods.prune import movement
+from compression.methods.prune.masks import blocks
+from compression.nn import layers
 from tests.conftest import tiny_bert, words_task
 from tests.methods.prune.conftest import sparsity, zeros
 

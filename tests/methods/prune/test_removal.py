@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from compression.errors import UserError
-from compression.methods.prune.removal import TOLERANCE, Block, closest, merged, ordered, runs
+from compression.methods.prune.structure.removal import TOLERANCE, Block, closest, merged, ordered, runs
 
 
 @pytest.mark.parametrize(

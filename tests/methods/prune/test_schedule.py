@@ -1,6 +1,6 @@
 import pytest
 
-from compression.methods.prune.schedule import SCHEDULES, curve, ramp, target
+from compression.methods.prune.masks.schedule import SCHEDULES, curve, ramp, target
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from compression import layers
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import scores
+from compression.methods.prune.masks import scores
+from compression.nn import layers
 
 
 def test_the_largest_scores_over_all_layers_stay():

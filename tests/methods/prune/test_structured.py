@@ -5,11 +5,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from compression import artifacts, deploy, layers, models, surgery
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune.importance import CRITERIA
-from compression.methods.prune.removal import operations
+from compression.methods.prune.structure.importance import CRITERIA
+from compression.methods.prune.structure.removal import operations
+from compression.models import storage
+from compression.nn import layers, transformer
 from compression.tasks.task import Split, predict
 from tests.conftest import stripes_task, tiny_bert, words_task
 from tests.methods.prune.conftest import zeros
@@ -19,7 +23,7 @@ COSTS = {
     "params": lambda model, task: layers.count_parameters(model),
     "macs": lambda model, task: operations(model, task.example()),
     "channels": lambda model, task: sum(
-        layers.weight(m).shape[0] for m in layers.prunable(model).values() if m is not surgery.classifier(model)
+        layers.weight(m).shape[0] for m in layers.prunable(model).values() if m is not transformer.classifier(model)
     ),
 }
 
@@ -95,7 +99,7 @@ def test_every_criterion_cuts_a_residual_network_that_reloads(task, make_context
     model = models.build("resnet8", task)
     small, _ = pruned(model, make_context, task, criterion=criterion, epochs=1, examples=32, round_to=4)
     assert left(small, model, task) < 0.6
-    again = artifacts.load(artifacts.save(small, tmp_path, {}))
+    again = storage.load(storage.save(small, tmp_path, {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(small, task.test)[0])
     inner = [m.out_channels for name, m in small.named_modules() if name.endswith("conv1")]
     assert all(width % 4 == 0 for width in inner)
@@ -106,8 +110,8 @@ def test_what_is_left_exports_with_equal_logits(task, make_context, tmp_path, na
     torch.manual_seed(0)
     task, model = (words_task(), tiny_bert()) if name == "bert" else (task, models.build(name, task))
     small, _ = pruned(model, make_context, task, scope=scope)
-    file = deploy.export(small, task.example(4), tmp_path / "model.onnx")
-    assert deploy.parity(small, file, task.test, task.metrics, threads=1).max_difference < 1e-4
+    file = export(small, task.example(4), tmp_path / "model.onnx")
+    assert parity(small, file, task.test, task.metrics, threads=1).max_difference < 1e-4
 
 
 def test_the_channels_that_stay_are_those_with_the_largest_scores(task, make_context):
@@ -235,8 +239,8 @@ def test_a_transformer_meets_its_target_alike_in_all_layers_and_reloads(make_con
     small, context = pruned(model, make_context, task, sparsity=0.25, target=target, parts=parts)
     assert left(small, model, task, target) == pytest.approx(0.75, abs=0.02)
     assert not context.record.warnings
-    assert len({(b.heads, b.neurons) for b in surgery.blocks(small)}) == 1
-    again = artifacts.load(artifacts.save(small, tmp_path, {}))
+    assert len({(b.heads, b.neurons) for b in transformer.blocks(small)}) == 1
+    again = storage.load(storage.save(small, tmp_path, {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(small, task.test)[0])
 
 
@@ -244,7 +248,7 @@ def test_a_transformer_meets_its_target_alike_in_all_layers_and_reloads(make_con
 def test_what_keeps_a_heads_width_reads_with_from_pretrained(make_context, tmp_path, parts):
     task, model = words_task(), tiny_bert()
     small, _ = pruned(model, make_context, task, target="channels", parts=parts)
-    artifacts.save(small, tmp_path, {})
+    storage.save(small, tmp_path, {})
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
     torch.testing.assert_close(predict(again, task.test)[0], predict(small, task.test)[0])
     config = again.config
@@ -265,11 +269,13 @@ def test_the_heads_that_stay_have_the_largest_weights(make_context):
     strong = {0: (1, 3), 1: (0, 2), 2: (2, 3)}
     for layer, heads in strong.items():
         for head in heads:
-            surgery.blocks(model)[layer].value.weight.data[head * 8 : head * 8 + 8] *= 10
+            transformer.blocks(model)[layer].value.weight.data[head * 8 : head * 8 + 8] *= 10
     small, _ = pruned(model, make_context, task, target="channels", parts="heads")
     for layer, heads in strong.items():
         rows = [row for head in heads for row in range(head * 8, head * 8 + 8)]
-        assert torch.equal(surgery.blocks(small)[layer].value.weight, surgery.blocks(model)[layer].value.weight[rows])
+        assert torch.equal(
+            transformer.blocks(small)[layer].value.weight, transformer.blocks(model)[layer].value.weight[rows]
+        )
 
 
 def test_global_ranking_of_a_transformer_is_refused(make_context):

@@ -5,7 +5,7 @@ import torch
 
 from compression.methods import method
 from compression.methods.prune import sparsegpt, wanda
-from compression.methods.prune.layerwise import least
+from compression.methods.prune.masks.layerwise import least
 
 INPUTS = torch.tensor([[3.0, 1.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.double)
 

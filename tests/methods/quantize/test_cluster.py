@@ -5,11 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, layers, models
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.session import Session
 from compression.methods import method, parse
-from compression.methods.quantize import coded
 from compression.methods.quantize.cluster import SharedLinear, codebook, groups, kmeans, require_equal
-from compression.quantized.clustered import ClusteredConv2d, ClusteredLinear
+from compression.methods.quantize.coding import coded
+from compression.nn import layers
+from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLinear
 
 VALUES = torch.randn(400, generator=torch.Generator().manual_seed(0))
 
@@ -128,8 +131,8 @@ def test_a_file_that_holds_something_else_is_noticed(tmp_path):
 def test_the_onnx_file_holds_packed_indices_and_answers_alike(tmp_path):
     model = clustered()
     images = torch.randn(4, 3, 8, 8)
-    path = deploy.export(model, images, tmp_path / "model.onnx")
-    torch.testing.assert_close(deploy.Session(path)(images), model(images).detach(), rtol=1e-4, atol=1e-5)
+    path = export(model, images, tmp_path / "model.onnx")
+    torch.testing.assert_close(Session(path)(images), model(images).detach(), rtol=1e-4, atol=1e-5)
     packed = model[0].packed.numel() + model[3].packed.numel()
     assert packed < path.stat().st_size < packed + 6000
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from compression import deploy, methods, models, params
-from compression.quantized import Quantize
-from compression.quantized.numbers import PAIR_SUM
+from compression import methods, models, params
+from compression.deploy.onnx.export import export
+from compression.nn.quantized import Quantize
+from compression.nn.quantized.numbers import PAIR_SUM
 from tests.conftest import tiny_bert, tiny_lstm, words_task
-from tests.quantized.graphs import as_run
+from tests.deploy.graphs import as_run
 
 WEIGHTS = {"DynamicQuantizeLSTM": (1, 2)} | dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), (3,))
 WEIGHTS |= dict.fromkeys(("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (1,))
@@ -54,7 +55,7 @@ def dynamic(node):
 
 
 def assert_exact(model, example, folder):
-    path = deploy.export(model, example, folder / "model.onnx")
+    path = export(model, example, folder / "model.onnx")
     assert not mixed(path)
     highest = [m.input.highest for m in model.modules() if isinstance(getattr(m, "input", None), Quantize)]
     found = weights(path)
@@ -79,7 +80,7 @@ def test_every_layer_runs_on_integers_where_pooling_comes_before_a_relu(recipe, 
     model = models.build("digits_cnn", task).eval()
     [step] = methods.parse(recipe)
     made = step.apply(copy.deepcopy(model), make_context(task, model)).eval()
-    assert len(weights(deploy.export(made, task.example(4), tmp_path / "model.onnx"))) == 4
+    assert len(weights(export(made, task.example(4), tmp_path / "model.onnx"))) == 4
 
 
 @pytest.mark.parametrize("granularity", ["channel", "group"])

@@ -2,9 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from compression import artifacts, models
+from compression import models
 from compression.errors import UserError
-from compression.methods.quantize.folding import equalize, equalize_pair, fold_batch_norms, relu_before_pool, trace
+from compression.methods.quantize.wiring.folding import (
+    equalize,
+    equalize_pair,
+    fold_batch_norms,
+    relu_before_pool,
+    trace,
+)
+from compression.models import storage
 from tests.conftest import tiny_bert
 
 
@@ -30,7 +37,7 @@ def test_folding_leaves_the_answers_and_no_batch_norm(name, task, tmp_path):
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in model.modules())
     assert len(set(folded)) == len(norms)
     torch.testing.assert_close(model(task.example(8)), before, rtol=1e-3, atol=1e-4)
-    again = artifacts.load(artifacts.save(model, tmp_path / "model", {}))
+    again = storage.load(storage.save(model, tmp_path / "model", {}))
     assert torch.equal(again(task.example(8)), model(task.example(8)))
 
 

@@ -6,11 +6,16 @@ import torch
 from onnx import TensorProto
 from torch import nn
 
-from compression import artifacts, deploy, layers, models
+from compression import models
+from compression.deploy.measure import layer_table, structure
+from compression.deploy.onnx.export import export
+from compression.deploy.session import Session
 from compression.errors import UserError
-from compression.measure import layer_table, structure
 from compression.methods import method, parse
-from compression.tasks.task import forward, predict
+from compression.models import storage
+from compression.nn import layers
+from compression.nn.inputs import forward
+from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
 TYPES = {"fp16": (torch.float16, TensorProto.FLOAT16), "bf16": (torch.bfloat16, TensorProto.BFLOAT16)}
@@ -38,11 +43,11 @@ def test_the_file_holds_halves_and_a_transformer_answers_alike(dtype, tmp_path, 
     task, model = words_task(), tiny_bert()
     context = make_context(task, copy.deepcopy(model))
     found = method("half")(dtype=dtype).apply(model, context).eval()
-    again = artifacts.load(artifacts.save(found, tmp_path / "model", {}))
+    again = storage.load(storage.save(found, tmp_path / "model", {}))
     example = task.example(4)
     torch.testing.assert_close(forward(again, example), forward(found, example), rtol=0, atol=0)
-    path = deploy.export(found, example, tmp_path / "model.onnx")
-    torch.testing.assert_close(deploy.Session(path)(example), forward(found, example).detach(), rtol=1e-3, atol=1e-4)
+    path = export(found, example, tmp_path / "model.onnx")
+    torch.testing.assert_close(Session(path)(example), forward(found, example).detach(), rtol=1e-3, atol=1e-4)
     halves = [t for t in onnx.load(path).graph.initializer if t.data_type == TYPES[dtype][1]]
     stored = sum(torch.Size(t.dims).numel() for t in halves)
     weights = [m.weight for m in found.modules() if hasattr(m, "stored")]

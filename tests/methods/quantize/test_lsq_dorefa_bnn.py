@@ -7,16 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, models
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.session import Session
 from compression.errors import UserError
 from compression.methods import build, method, parse
 from compression.methods.quantize.bnn import ScaledSign, SignInput, scaled_sign, sign_through
 from compression.methods.quantize.dorefa import MeanSign, TanhWeight, UnitInput, mean_sign, normalised, quantize_unit
-from compression.methods.quantize.order import Order
-from compression.methods.quantize.rounding import deployed, foldable, rounded
-from compression.methods.quantize.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
-from compression.quantized import Numbers, QuantConv2d, QuantLinear
-from compression.quantized.layers import bias_step
+from compression.methods.quantize.fake.rounding import deployed, foldable, rounded
+from compression.methods.quantize.fake.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
+from compression.methods.quantize.wiring.order import Order
+from compression.nn.quantized import Numbers, QuantConv2d, QuantLinear
+from compression.nn.quantized.layers import bias_step
 from compression.tasks.task import predict
 
 
@@ -221,7 +223,7 @@ def test_a_model_that_was_converted_answers_as_it_did_in_training(task, make_con
 
 
 def test_pruned_weights_stay_zero(task, make_context):
-    from compression import layers
+    from compression.nn import layers
 
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))
@@ -280,5 +282,5 @@ def test_a_sign_of_what_is_zero_but_for_noise_is_the_same_everywhere(tmp_path):
     model = nn.Sequential(*made).eval()
     images = torch.randint(-3, 4, (64, 2, 12, 12)) * 0.017
     assert (model[0](images).abs() < 1e-6).float().mean() > 0.02
-    path = deploy.export(model, images[:4], tmp_path / "signs.onnx")
-    torch.testing.assert_close(deploy.Session(path)(images), model(images).detach(), rtol=1e-4, atol=1e-4)
+    path = export(model, images[:4], tmp_path / "signs.onnx")
+    torch.testing.assert_close(Session(path)(images), model(images).detach(), rtol=1e-4, atol=1e-4)

@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, layers, models
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
 from compression.methods import method, parse
-from compression.methods.quantize.knapsack import Option, assign
-from compression.methods.quantize.sensitivity import fisher, replaced, rounded
-from compression.methods.quantize.timed import fewest
-from compression.methods.quantize.weights import weight_numbers
-from compression.quantized import QuantLinear
+from compression.methods.quantize.calibration.weights import weight_numbers
+from compression.methods.quantize.widths.knapsack import Option, assign
+from compression.methods.quantize.widths.sensitivity import fisher, replaced, rounded
+from compression.methods.quantize.widths.timed import fewest
+from compression.nn import layers
+from compression.nn.quantized import QuantLinear
 
 
 def brute(options, budget):
@@ -133,5 +136,5 @@ def test_layers_that_lose_most_stay_in_floats_where_there_is_room(task, make_con
     assert {row["bits"] for row in rows} == {2, 32}
     held = sum(row["bytes"] for row in rows)
     assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable(context.original).values())
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    parity(made, file, task.test, task.metrics, threads=1)

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from compression.methods.quantize import observers
-from compression.methods.quantize.observers import Observed, clipping_divergence, rounding_error
+from compression.methods.quantize.calibration import observers
+from compression.methods.quantize.calibration.observers import Observed, clipping_divergence, rounding_error
 
 
 def observed(values, minima=None, maxima=None):

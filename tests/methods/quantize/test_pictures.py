@@ -7,8 +7,8 @@ import torch
 
 from compression import models
 from compression.methods import method
-from compression.methods.quantize import pictures
-from compression.quantized import Numbers, dequantize, quantize
+from compression.methods.quantize.calibration import pictures
+from compression.nn.quantized import Numbers, dequantize, quantize
 
 
 @pytest.mark.parametrize("name", ["lsq", "dorefa", "bnn", "qat"])

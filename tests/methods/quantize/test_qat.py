@@ -4,10 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from compression import deploy, layers, models
+from compression import models
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.methods import method, parse
 from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
-from compression.quantized import QuantAdd, QuantAvgPool2d, QuantEmbedding, QuantLinear
+from compression.nn import layers
+from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantEmbedding, QuantLinear
 from tests.conftest import tiny_bert, words_task
 
 
@@ -160,5 +163,5 @@ def test_a_bert_is_trained_rounded_and_answers_as_its_file(name, make_context, t
     assert kinds.count(QuantLinear) == 6 + 2
     assert kinds.count(QuantEmbedding) == (3 if name == "qat" else 0)
     assert {"activation-ranges", "weight-ranges"} <= set(context.record.figures)
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    parity(made, file, task.test, task.metrics, threads=1)

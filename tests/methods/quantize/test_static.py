@@ -4,23 +4,27 @@ import pytest
 import torch
 from torch import nn
 
-from compression import artifacts, deploy, measure, methods, models
+from compression import methods, models
+from compression.deploy import measure
+from compression.deploy.onnx.export import export
+from compression.deploy.parity import parity
 from compression.errors import UserError
-from compression.methods.quantize.calibration import batches, observe
+from compression.methods.quantize.calibration.activations import batches, observe
 from compression.methods.quantize.static import Static, mean_error
-from compression.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
+from compression.models import storage
+from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
-from compression.training import Recipe, complete
+from compression.training.loop import Recipe, complete
 from tests.conftest import tiny_bert, words_task
+from tests.deploy.graphs import as_run
 from tests.methods.quantize.test_folding import settled
-from tests.quantized.graphs import as_run
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A residual network that knows the stripes."""
-    from compression.context import Context
-    from compression.machine import accelerator
+    from compression.runs.machine import accelerator
+    from compression.training.context import Context
     from tests.conftest import Kept, stripes_task
 
     task = stripes_task()
@@ -130,7 +134,7 @@ def test_the_mean_error_of_a_weight_by_hand():
 
 
 def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context):
-    from compression.quantized import weight_range
+    from compression.nn.quantized import weight_range
     from tests.conftest import stripes_task
 
     task = stripes_task()
@@ -170,8 +174,8 @@ def test_a_bert_with_static_ranges_answers_as_its_file(make_context, tmp_path):
     made, _ = applied(Static(calibration_samples=64), model, task, make_context)
     kinds = [type(m) for m in made.modules()]
     assert (kinds.count(QuantLinear), kinds.count(QuantEmbedding)) == (6 + 2, 3)
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    parity(made, file, task.test, task.metrics, threads=1)
 
 
 @pytest.mark.parametrize("chain", ["dynamic", "weight_only:group_size=16", "weight_only:bits=8,granularity=channel"])
@@ -194,14 +198,14 @@ FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
 def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skipped, trained, make_context, tmp_path):
     task, model = trained
     made, _ = applied(Static(skip=skipped, calibration_samples=64), model, task, make_context)
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    parity(made, file, task.test, task.metrics, threads=1)
     run = [node.op_type for node in as_run(file).node]
     assert sum(kind in FLOAT_KERNELS for kind in run) == 1, run
     assert run.count("QLinearAdd") == 3
     tables = [measure.layer_table(m, task.example()) for m in (model, made)]
     assert [row["layer"] for row in tables[0]] == [row["layer"] for row in tables[1]]
-    again = artifacts.load(artifacts.save(made, tmp_path / "model", {}))
+    again = storage.load(storage.save(made, tmp_path / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(made, task.test)[0])
 
 
@@ -214,8 +218,8 @@ def test_a_tensor_that_is_rounded_in_several_ways_leaves_no_layer_in_floats(reci
     [step] = methods.parse(recipe)
     step = complete(step, task) if isinstance(step, Recipe) else step
     made, _ = applied(step, model, task, make_context)
-    file = deploy.export(made, task.example(4), tmp_path / "model.onnx")
-    deploy.parity(made, file, task.test, task.metrics, threads=1)
+    file = export(made, task.example(4), tmp_path / "model.onnx")
+    parity(made, file, task.test, task.metrics, threads=1)
     run = [node.op_type for node in as_run(file).node]
     assert not {*FLOAT_KERNELS, "Add"} & {*run}, run
     block = made.stages[0][0]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from compression.methods.quantize.weights import least_error, squared_error, weight_numbers
-from compression.quantized import choose_range, split
+from compression.methods.quantize.calibration.weights import least_error, squared_error, weight_numbers
+from compression.nn.quantized import choose_range, split
 
 
 def error(weight, numbers):
@@ -45,7 +45,7 @@ def test_one_bit_is_the_sign_times_the_mean_magnitude(weight):
 
 
 def test_pruned_weights_stay_zero(weight):
-    from compression.quantized import dequantize, quantize
+    from compression.nn.quantized import dequantize, quantize
 
     weight[weight.abs() < 0.5] = 0
     for symmetric in (True, False):

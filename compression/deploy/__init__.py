@@ -1,0 +1,1 @@
+"""Where models run: ONNX files, checked against torch, measured and timed."""

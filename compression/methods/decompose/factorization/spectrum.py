@@ -1,0 +1,50 @@
+"""The singular values of a layer's weight, and the ranks that follow from them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from compression.methods.decompose.factorization.evbmf import evbmf
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """The singular values of a matrix of `shape`, all of them, the largest first."""
+
+    values: np.ndarray
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Spectrum:
+        """Of a matrix `(rows, columns)`, in double precision."""
+        rows, columns = matrix.shape
+        wide = matrix.detach().double() if rows <= columns else matrix.detach().double().T
+        # Through the small square matrix: a convolution's unfolding is some ten times as long as it is high.
+        squares = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0)
+        return cls(squares.sqrt().flip(0).cpu().numpy(), (rows, columns))
+
+    @cached_property
+    def energies(self) -> np.ndarray:
+        """The share of the squared norm that the first 1, 2, … singular values hold."""
+        total = np.cumsum(self.values**2)
+        return total / total[-1] if total[-1] else np.ones_like(total)
+
+    def holding(self, share: float) -> int:
+        """The least rank, at least 1, whose singular values hold `share` of the energy."""
+        return min(int(np.searchsorted(self.energies, share)) + 1, len(self.values))
+
+    @cached_property
+    def above_noise(self) -> int:
+        """The rank by EVBMF; 0 if there is nothing but noise, which a single row or column cannot show."""
+        return 1 if len(self.values) == 1 else evbmf(self.values, self.shape).rank
+
+
+def rounded(rank: int, full: int, multiple: int) -> int:
+    """`rank` up to a multiple, within 1 to `full`; where `full` is less than the multiple, as it is."""
+    return min(full, max(1, math.ceil(rank / multiple) * multiple if full >= multiple else rank))

@@ -1,0 +1,1 @@
+"""Who learns from whom, and copies of a teacher that are smaller."""

@@ -1,0 +1,1 @@
+"""Masks: weights that become zero, and stay where they are: how many, which, and when."""

@@ -1,0 +1,1 @@
+"""Calibration: which layers are quantized, and the ranges of their weights and activations."""

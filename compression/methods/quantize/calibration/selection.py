@@ -1,0 +1,61 @@
+"""Which layers a method is to quantize: all that it can, but for those that its field `skip` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from compression.errors import UserError
+from compression.nn.quantized import Weighted
+from compression.nn.quantized.clustered import Clustered
+from compression.nn.quantized.half import Half
+from compression.nn.recurrent import BiLSTM
+from compression.training.context import Record
+
+SKIP = "layers to leave in floats: names, or beginnings of names, separated by /"  # help of the field `skip`
+
+
+def chosen(
+    model: nn.Module,
+    candidates: Iterable[str],
+    skip: str,
+    kinds: str = "linear layer, convolution or embedding in floats",
+) -> list[str]:
+    """The layers among `candidates`, which are of `kinds`, that are to be quantized; UserError where none is left."""
+    candidates = list(candidates)
+    skipped = named(skip, candidates)
+    left = [name for name in candidates if name not in skipped]
+    if left:
+        return left
+    if any(isinstance(m, (Weighted, Half, Clustered)) for m in model.modules()):
+        raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
+    raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
+
+
+def tell_recurrent(model: nn.Module, record: Record) -> None:
+    """Say which recurrent layers a method has left in floats, which it quantizes all or not at all."""
+    left = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.RNNBase) or isinstance(m, BiLSTM) and any(isinstance(g, nn.Linear) for g in m.modules())
+    ]
+    if left:
+        record.warn(
+            f"Recurrent layers stay in floats: {', '.join(left)}; dynamic has integer kernels for LSTMs of the lab, "
+            "and weight_only, half and cluster store them small."
+        )
+
+
+def named(text: str, candidates: list[str]) -> set[str]:
+    """The layers among `candidates` that `text` gives, names or beginnings of names separated by /.
+
+    UserError for a part that no layer has.
+    """
+    found: set[str] = set()
+    for part in filter(None, text.split("/")):
+        fitting = {name for name in candidates if name == part or name.startswith(f"{part}.")}
+        if not fitting:
+            raise UserError(f"skip={part!r} is no layer of the model; its layers are {', '.join(candidates)}.")
+        found |= fitting
+    return found

@@ -1,0 +1,1 @@
+"""Fake quantization: layers that round while they train."""

@@ -1,0 +1,1 @@
+"""Bit-widths: what each costs, and which layer gets which."""

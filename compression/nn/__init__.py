@@ -1,0 +1,1 @@
+"""What models are made of: layers, their quantized forms, the parts of transformers, recurrent layers."""

@@ -1,0 +1,95 @@
+"""Layers whose weights share a few values: an index of few bits for each weight, and the values once, as floats."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from compression.nn.quantized.convolution import placement
+from compression.nn.quantized.packing import pack, packed_size, unpack
+
+
+class Clustered(nn.Module):
+    """What these layers share.
+
+    On disk: `packed` (uint8, the indices at their bit width) and `codebook` `(2**bits,)`; in memory `weight` holds
+    the values. Buffers, all of them: nothing here trains.
+    """
+
+    packed: Tensor
+    codebook: Tensor
+    weight: Tensor
+
+    def __init__(self, shape: tuple[int, ...], bits: int, bias: int = 0) -> None:
+        super().__init__()
+        self.bits = bits
+        weight = torch.zeros(shape)
+        self.register_buffer("packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8))
+        self.register_buffer("codebook", torch.zeros(2**bits))
+        self.register_buffer("weight", weight, persistent=False)
+        self.bias = nn.Parameter(torch.zeros(bias), requires_grad=False) if bias else None
+
+    @property
+    def indices(self) -> Tensor:
+        """Which entry of the codebook each weight is, int64, in the shape of the weight."""
+        signed = unpack(self.packed, self.bits, self.weight.numel())
+        return signed.view(self.weight.shape).long() + 2 ** (self.bits - 1)
+
+    @torch.no_grad()
+    def hold(self, indices: Tensor, codebook: Tensor, bias: Tensor | None) -> Self:
+        """Take these indices (shape of the weight), values (at most 2**bits) and bias."""
+        self.to(codebook.device)
+        self.packed = pack(indices - 2 ** (self.bits - 1), self.bits)
+        self.codebook[: len(codebook)] = codebook
+        if self.bias is not None and bias is not None:
+            self.bias.copy_(bias)
+        self.refresh()
+        return self
+
+    def refresh(self) -> None:
+        """Look the weights up."""
+        self.weight = self.codebook[self.indices]
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self.refresh()
+
+    def extra_repr(self) -> str:
+        return f"{'x'.join(map(str, self.weight.shape))}, {2**self.bits} values"
+
+
+class ClusteredLinear(Clustered):
+    """`nn.Linear` with shared weights."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, bits: int = 5) -> None:
+        super().__init__((out_features, in_features), bits, out_features if bias else 0)
+        self.in_features, self.out_features = in_features, out_features
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.linear(inputs, self.weight, self.bias)
+
+
+class ClusteredConv2d(Clustered):
+    """`nn.Conv2d` with shared weights."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int],
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] | str = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        bias: bool = True,
+        bits: int = 8,
+    ) -> None:
+        super().__init__((out_channels, in_channels // groups, *kernel_size), bits, out_channels if bias else 0)
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return F.conv2d(inputs, self.weight, self.bias, **placement(self))

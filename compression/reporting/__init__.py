@@ -1,0 +1,1 @@
+"""What came out: the report of a run, pages over many, claims, Pareto fronts, figures."""

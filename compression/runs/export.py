@@ -1,0 +1,52 @@
+"""A stored model as one file that other tools read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compression import models
+from compression.deploy.onnx import qcdq
+from compression.deploy.onnx.export import export
+from compression.errors import UserError
+from compression.runs import baseline
+
+
+def write(spec: str, kind: str, output: Path) -> Path:
+    """Write the model at `spec` (runs:/…, models:/… or a folder of the lab) to `output` in the format `kind`.
+
+    Raises UserError where the format cannot hold the model, and then leaves no file.
+    """
+    model = baseline.stored(spec)
+    if model is None:
+        raise UserError(f"{spec} is no model of the lab: give runs:/ID/model, models:/NAME/VERSION or a run's folder.")
+    if not output.parent.is_dir():
+        raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
+    return FORMATS[kind](model, output)
+
+
+def onnx(model: nn.Module, path: Path) -> Path:
+    """What ONNX Runtime deploys: codes packed at their width."""
+    return export(model, models.example(model, 4), path)
+
+
+def exchange(model: nn.Module, path: Path) -> Path:
+    """Standard operators on 8-bit containers, as Brevitas writes them."""
+    return qcdq.write(model, models.example(model, 4), path)
+
+
+def weights(model: nn.Module, path: Path) -> Path:
+    """The state dict, for `torch.load(…, weights_only=True)`."""
+    torch.save(model.state_dict(), path)
+    return path
+
+
+FORMATS: dict[str, Callable[[nn.Module, Path], Path]] = {"onnx": onnx, "qcdq": exchange, "pth": weights}
+
+CAUTIONS = {
+    "qcdq": "below 8 bits ONNX Runtime rounds the biases of this format to wide steps, and may answer otherwise than "
+    "the model, unless its optimisations are off; the format onnx answers as the model does."
+}

@@ -1,0 +1,95 @@
+"""The machine a run uses: device, threads, precision, and what must be logged of them."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from compression.errors import UserError
+from compression.runs.settings import Settings, default_threads
+
+T = TypeVar("T")
+LOGGED = ("torch", "torchvision", "transformers", "mlflow", "onnx", "onnxruntime", "accelerate")
+
+
+@dataclass(frozen=True)
+class Machine:
+    accelerator: Accelerator
+    threads: int
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that measures and logs, when `accelerate launch` started several."""
+        return self.accelerator.is_main_process
+
+    def shared(self, make: Callable[[], T]) -> T:
+        """What `make` gives in the main process, in every process."""
+        made = [make() if self.main else None]
+        if self.accelerator.num_processes > 1:
+            broadcast_object_list(made)
+        return made[0]  # type: ignore[return-value]
+
+    def facts(self) -> dict[str, str | int]:
+        """Device, threads, precision, library versions and CPU capability, as MLflow parameters."""
+        versions = {f"version.{name}": importlib.metadata.version(name) for name in LOGGED if _installed(name)}
+        gpu = {"gpu": torch.cuda.get_device_name(self.device)} if self.device.type == "cuda" else {}
+        return {
+            "device": self.device.type,
+            "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+            "threads": self.threads,
+            "cpu": platform.processor() or platform.machine(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "version.python": platform.python_version(),
+            **gpu,
+            **versions,
+        }
+
+
+def _installed(name: str) -> bool:
+    """Whether a package is here: a container for processors may lack torchvision."""
+    return importlib.util.find_spec(name) is not None
+
+
+def prepare(settings: Settings) -> Machine:
+    """Set threads and seeds as the settings say, and take the device; UserError where it is not there."""
+    cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not cuda:
+        raise UserError("device=cuda, but torch sees no GPU here; use device=auto, or a machine with an NVIDIA driver.")
+    threads = settings.threads or default_threads()
+    torch.set_num_threads(threads)
+    seed(settings.seed)
+    return Machine(accelerator(settings.device == "cpu" or not cuda, settings.precision), threads)
+
+
+def seed(number: int) -> None:
+    """Seed every generator that anybody may draw from."""
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+@functools.cache
+def accelerator(cpu: bool, precision: str) -> Accelerator:
+    """accelerate keeps one state a process, so one Accelerator is made and kept for each use of it."""
+    if precision == "auto":
+        # accelerate launch may have been told a precision already: it stands
+        gpu = "no" if cpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", gpu)
+    return Accelerator(cpu=cpu, mixed_precision=precision)

@@ -1,0 +1,138 @@
+"""What a run leaves behind: metrics, comparison.json, layers.csv, the model, the ONNX file, the report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from compression import tracking
+from compression.deploy.measure import Measurement, compare
+from compression.models import storage
+from compression.nn import transformer
+from compression.reporting import figures, report
+from compression.tasks.task import Task
+
+CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
+
+
+def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[str, float]:
+    """The run's flat metrics: of [before, …, after] a comparison, of a single measurement its own figures."""
+    last = measured[-1]
+    own = compare(measured[0], last, task.metric) if len(measured) > 1 else last.metrics() | last.onnx
+    return own | {"seconds": seconds}
+
+
+def alarms(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
+    """What must be said loudly of the last model: a layer with nothing left, quality at chance, no other reader."""
+    last, removed = measured[-1], transformer.removed(model)
+    empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
+    said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
+    if transformer.is_transformer(model) and (differing := transformer.told_apart(model.config)):
+        said.append(
+            f"transformers' from_pretrained cannot read this model, whose config needs {' and '.join(differing)}: "
+            "only this lab and ONNX do. Layers of equal width, and heads cut together with hidden, it can read."
+        )
+    if task.outputs == 1 and not (last.logits - last.logits[0]).abs().max() > 0:
+        said.append("The model answers the same number for everything: it has learned nothing.")
+    elif task.outputs > 1 and last.logits.argmax(1).unique().numel() == 1:
+        said.append("The model answers the same class for everything: it is at chance.")
+    elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
+        said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")
+    return said
+
+
+def keep(
+    run: tracking.Run,
+    task: Task,
+    model: nn.Module,
+    measured: list[Measurement],
+    metrics: dict[str, float],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Write and send everything; the content of comparison.json."""
+    folder = run.outgoing
+    run.metrics(metrics)
+    run.tag("backend", measured[-1].backend)
+    keep_model(run, task, model, about)
+    shutil.copyfile(measured[-1].file, folder / "model.onnx")
+    draw(run, task, measured, about["stairs"])
+    run.table("layers", layer_rows(measured))
+    content = {
+        "metric": task.metric,
+        "metrics": metrics,
+        "compared": len(measured) > 1,
+        "climbed": climbed(measured, about["stairs"]) if len(measured) > 2 else [],
+        "source": task.source,
+        "limited": task.limited,
+        "backend": measured[-1].backend,
+        "warnings": run.warnings,
+        **about,
+    }
+    (folder / "comparison.json").write_text(json.dumps(content, indent=1))
+    (folder / "report.html").write_text(report.render(content, folder))
+    for name in ("model.onnx", "comparison.json", "report.html"):
+        run.artifact(folder / name)
+    run.note(report.note(content))
+    return content
+
+
+def keep_model(run: tracking.Run, task: Task, model: nn.Module, about: dict[str, Any]) -> None:
+    """Keep the model as the artifact `model`, its tokenizer with it."""
+    folder = storage.save(model, run.outgoing / "model", about)
+    if task.tokenizer is not None:
+        task.tokenizer.save_pretrained(folder)
+    tracking.describe_model(folder)
+    run.artifacts(folder, "model")
+
+
+def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
+    """layers.csv: a row per layer of before or after; `<column>_before` beside each column."""
+    earlier = {row["layer"]: row for row in measured[0].layers} if len(measured) > 1 else {}
+    later = {row["layer"]: row for row in measured[-1].layers}
+    rows = []
+    for name in dict.fromkeys(itertools.chain(earlier, later)):
+        old, new = earlier.get(name, {}), later.get(name, {})
+        columns = dict.fromkeys([*old, *new])
+        rows.append(
+            {"layer": name}
+            | {c: new.get(c, "") for c in columns if c != "layer"}
+            | ({f"{c}_before": old.get(c, "") for c in columns if c != "layer"} if earlier else {})
+        )
+    return rows
+
+
+def climbed(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
+    """The figures before the first step and after each that was measured, each with its `label`."""
+    labels = ["before", *(steps if len(steps) == len(measured) - 1 > 1 else ["after"])]
+    return [{"label": label} | one.metrics() for label, one in zip(labels, measured, strict=True)]
+
+
+def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list[str]) -> None:
+    """The figures of the run."""
+    before, after = (measured[0] if len(measured) > 1 else None), measured[-1]
+    if before is not None:
+        points = climbed(measured, steps)
+        run.figure("quality-against-size", figures.tradeoff(points, task.metric, "size_mb"))
+        run.figure("quality-against-latency", figures.tradeoff(points, task.metric, "latency_ms"))
+    if task.outputs > 1:
+        counts = [confusion(m, task.outputs) if m else None for m in (before, after)]
+        assert counts[1] is not None
+        run.figure("confusion", figures.confusion(counts[0], counts[1], task.labels))
+        run.figure("per-class", figures.per_class(counts[0], counts[1], task.labels))
+    if "train_loss" in run.curves:
+        run.figure("training", figures.curves(run.curves, task.metric))
+    rows = before.layers if before else None
+    run.figure("layers-params", figures.layers(rows, after.layers, "params", "Parameters by layer"))
+    if any(row["sparsity"] > 0.005 for row in after.layers):
+        run.figure("layers-sparsity", figures.layers(rows, after.layers, "sparsity", "Sparsity by layer"))
+
+
+def confusion(measurement: Measurement, classes: int) -> np.ndarray:
+    """Counts `(classes, classes)`: true class by row, predicted by column."""
+    pairs: Tensor = measurement.targets.long() * classes + measurement.logits.argmax(1)
+    return pairs.bincount(minlength=classes * classes).reshape(classes, classes).numpy()

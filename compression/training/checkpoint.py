@@ -1,0 +1,102 @@
+"""The state of a training, written every epoch, from which a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compression.errors import UserError, first_line
+from compression.training.context import Context
+
+
+@dataclass(frozen=True)
+class Best:
+    """The weights of the epoch with the highest validation metric so far; none yet if `state` is None."""
+
+    quality: float = float("-inf")
+    state: dict[str, Tensor] | None = None
+
+    def updated(self, quality: float, model: nn.Module) -> Best:
+        """The better of this and `model` (whose weights are copied); the earlier one on a tie."""
+        if not quality > self.quality:
+            return self
+        return Best(quality, {name: value.detach().clone() for name, value in model.state_dict().items()})
+
+    def restore(self, model: nn.Module) -> None:
+        if self.state is not None:
+            model.load_state_dict(self.state)
+
+
+class Checkpoint:
+    """A file `<title>.pt` in the run's folder, replaced whole; read without executing anything in it."""
+
+    def __init__(self, title: str, context: Context, model: nn.Module, optimizer: Any, scheduler: Any):
+        self.path = context.folder / f"{title}.pt"
+        self.context, self.model, self.optimizer, self.scheduler = context, model, optimizer, scheduler
+        self.epoch, self.best = 0, Best()
+        if context.resume is not None and (context.resume / self.path.name).exists():
+            self.read(context.resume / self.path.name)
+
+    def write(self, epoch: int, best: Best) -> None:
+        """Keep everything after `epoch` epochs, on the main process."""
+        if not self.context.accelerator.is_main_process:
+            return
+        content = {
+            "epoch": epoch,
+            "recorded": self.context.epochs,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "best": {"quality": best.quality, "state": best.state},
+            "random": torch.get_rng_state(),
+        }
+        save_whole(content, self.path)
+
+    def read(self, path: Path) -> None:
+        content = load_plain(path)
+        try:
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+            self.scheduler.load_state_dict(copy.deepcopy(content["scheduler"]))
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"The checkpoint {path} is of another model or recipe ({first_line(error)}); "
+                "resume with the task, model and method of the run it belongs to."
+            ) from error
+        self.epoch, self.best = content["epoch"], Best(**content["best"])
+        self.context.epochs = content["recorded"]
+        torch.set_rng_state(content["random"])
+
+    def kept(self) -> str:
+        """Where the last good state is, in a sentence."""
+        return f"The checkpoint of the last whole epoch is kept: {self.path}." if self.path.exists() else ""
+
+
+def save_whole(content: dict[str, Any], path: Path) -> None:
+    """Write with torch.save so that `path` is either the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    try:
+        torch.save(content, part)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise UserError(
+            f"Could not write {path}: {first_line(error)}; free some space or set COMPRESSION_HOME."
+        ) from error
+
+
+def load_plain(path: Path) -> dict[str, Any]:
+    """Read what `save_whole` wrote; tensors, numbers and texts only, nothing is executed."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a damaged file
+        raise UserError(
+            f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
+        ) from error

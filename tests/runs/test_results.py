@@ -1,0 +1,54 @@
+"""What is said loudly of a model, whatever step it came from."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from compression import methods, models
+from compression.deploy.measure import Measurement, layer_table
+from compression.nn import transformer
+from compression.runs import results
+from tests.conftest import stripes_task, tiny_bert, words_task
+
+MLP = {"builder": "mlp", "arguments": {"outputs": 1, "input_shape": [1, 8, 8], "width": 1.0}}
+
+
+def said(task, model, logits):
+    rows = layer_table(model, task.example())
+    found = Measurement({"accuracy": 1.0}, {}, rows, Path("file.onnx"), {}, logits, torch.zeros(len(logits)))
+    return results.alarms(task, model, [found])
+
+
+@pytest.mark.parametrize("answers", [torch.zeros(5, 1), torch.full((5, 1), torch.nan)])
+def test_a_regression_that_says_one_thing_is_told(answers):
+    [sentence] = said(stripes_task(outputs=1, metric="pearson"), models.rebuild(MLP), answers)
+    assert sentence.startswith("The model answers the same number for everything")
+    assert not said(stripes_task(outputs=1, metric="pearson"), models.rebuild(MLP), torch.arange(5.0)[:, None])
+
+
+def test_an_attention_that_was_cut_out_is_not_over_pruned_and_other_readers_are_told():
+    model, logits = tiny_bert(3), torch.eye(3)
+    transformer.cut_heads(model, 0, [])
+    transformer.cut_ffn(model, 1, [])
+    [sentence] = said(words_task(), model, logits)
+    assert "from_pretrained cannot read" in sentence
+    assert "heads_per_layer and ffn_per_layer" in sentence
+
+
+def test_a_layer_that_was_masked_whole_is_over_pruned():
+    model = tiny_bert(3)
+    torch.nn.init.zeros_(transformer.blocks(model)[0].output.weight)
+    assert said(words_task(), model, torch.eye(3)) == [
+        "Over-pruned: nothing is left in bert.encoder.layer.0.attention.output.dense."
+    ]
+
+
+def test_layers_that_are_no_linear_ones_any_more_are_looked_at_too(make_context):
+    model = tiny_bert(3)
+    transformer.cut_heads(model, 0, [])
+    context = make_context(words_task(), copy.deepcopy(model))
+    quantized = methods.method("weight_only")().apply(model, context)
+    assert transformer.removed(quantized) == {"bert.encoder.layer.0.attention.output.dense"}
+    assert transformer.removed(methods.method("svd")().apply(tiny_bert(3), context)) == set()
