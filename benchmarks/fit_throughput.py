@@ -28,9 +28,10 @@ from compression.tasks import cifar10
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.task import Split, Task
 from compression.training.context import Context
-from compression.training.loop import Recipe, decay_groups, fit, make_optimizer
+from compression.training.hyperparameters import Training
+from compression.training.loop import decay_groups, fit, make_optimizer
 
-RECIPE = Recipe(epochs=2, batch_size=128, learning_rate=0.1, optimizer="sgd", schedule="constant", keep="last")
+TRAINING = Training(epochs=2, batch_size=128, learning_rate=0.1, optimizer="sgd", schedule="constant", keep="last")
 
 
 class Images(Dataset):
@@ -74,7 +75,7 @@ def made_up(images: Tensor, targets: Tensor) -> Task:
         outputs=10,
         metrics=accuracy,
         loss=cross_entropy,
-        recipe={},
+        training={},
         input_shape=(3, 32, 32),
         augment=cifar10.augment,
     )
@@ -90,7 +91,7 @@ def ours(images: Tensor, targets: Tensor, threads: int) -> float:
         fit(
             model,
             Context(made_up(images, targets), model, machine.accelerator, record, 0, Path(folder), **named),
-            RECIPE,
+            TRAINING,
         )
     return len(images) / seconds[-1]
 
@@ -98,7 +99,7 @@ def ours(images: Tensor, targets: Tensor, threads: int) -> float:
 def usual(images: Tensor, targets: Tensor, device: torch.device, workers: int) -> float:
     """Images per second of the second epoch of the loop that everybody writes."""
     model = network().to(device).train()
-    optimizer = make_optimizer(decay_groups(model), RECIPE)
+    optimizer = make_optimizer(decay_groups(model), TRAINING)
     data = DataLoader(Images(images, targets), 128, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     for _ in range(2):
         started = time.perf_counter()

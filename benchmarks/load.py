@@ -25,7 +25,7 @@ METRICS = 20
 def join(name: str, password: str) -> None:
     """Make a participant, with an experiment of their name."""
     users.add(name, "participant", password)
-    users.renew(name, password)  # where an earlier load made them
+    users.set_password(name, password)  # where an earlier load made them
 
 
 def log(uri: str, name: str, password: str, batches: int, pause: float) -> tuple[list[float], list[str]]:

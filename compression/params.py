@@ -1,7 +1,7 @@
 """One dataclass field = one command-line option = one MLflow parameter = one Optuna range = one help text.
 
 `param` describes a field; everything else here reads the description back. Nothing about a field is written
-a second time anywhere.
+a second time anywhere. `group` holds the fields of another dataclass: from outside they look like the holder's own.
 """
 
 from __future__ import annotations
@@ -10,11 +10,15 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NewType
 
 from compression.errors import UserError
+
+Place = NewType("Place", str)  # the name of a model, a folder, runs:/… or models:/…: it may hold a /
+Values = NewType("Values", str)  # the values of another field, low..high or a/b
+When = Mapping[str, Collection[Any]]  # field -> the values of it with which another field has an effect
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Interval:
 
     @property
     def bounds(self) -> tuple[float, float]:
+        """Its lower and upper end, whether they belong to it or not."""
         low, high = self.text[1:-1].split(",")
         return float(low), float(high)
 
@@ -37,11 +42,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Param:
+    """What `param` was told of a field."""
+
     help: str
     interval: Interval | None = None
     choices: tuple[str, ...] = ()
     search: tuple[float, float] | tuple[str, ...] | None = None
     log: bool = False
+    when: When = dataclasses.field(default_factory=dict)
 
 
 def param(
@@ -52,15 +60,107 @@ def param(
     choices: tuple[str, ...] = (),
     search: tuple[float, float] | tuple[str, ...] | None = None,
     log: bool = False,
+    when: When | None = None,
 ) -> Any:
     """A dataclass field with its help, its valid values, and the range that Optuna searches.
 
-    `interval` is written as in mathematics, `(0, inf)` or `[0, 1]`; `choices` are the values a text may take;
-    `search` bounds what tuning tries (narrower than what is valid), on a log scale if `log`. A default of None
-    means "left to the task" for a field of a training recipe, and "not set" elsewhere.
+    Its type is int, float, str, bool or `Place`, one of these or None, `tuple[item, ...]` for a list,
+    `Mapping[str, item]`, or `tuple[tuple[str, str], ...]` for a list of pairs. `interval`, as in mathematics
+    (`(0, inf)`, `[0, 1]`), and `choices` hold for each item. `search` bounds what tuning tries (narrower than what is
+    valid), on a log scale if `log`. `when={"variant": ("sigmoid",)}`: the field has an effect with these values of
+    another one alone. A default of None means "left to the task" for a field of `Training`, and "not set" elsewhere.
     """
-    described = Param(help, Interval(interval) if interval else None, choices, search, log)
-    return dataclasses.field(default=default, metadata={"param": described})
+    described = Param(help, Interval(interval) if interval else None, choices, search, log, when or {})
+    metadata = {"param": described, "default": default}
+    if isinstance(default, dict):
+        return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What `group` was told of a field that holds other fields."""
+
+    fixed: frozenset[str]
+    when: When
+
+
+def group(cls: type, *, when: When | None = None, fixed: Mapping[str, Any] | None = None, **defaults: Any) -> Any:
+    """A dataclass field that holds a `cls`, whose fields are the holder's own to whoever looks from outside.
+
+    `defaults` replace those of `cls`; what is `fixed` cannot be chosen, and is no field of the holder. `when` is that
+    of every field in the group.
+    """
+    fixed = fixed or {}
+    return dataclasses.field(default=cls(**defaults, **fixed), metadata={"group": Group(frozenset(fixed), when or {})})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A field's type: of a scalar, or of the items of a list, of a mapping's values, of a list of pairs."""
+
+    item: type  # int, float, bool or str
+    container: str = ""  # list, mapping or pairs
+    slashes: bool = False  # the items may hold a / of their own
+    noun: str = ""  # what an item is, where its type does not say it
+
+    @property
+    def spoken(self) -> str:
+        """What such a value is, as part of a sentence."""
+        return {
+            "": self.noun or _SPOKEN[self.item],
+            "list": f"a list of {_PLURAL[self.item]}, a{self.separator}b",
+            "mapping": f"a name with {self.noun or _SPOKEN[self.item]} for each, a:x{self.separator}b:y",
+            "pairs": "a list of pairs of names, a:x/b:y",
+        }[self.container]
+
+    @property
+    def shown(self) -> str:
+        """The same as a command line's help shows it."""
+        name = self.item.__name__
+        return {"": name, "list": f"{name}{self.separator}…", "mapping": f"name:{name}/…", "pairs": "name:name/…"}[
+            self.container
+        ]
+
+    @property
+    def separator(self) -> str:
+        """What stands between items where a list is written as one text."""
+        return "//" if self.slashes else "/"
+
+
+_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_READ: dict[type, Any] = {int: int, float: float, str: str, bool: lambda text: _TRUTH[text.lower()]}
+_SPOKEN: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_PLURAL: dict[type, str] = {int: "whole numbers", float: "numbers", str: "texts", bool: "true or false"}
+_NOUNS: dict[Any, str] = {Place: "a text", Values: "low..high or x/y"}
+
+
+def items(text: str, slashes: bool = False) -> list[str]:
+    """The items of a list written as one text.
+
+    Between them stands a `,`, or a `/` (which a step of a recipe leaves free), or a `//`. Items with `slashes` of their
+    own are never split at a single one.
+    """
+    return [item for item in _split(text, slashes) if item]
+
+
+def _split(text: str, slashes: bool) -> list[str]:
+    separator = "//" if "//" in text else "," if "," in text or slashes else "/"
+    return [part.strip() for part in text.split(separator)]
+
+
+def pairs(text: str, slashes: bool = False) -> list[tuple[str, str]]:
+    """The (key, value) items of a mapping written as one text, `key:value` or `key=value` each.
+
+    Raises ValueError for an item without key or value.
+    """
+    found = []
+    for item in _split(text, slashes) if text else ():
+        key, mark, value = item.partition("=" if "=" in item else ":")
+        if not (key.strip() and mark and value.strip()):
+            raise ValueError(item)
+        found.append((key.strip(), value.strip()))
+    return found
 
 
 @dataclass(frozen=True)
@@ -68,29 +168,108 @@ class Field:
     """A dataclass field as the outside sees it."""
 
     name: str
-    type: type  # int, float, bool or str
+    kind: Kind
     default: Any
     param: Param
+    group: str = ""  # the holder's field that holds it
+    when: When = dataclasses.field(default_factory=dict)
+
+    @property
+    def type(self) -> type:
+        """The type of a scalar; `tuple` or `dict` for a list or mapping."""
+        return {"": self.kind.item, "mapping": dict}.get(self.kind.container, tuple)
 
     @property
     def optional(self) -> bool:
+        """Whether it may be None."""
         return self.default is None
+
+    @property
+    def empty(self) -> bool:
+        """Whether an empty text stands for its default."""
+        return self.default is None or self.default in ("", (), {})
 
     def parse(self, text: str) -> Any:
         """The value that `text` stands for; a UserError naming the field where it stands for none."""
         try:
-            value = _READ[self.type](text.strip())
+            value = self._parsed(text.strip())
         except (ValueError, KeyError):
-            raise UserError(f"{self.name}={text!r} is not {_SPOKEN[self.type]}; {self.valid}.") from None
+            raise UserError(f"{self.name}={text!r} is not {self.kind.spoken}; {self.valid}.") from None
         self.check(value)
         return value
+
+    def read(self, value: Any) -> Any:
+        """The same for a value from YAML or JSON, which have lists, mappings and numbers of their own."""
+        if isinstance(value, list) and self.kind.container == "pairs":
+            value = tuple(tuple(map(str, pair)) for pair in value)
+        elif isinstance(value, dict) and self.kind.container == "pairs":
+            value = tuple((str(key), str(other)) for key, other in value.items())
+        elif isinstance(value, list) and self.kind.container == "list":
+            value = tuple(self._scalar(str(item)) for item in value)
+        elif isinstance(value, dict) and self.kind.container == "mapping":
+            value = {str(key): self._scalar(str(item)) for key, item in value.items()}
+        else:
+            return self.parse(str(value))
+        self.check(value)
+        return value
+
+    def _parsed(self, text: str) -> Any:
+        if not self.kind.container:
+            return _READ[self.kind.item](text)
+        if self.kind.container == "list":
+            return tuple(_READ[self.kind.item](item) for item in items(text, self.kind.slashes))
+        if self.kind.container == "pairs":  # c stands for c:c
+            return tuple(
+                (one, other if colon else one) for one, colon, other in (i.partition(":") for i in items(text))
+            )
+        found = pairs(text, self.kind.slashes)
+        if len(dict(found)) < len(found):
+            raise UserError(f"{self.name}={text!r} names one thing twice; each counts once.")
+        return {key: _READ[self.kind.item](value) for key, value in found}
+
+    def _scalar(self, text: str) -> Any:
+        try:
+            return _READ[self.kind.item](text)
+        except (ValueError, KeyError):
+            raise UserError(
+                f"{self.name} holds {text!r}, which is not {_SPOKEN[self.kind.item]}; {self.valid}."
+            ) from None
+
+    def text(self, value: Any) -> str:
+        """The text that `parse` reads `value` from."""
+        if value is None or not self.kind.container:
+            return "" if value is None else str(value)
+        if self.kind.container == "list":
+            return self.kind.separator.join(map(str, value))
+        entries = value.items() if self.kind.container == "mapping" else value
+        return self.kind.separator.join(f"{key}:{item}" for key, item in entries)
 
     def check(self, value: Any) -> None:
         """Raise a UserError unless `value` has the field's type and lies in its range."""
         if value is None and self.optional:
             return
-        if not _is(value, self.type):
-            raise UserError(f"{self.name}={value!r} is not {_SPOKEN[self.type]}; {self.valid}.")
+        for item in self._items(value):
+            self._check_item(item)
+        if self.kind.container == "list" and self.param.choices and len(set(value)) < len(value):
+            raise UserError(f"{self.name}={self.text(value)} names one thing twice; each counts once.")
+
+    def _items(self, value: Any) -> Iterator[Any]:
+        """The scalars of `value`; UserError where it is no container of the field's kind."""
+        container, right = self.kind.container, (tuple, list)
+        if not container:
+            yield value
+        elif container == "mapping" and isinstance(value, Mapping):
+            yield from value.values()
+        elif container == "list" and isinstance(value, right):
+            yield from value
+        elif container == "pairs" and isinstance(value, right) and all(len(pair) == 2 for pair in value):
+            yield from (item for pair in value for item in pair)
+        else:
+            raise UserError(f"{self.name}={value!r} is not {self.kind.spoken}; {self.valid}.")
+
+    def _check_item(self, value: Any) -> None:
+        if not _is(value, self.kind.item):
+            raise UserError(f"{self.name}={value!r} is not {_SPOKEN[self.kind.item]}; {self.valid}.")
         p = self.param
         if isinstance(value, float) and math.isnan(value) or p.interval and value not in p.interval:
             raise UserError(f"{self.name}={value} is out of range; {self.valid}.")
@@ -101,14 +280,12 @@ class Field:
     def valid(self) -> str:
         """What would be right, as the end of a sentence."""
         if self.param.choices:
-            return f"it is one of {', '.join(self.param.choices)}"
+            several = "any of" if self.kind.container else "one of"
+            between = f" with {self.kind.separator} between them" if self.kind.container else ""
+            return f"it is {several} {', '.join(self.param.choices)}{between}"
         within = f" in {self.param.interval.text}" if self.param.interval else ""
-        return f"it takes {_SPOKEN[self.type]}{within}"
-
-
-_TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_READ: dict[type, Any] = {int: int, float: float, str: str, bool: lambda text: _TRUTH[text.lower()]}
-_SPOKEN: dict[type, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+        each = ", each" if within and self.kind.container else ""
+        return f"it takes {self.kind.spoken}{each}{within}"
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -118,37 +295,96 @@ def _is(value: Any, kind: type) -> bool:
 
 
 def fields(cls: Any) -> dict[str, Field]:
-    """The described fields of a dataclass, by name, in the order they were written."""
+    """The described fields of a dataclass and of the groups that it holds, by name, in the order they were written."""
     hints = typing.get_type_hints(cls)
-    return {
-        f.name: Field(f.name, _plain(hints[f.name]), f.default, f.metadata["param"])
-        for f in dataclasses.fields(cls)
-        if "param" in f.metadata
-    }
+    found: dict[str, Field] = {}
+    for f in dataclasses.fields(cls):
+        if "param" in f.metadata:
+            described = f.metadata["param"]
+            found[f.name] = Field(f.name, _kind(hints[f.name]), f.metadata["default"], described, when=described.when)
+        elif "group" in f.metadata:
+            held: Group = f.metadata["group"]
+            for name, inner in fields(type(f.default)).items():
+                if name not in held.fixed:
+                    default, when = getattr(f.default, name), {**held.when, **inner.when}
+                    found[name] = dataclasses.replace(inner, default=default, group=f.name, when=when)
+    return found
 
 
-def _plain(hint: Any) -> type:
-    """`int` of `int | None`."""
+def _kind(hint: Any) -> Kind:
+    """What `fields` says of a type hint."""
     if isinstance(hint, types.UnionType):
-        return next(a for a in typing.get_args(hint) if a is not type(None))
-    return hint
+        return _kind(next(a for a in typing.get_args(hint) if a is not type(None)))
+    if typing.get_origin(hint) is tuple:
+        inner = typing.get_args(hint)[0]
+        return (
+            Kind(str, "pairs")
+            if typing.get_origin(inner) is tuple
+            else dataclasses.replace(_kind(inner), container="list")
+        )
+    if typing.get_origin(hint) is Mapping:
+        return dataclasses.replace(_kind(typing.get_args(hint)[1]), container="mapping")
+    return Kind(str, slashes=True, noun=_NOUNS[hint]) if hint in _NOUNS else Kind(hint)
+
+
+class Flat(type):
+    """The metaclass of dataclasses with described fields, which makes them easy to write by hand.
+
+    The fields of a group may be given, and replaced, as if they were the holder's: `Structured(epochs=3)` is
+    `Structured(training=Training(epochs=3))`. A list or mapping may be given as the text that stands for it, and a list
+    as a Python list: `Structured(parts="heads/ffn")` is `Structured(parts=("heads", "ffn"))`.
+    """
+
+    def __call__(cls, *args: Any, **given: Any) -> Any:
+        known = fields(cls)
+        for name in given.keys() & known.keys():
+            if known[name].kind.container and isinstance(given[name], (str, list)):
+                given[name] = known[name].read(given[name])
+        for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if "group" in f.metadata:
+                names = {n for n, inner in known.items() if inner.group == f.name}
+                own = {name: given.pop(name) for name in names & given.keys()}
+                if own:
+                    given[f.name] = dataclasses.replace(given.get(f.name, f.default), **own)
+        return super().__call__(*args, **given)
 
 
 def check(instance: Any) -> None:
     """Check every described field of a dataclass instance; call it from `__post_init__`."""
     for field in fields(type(instance)).values():
-        field.check(getattr(instance, field.name))
+        field.check(value(instance, field))
+
+
+def value(instance: Any, field: Field) -> Any:
+    """The value of a field in an instance, or in the group that it holds."""
+    return getattr(getattr(instance, field.group) if field.group else instance, field.name)
 
 
 def values(instance: Any) -> dict[str, Any]:
-    """Field name -> value, for logging."""
-    return {name: getattr(instance, name) for name in fields(type(instance))}
+    """Field name -> value."""
+    return {name: value(instance, field) for name, field in fields(type(instance)).items()}
 
 
-def from_text(cls: type, texts: Mapping[str, str], what: str) -> Any:
-    """Build `cls` from texts; `what` names it in the error ("the method 'response'")."""
+def texts(instance: Any, changed: bool = False) -> dict[str, str]:
+    """Field name -> the text that it is read from; `changed`: of those alone that are not at their defaults."""
+    known, found = fields(type(instance)), values(instance)
+    return {n: known[n].text(v) for n, v in found.items() if not changed or v != known[n].default}
+
+
+def inactive(instance: Any) -> frozenset[str]:
+    """The fields that change nothing with the others as they are, by what their `when` says."""
+    found = values(instance)
+    return frozenset(
+        name
+        for name, field in fields(type(instance)).items()
+        if any(found[other] not in having for other, having in field.when.items())
+    )
+
+
+def build(cls: type, given: Mapping[str, Any], what: str) -> Any:
+    """Build `cls` from texts, or values as YAML has them; `what` names it in the error ("the method 'response'")."""
     known = fields(cls)
-    for name in texts:
+    for name in given:
         if name not in known:
             raise UserError(f"{what} has no field {name!r}; it has {', '.join(known)}.")
-    return cls(**{name: known[name].parse(text) for name, text in texts.items()})
+    return cls(**{name: known[name].read(value) for name, value in given.items()})

@@ -16,7 +16,7 @@ printf '%s\n' $OVERRIDES >/build/overrides.txt # one a word
 
 python3 -m venv --without-pip /opt/lab
 /opt/uv/bin/uv pip install "${options[@]}" --override /build/overrides.txt \
-  --requirements /build/pyproject.toml --extra server 'setuptools>=77'
+  --requirements /build/pyproject.toml --extra all 'setuptools>=77'
 
 # Tests and C++ headers of the packages: 200 MB that nothing here reads.
 site=$(/opt/lab/bin/python -c 'import site; print(site.getsitepackages()[0])')

@@ -53,7 +53,7 @@ class Kept:
     def tag(self, name, value):
         self.tags[name] = value
 
-    def warn(self, sentence, aloud=True):
+    def warn(self, sentence, echo=True):
         self.warnings.append(sentence)
 
     def figure(self, name, figure):
@@ -97,7 +97,7 @@ def stripes_task(**changes) -> Task:
         "loss": nn.functional.cross_entropy,
         "model": "digits_cnn",
         "student": "digits_cnn_small",
-        "recipe": {
+        "training": {
             "epochs": 2,
             "batch_size": 32,
             "learning_rate": 0.05,
@@ -164,7 +164,7 @@ def words_task(**changes) -> Task:
         "test": words(96, 3),
         "model": "tiny",
         "student": "",
-        "recipe": recipe,
+        "training": recipe,
         "input_shape": (),
         "digest": "words",
     }

@@ -20,7 +20,7 @@ from mlflow.utils.git_utils import get_git_commit
 
 from compression.backend.engine import BUILD, engine
 from compression.backend.process import Launch, ProcessBackend
-from compression.tracking import say, server
+from compression.tracking import notify, server
 
 CODE = "/mlflow/projects/code"  # where the image has the project
 DATA = "COMPRESSION_DATA"
@@ -40,7 +40,7 @@ class DockerBackend(ProcessBackend):
         found = engine()
         built, here = found.commit_of(project.docker_env["image"]), get_git_commit(folder)
         if built and here and built != here:
-            say(f"warning: the image has the code of commit {built[:7]}, this folder is at {here[:7]}; {BUILD}")
+            notify(f"warning: the image has the code of commit {built[:7]}, this folder is at {here[:7]}; {BUILD}")
         if "gpus" in options:
             found.require_gpu()
 

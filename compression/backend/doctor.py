@@ -49,11 +49,11 @@ def _finding(name: str, check: Callable[[], str], needed: bool) -> Finding:
 
 def server() -> str:
     tracking.check_server()
-    return f"runs go to {tracking.public(tracking.tracking_uri())}"
+    return f"runs go to {tracking.redact_uri(tracking.tracking_uri())}"
 
 
 def runs() -> str:
-    if left := tracking.never_begun():
+    if left := tracking.orphaned_runs():
         raise UserError(
             f"{len(left)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when Docker "
             "is down); close them with `compression doctor --close-runs`, and use `-b docker`, which looks first."
@@ -63,9 +63,9 @@ def runs() -> str:
 
 def close_runs() -> int:
     """Set the runs whose container never came to FAILED; how many."""
-    left = tracking.never_begun()
+    left = tracking.orphaned_runs()
     for run in left:
-        tracking.close(run, "Its container never came: see `compression doctor`.")
+        tracking.mark_failed(run, "Its container never came: see `compression doctor`.")
     return len(left)
 
 

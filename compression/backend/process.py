@@ -95,7 +95,7 @@ class ProcessBackend(AbstractBackend):
         Raises ExecutionException, which mlflow prints as one sentence, if the project cannot be run (then
         there is no run) or its command fails; SystemExit with 128 + n after SIGINT, SIGTERM or SIGHUP.
         """
-        client, options = server.client(tracking_uri), backend_config.get(PROJECT_DOCKER_ARGS) or {}
+        client, options = server.create_client(tracking_uri), backend_config.get(PROJECT_DOCKER_ARGS) or {}
         params = params or {}
         with TemporaryDirectory(prefix="mlflow-run-") as scratch:
             folder, project, command = _read_project(project_uri, version, entry_point, params, scratch)

@@ -8,7 +8,7 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -35,11 +35,15 @@ class FieldType(click.ParamType):
     def __init__(self, field: params.Field):
         self.field = field
         interval = f"in {field.param.interval.text}" if field.param.interval else ""
-        self.name = "|".join(field.param.choices) or f"{field.type.__name__} {interval}".strip()
+        choices = "|".join(field.param.choices)
+        several = f"{choices}{field.kind.separator}…" if field.kind.container else choices
+        self.name = several if choices else f"{field.kind.shown} {interval}".strip()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str) or value == "" and self.field.default in (None, ""):
-            return self.field.default if value == "" else value
+        if not isinstance(value, str):
+            return value
+        if value == "" and self.field.empty:
+            return self.field.default
         try:
             return self.field.parse(value)
         except UserError as error:
@@ -51,34 +55,31 @@ class FieldType(click.ParamType):
 
 def options(cls: type) -> list[click.Parameter]:
     """A click option for every field of a dataclass."""
-    known = left_to_the_task(cls)
-    return [option(field, shown(field, known)) for field in params.fields(cls).values()]
+    return [FieldOption(field) for field in params.fields(cls).values()]
 
 
-def left_to_the_task(cls: type) -> Collection[str]:
-    """The fields whose None means the task's own; that of others, not set."""
-    if not hasattr(cls, "defaults"):
-        return ()
-    from compression.training.loop import Recipe  # only recipes have defaults, so it is loaded already
+class FieldOption(click.Option):
+    """The option of a field. Its default is shown unless it is empty; None in a training is the task's own value."""
 
-    return params.fields(Recipe).keys()
+    def __init__(self, field: params.Field):
+        self.field = field
+        shown: bool | str = not field.empty if not field.kind.container else field.text(field.default) or False
+        if field.optional:
+            shown = "the task's own" if field.group == "training" else False
+        super().__init__(
+            [f"--{field.name.replace('_', '-')}", field.name],
+            type=FieldType(field),
+            default=field.default,
+            help=field.param.help,
+            show_default=shown,
+        )
 
-
-def shown(field: params.Field, known: Collection[str]) -> bool | str:
-    """What the help says of the default."""
-    if field.optional:
-        return "the task's own" if field.name in known else False
-    return field.default != ""
-
-
-def option(field: params.Field, show_default: bool | str) -> click.Option:
-    return click.Option(
-        [f"--{field.name.replace('_', '-')}", field.name],
-        type=FieldType(field),
-        default=field.default,
-        help=field.param.help,
-        show_default=show_default,
-    )
+    @property
+    def section(self) -> str:
+        """The heading of the help that it stands under."""
+        conditions = [f"{name}={'|'.join(map(str, having))}" for name, having in self.field.when.items()]
+        with_ = f" with {' and '.join(conditions)}" if conditions else ""
+        return f"{'Training' if self.field.group else 'Options'}{with_}"
 
 
 class FieldCommand(click.Command):
@@ -91,6 +92,19 @@ class FieldCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         own = super().get_params(ctx)
         return [*own[:-1], *(o for cls in self.classes() for o in options(cls)), own[-1]]  # --help comes last
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Group a method's own options by the condition under which they have an effect, then training, then run."""
+        run = params.fields(Settings)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            own = option.section if isinstance(option, FieldOption) and option.name not in run else ""
+            last = "Run" if isinstance(option, FieldOption) or option.name == "help" else "Options"
+            if row := option.get_help_record(ctx):
+                sections.setdefault(own or last, []).append(row)
+        for heading in sorted(sections, key=lambda h: (h == "Run", h.startswith("Training"), h != "Options")):
+            with formatter.section(heading):
+                formatter.write_dl(sections[heading])
 
 
 class Family(click.Group):
@@ -215,7 +229,7 @@ def sync() -> None:
     from compression import tracking
 
     sent = tracking.sync()
-    click.echo(f"Sent {sent} records; {tracking.unsent() or 'none'} left.")
+    click.echo(f"Sent {sent} records; {tracking.undelivered_runs() or 'none'} left.")
 
 
 def doctor(close_runs: bool) -> None:
@@ -308,5 +322,5 @@ def refuse(sentence: str, code: int) -> NoReturn:
     if in_project():
         from compression import tracking
 
-        tracking.refuse(sentence)
+        tracking.fail_joined_run(sentence)
     sys.exit(code)

@@ -33,7 +33,7 @@ def add(name: str, role: str) -> None:
 @click.argument("name")
 def passwd(name: str) -> None:
     """Give the user NAME another password, asked for or read from the standard input."""
-    users.renew(name, password())
+    users.set_password(name, password())
     click.echo(f"{name} has a new password.")
 
 
@@ -48,7 +48,7 @@ def remove(name: str) -> None:
 @group.command("list")
 def show() -> None:
     """Every user."""
-    for name, kind in users.listed():
+    for name, kind in users.list_users():
         click.echo(f"{name:<24} {kind}")
 
 

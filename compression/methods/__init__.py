@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression import params
 from compression.errors import UserError
@@ -97,12 +97,13 @@ def labels(steps: Sequence[Method]) -> list[str]:
 
 def parse(recipe: str) -> tuple[Method, ...]:
     """The steps of a chain: `structured:sparsity=0.5+response:temperature=4`, or `@` and a YAML file's path."""
-    return tuple(build(name, texts) for name, texts in written(recipe))
+    return tuple(build(name, given) for name, given in written(recipe))
 
 
-def build(name: str, texts: Mapping[str, str]) -> Method:
-    """The method `name` with the fields that `texts` gives."""
-    return params.from_text(method(name), texts, f"The method {name!r}")
+def build(name: str, given: Mapping[str, Any]) -> Method:
+    """The method `name` with the fields that `given` has: as texts, or as YAML has them."""
+    built: Method = params.build(method(name), given, f"The method {name!r}")
+    return built
 
 
 def text(steps: Sequence[Method], brief: bool = False) -> str:
@@ -111,15 +112,14 @@ def text(steps: Sequence[Method], brief: bool = False) -> str:
 
 
 def _text(step: Method) -> str:
-    known = params.fields(type(step))
-    said = [f"{n}={v}" for n, v in params.values(step).items() if v != known[n].default]
-    return ":".join(filter(None, [name_of(step), ",".join(said)]))
+    given = [f"{name}={text}" for name, text in params.texts(step, changed=True).items()]
+    return ":".join(filter(None, [name_of(step), ",".join(given)]))
 
 
 def check_order(steps: Sequence[Method]) -> None:
-    """UserError where a step comes after one that sealed the model."""
+    """Raise UserError where a step comes after a terminal one."""
     for earlier, later in itertools.pairwise(steps):
-        if earlier.seals:
+        if earlier.terminal:
             raise UserError(
                 f"{name_of(later)} works on weights in floats, and {name_of(earlier)} leaves none: "
                 f"put {name_of(later)} first."
@@ -129,8 +129,8 @@ def check_order(steps: Sequence[Method]) -> None:
 def check_task(steps: Sequence[Method], task: Task) -> None:
     """UserError where a step is made for another kind of model than the task has, or undoes the one before it."""
     for step in steps[1:]:
-        if step.restarts and task.input_shape:  # a transformer goes back to the weights that it came with
+        if step.reinitializes and task.input_shape:  # a transformer goes back to the weights that it came with
             raise UserError(f"{name_of(step)} goes back to untrained weights here: it must be the first step.")
     for step in steps:
-        if step.needs == "text" and task.input_shape:
+        if step.requires == "text" and task.input_shape:
             raise UserError(f"{name_of(step)} works on transformers alone, and {task.name} has images.")

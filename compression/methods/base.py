@@ -2,44 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compression import params
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
+    from compression.tasks.task import Task
     from compression.training.context import Context
+    from compression.training.hyperparameters import Training
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(metaclass=params.Flat):
     """A compression method: its fields are its parameters, `apply` is what it does.
 
     `apply` returns a plain module: no parametrizations, hooks or observers left behind, at most mask buffers.
-    It may change `model` in place; it never changes `context.original`.
+    It may change `model` in place; it never changes `context.original`. A method that trains holds the hyperparameters:
+    `training: Training = params.group(Training)`; `Structured(epochs=3)` sets one of them.
     """
 
     family: ClassVar[str]
-    seals: ClassVar[bool] = False  # leaves no weights in floats: no other step comes after it
-    unfinished: ClassVar[bool] = False  # made for weights yet to train: its result is of use once finetune came after
-    needs: ClassVar[str] = ""  # "text": works on transformers alone, and refuses others in one sentence
+    terminal: ClassVar[bool] = False  # leaves no float weights: no other step comes after it
+    needs_finetune: ClassVar[bool] = False  # the model is of use only once a finetune step came after
+    requires: ClassVar[str] = ""  # "text": works on transformers alone, and refuses others in one sentence
 
     def __post_init__(self) -> None:
         params.check(self)
 
-    def unused(self) -> frozenset[str]:
-        """The fields that change nothing with the others as they are; tuning does not search them."""
-        return frozenset()
+    def inactive(self) -> frozenset[str]:
+        """The fields that have no effect with the others as they are: neither logged nor searched by tuning."""
+        return params.inactive(self)
 
     @property
-    def restarts(self) -> bool:
-        """Whether it begins with untrained weights, and so undoes what came before it."""
+    def reinitializes(self) -> bool:
+        """Whether it starts from untrained weights, and so undoes the steps before it."""
         return False
 
+    def training_defaults(self, task: Task) -> Mapping[str, Any]:
+        """The values of unset training fields, by name."""
+        return task.training
+
+    def training_for(self, task: Task) -> Training:
+        """The training of a method that has one, with the defaults for `task` filled in."""
+        held: Training = getattr(self, "training")  # noqa: B009 - a field of those subclasses that train
+        return held.resolved(self.training_defaults(task))
+
+    def resolved(self, task: Task) -> Self:
+        """The method with its unset training fields filled in for `task`."""
+        return replace(self, training=self.training_for(task)) if hasattr(self, "training") else self
+
     def check(self, model: nn.Module, context: Context) -> None:
-        """UserError where it cannot work on networks of the form of `model`; asked before a baseline is trained.
+        """Raise UserError if it cannot work on networks of the form of `model`; called before a baseline is trained.
 
         `model` is untrained, and so are `context.original` and what `context.load` gives. Nothing is recorded.
         """

@@ -9,7 +9,7 @@ from typing import Any
 
 from compression.errors import UserError, first_line
 
-Written = list[tuple[str, dict[str, str]]]  # (method, field -> text) of every step
+Written = list[tuple[str, dict[str, Any]]]  # (method, field -> text, or value of YAML) of every step
 SHAPE = "a recipe file is a list of steps, `- static` or `- structured: {sparsity: 0.5}`"
 
 
@@ -20,7 +20,7 @@ def written(recipe: str) -> Written:
     return [_step(part.strip()) for part in recipe.split("+")]
 
 
-def _step(text: str) -> tuple[str, dict[str, str]]:
+def _step(text: str) -> tuple[str, dict[str, Any]]:
     name, _, rest = text.partition(":")
     pairs = [pair.partition("=") for pair in rest.split(",") if pair]
     for key, equals, _ in pairs:
@@ -43,13 +43,13 @@ def _listed(path: Path) -> Written:
     return [_entry(step, path) for step in steps]
 
 
-def _entry(step: Any, path: Path) -> tuple[str, dict[str, str]]:
+def _entry(step: Any, path: Path) -> tuple[str, dict[str, Any]]:
     if isinstance(step, str):
         return step, {}
     if isinstance(step, dict) and len(step) == 1:
         [(name, given)] = step.items()
         if isinstance(given or {}, dict):
-            return str(name), {str(field): str(value) for field, value in (given or {}).items()}
+            return str(name), {str(field): value for field, value in (given or {}).items()}
     raise UserError(f"{path} holds {step!r}, which is no step; {SHAPE}.")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compression.tracking import Stored
+from compression.tracking import RunRecord
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Claim:
     """A kind of compression, and what it is said to reach at least; None where nothing is said."""
 
     kind: str
-    belongs: Callable[[Stored], bool]
+    belongs: Callable[[RunRecord], bool]
     smaller: float
     faster: float | None
     kept: float
@@ -28,7 +28,7 @@ class Finding:
     """A claim beside the run that comes nearest to it: the one that meets most of its parts, then keeps the most."""
 
     claim: Claim
-    run: Stored | None
+    run: RunRecord | None
     smaller: float = 0.0
     faster: float = 0.0
     kept: float = 0.0
@@ -47,16 +47,16 @@ class Finding:
         return self.run is not None and all(holds for _, _, holds in self.parts.values())
 
 
-def bits(wanted: int) -> Callable[[Stored], bool]:
+def bits(wanted: int) -> Callable[[RunRecord], bool]:
     """Runs of one quantizer with weights of so many bits."""
     return lambda run: run.tags.get("family") == "quantize" and run.params.get("bits") == str(wanted)
 
 
-def shrinks(run: Stored) -> bool:
+def shrinks(run: RunRecord) -> bool:
     return run.tags.get("family") == "prune" and run.metrics.get("macs_ratio", 1.0) < 0.99
 
 
-def only_zeros(run: Stored) -> bool:
+def only_zeros(run: RunRecord) -> bool:
     return run.tags.get("family") == "prune" and not shrinks(run)
 
 
@@ -69,18 +69,18 @@ CLAIMS = (
 )
 
 
-def findings(runs: Sequence[Stored], metric: str) -> list[Finding]:
+def findings(runs: Sequence[RunRecord], metric: str) -> list[Finding]:
     """Every claim, with what these runs say of it."""
     return [finding(claim, [run for run in runs if claim.belongs(run)], metric) for claim in CLAIMS]
 
 
-def finding(claim: Claim, runs: Sequence[Stored], metric: str) -> Finding:
+def finding(claim: Claim, runs: Sequence[RunRecord], metric: str) -> Finding:
     found = [_measured(claim, run, metric) for run in runs]
     none = Finding(claim, None)
     return max(found, key=lambda f: (sum(holds for _, _, holds in f.parts.values()), f.kept), default=none)
 
 
-def _measured(claim: Claim, run: Stored, metric: str) -> Finding:
+def _measured(claim: Claim, run: RunRecord, metric: str) -> Finding:
     figures = run.metrics
     smaller = figures.get("compression_ratio", 0.0)
     if claim.zipped and figures.get("size_mb_compressed"):

@@ -27,14 +27,14 @@ def write(runs: Sequence[str], output: str) -> Path:
 
 def keep(page: Path, runs: Sequence[str]) -> None:
     """Keep the page in the run that `mlflow run -e report` made."""
-    with tracking.start(name="report", tags={"stage": "report"}) as run:
+    with tracking.start_run(name="report", tags={"stage": "report"}) as run:
         run.params({"run": " ".join(runs)})
         run.artifact(page)
 
 
 def fetched(run: str, folder: Path) -> Path:
     """The parts of the report of `run`, in `folder`."""
-    status = tracking.stored(run).status
+    status = tracking.get_run(run).status
     try:
         for part in PARTS:
             tracking.download(f"runs:/{run}/{part}", folder)

@@ -16,7 +16,7 @@ from compression.params import param
 from compression.reporting import figures, report
 from compression.reporting.claims import findings
 from compression.reporting.pareto import beats
-from compression.tracking import Stored
+from compression.tracking import RunRecord
 
 COSTS = ("size_mb", "latency_ms")
 
@@ -32,7 +32,7 @@ class Budget:
     def __post_init__(self) -> None:
         params.check(self)
 
-    def allows(self, run: Stored, metric: str) -> bool:
+    def allows(self, run: RunRecord, metric: str) -> bool:
         figures = run.metrics
         within = all(figures[cost] <= limit for cost in COSTS if (limit := getattr(self, cost)) is not None)
         return within and (self.kept is None or figures[f"{metric}_kept"] >= self.kept)
@@ -45,7 +45,7 @@ class Budget:
 
 def write(task: str, budget: Budget, output: str) -> tuple[Path, str]:
     """Write the page to `output` and its rows beside it as CSV; the page, and the table for a terminal."""
-    runs, limited = comparable(tracking.finished(task), task)
+    runs, limited = comparable(tracking.finished_runs(task), task)
     metric = metric_of(runs)
     best = sorted(leading(runs, metric), key=lambda run: -run.metrics[metric])
     columns = ["method", "model", metric, f"{metric}_kept", "compression_ratio", "speedup", *COSTS, "seconds", "hours"]
@@ -72,7 +72,7 @@ def write(task: str, budget: Budget, output: str) -> tuple[Path, str]:
     return path, report.columns([row(run) for run in best], ["run", *columns])
 
 
-def comparable(runs: Sequence[Stored], task: str) -> tuple[list[Stored], bool]:
+def comparable(runs: Sequence[RunRecord], task: str) -> tuple[list[RunRecord], bool]:
     """The runs that compared two models on all data; those on a part of it, where there are no others."""
     compared = [run for run in runs if "compression_ratio" in run.metrics]
     whole = [run for run in compared if "limited" not in run.tags]
@@ -81,20 +81,20 @@ def comparable(runs: Sequence[Stored], task: str) -> tuple[list[Stored], bool]:
     return whole or compared, not whole
 
 
-def metric_of(runs: Sequence[Stored]) -> str:
+def metric_of(runs: Sequence[RunRecord]) -> str:
     """The quality that all the runs report: what they say how much of is kept."""
     names = [name.removesuffix("_kept") for name in runs[0].metrics if name.endswith("_kept")]
     return names[0]
 
 
-def leading(runs: Sequence[Stored], metric: str) -> list[Stored]:
+def leading(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     """The runs that no other beats in quality, size and latency at once."""
     names, more = (metric, *COSTS), (True, *(False for _ in COSTS))
     figures = {run.id: [run.metrics[name] for name in names] for run in runs}
     return [run for run in runs if not any(beats(other, figures[run.id], more) for other in figures.values())]
 
 
-def by_method(runs: Sequence[Stored], metric: str) -> dict[str, list[Stored]]:
+def by_method(runs: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:
     """Method -> its own leading runs, the best first."""
     groups = defaultdict(list)
     for run in runs:
@@ -102,7 +102,7 @@ def by_method(runs: Sequence[Stored], metric: str) -> dict[str, list[Stored]]:
     return {m: sorted(leading(group, metric), key=lambda r: -r.metrics[metric]) for m, group in sorted(groups.items())}
 
 
-def times(runs: Sequence[Stored]) -> list[dict[str, Any]]:
+def times(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """Runs, computer's seconds and people's hours of every method."""
     groups = defaultdict(list)
     for run in runs:
@@ -118,7 +118,7 @@ def times(runs: Sequence[Stored]) -> list[dict[str, Any]]:
     ]
 
 
-def recommended(runs: Sequence[Stored], budget: Budget, metric: str) -> list[Stored]:
+def recommended(runs: Sequence[RunRecord], budget: Budget, metric: str) -> list[RunRecord]:
     """Within the budget: the best, and the smallest and the fastest of what comes within a point of it."""
     within = [run for run in runs if budget.allows(run, metric)]
     if not within:
@@ -129,14 +129,14 @@ def recommended(runs: Sequence[Stored], budget: Budget, metric: str) -> list[Sto
     return list({run.id: run for run in [best, *cheapest]}.values())
 
 
-def row(run: Stored) -> dict[str, Any]:
+def row(run: RunRecord) -> dict[str, Any]:
     """A run as the tables show it."""
     said = {"run": run.id, "name": run.name, "method": run.tags["method"], "model": run.params.get("model", "")}
     hours = run.tags.get("participant.time_hours") if "participant" in run.tags else None
     return said | run.metrics | {"hours": float(hours) if hours else None}
 
 
-def points(runs: Sequence[Stored], best: Sequence[Stored]) -> list[dict[str, Any]]:
+def points(runs: Sequence[RunRecord], best: Sequence[RunRecord]) -> list[dict[str, Any]]:
     """What the pictures draw: figures, family, and the name of those on the front."""
     front = {run.id for run in best}
     return [

@@ -1,56 +1,93 @@
-"""Models by what people call them: a run, a registered model, a folder, a name; and whether they fit the task."""
+"""The trained model that a run starts from: resolved from its name, found in MLflow, or trained as a child run."""
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from compression import models, tracking
-from compression.errors import UserError, first_line
-from compression.models import storage
-from compression.nn.inputs import forward
-from compression.tasks.task import Task
+from compression import methods, models, tracking
+from compression.runs import conclusion, loading
+from compression.runs.job import resume_folder
+from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.methods.base import Method
+    from compression.runs.job import Job
 
 
-def opened(spec: str, task: Task) -> nn.Module:
-    """The model that `spec` names, on the CPU, in eval mode; UserError if it does not fit the task.
+def make_context(job: Job, original: nn.Module) -> Context:
+    """The context in which the methods of a job are applied; `original` is the model before the first step."""
+    return Context(
+        task=job.task,
+        original=original,
+        accelerator=job.machine.accelerator,
+        record=job.run,
+        seed=job.settings.seed,
+        folder=job.run.folder,
+        load=lambda spec: loading.open_model(resolve(job, spec), job.task),
+        build=lambda spec: loading.open_model(spec, job.task),
+        child=job.stage_run,
+        resume=resume_folder(job.settings),
+    )
 
-    `runs:/…`, `models:/…` and folders of the lab hold trained models; a hub name or a Hugging Face folder is taken
-    with the weights it has; a name of the lab is a model yet to train.
+
+def resolve(job: Job, spec: str) -> str:
+    """Resolve `spec` to a model URI or folder: a name of the lab to its trained model, trained now if there is none."""
+    if spec not in models.MODELS:
+        return spec
+    return find(job, spec) or train_child(job, spec)
+
+
+def find(job: Job, name: str) -> str:
+    """The URI of the newest model `name` that a `train` run on this task and data left; empty if there is none."""
+    id = job.machine.shared(lambda: tracking.find_baseline(job.task.name, name, job.task.digest))
+    return f"runs:/{id}/model" if id else ""
+
+
+def with_baseline(job: Job) -> Job:
+    """The job with the URI of its baseline in its settings, so that its command repeats it exactly."""
+    uri = resolve(job, job.settings.baseline or job.model_name)
+    job.run.tag("baseline", uri)
+    return replace(job, settings=replace(job.settings, baseline=uri))
+
+
+def validate_first_step(job: Job, step: Method) -> None:
+    """Let the first step refuse what it cannot do before its baseline is trained, which may take hours.
+
+    Raises UserError as `step.check` does. Where a trained baseline is there already, the step itself will refuse.
     """
-    return require_fit(stored(spec) or models.build(spec, task), task, spec)
+    given = job.settings.baseline
+    name = given or job.model_name
+    if (given and given not in models.MODELS) or find(job, name):
+        return
+    with torch.random.fork_rng(devices=[]):  # the training's random numbers must not depend on this check
+        untrained = loading.open_model(name, job.task)
+        context = make_context(job, untrained)
+        step.check(untrained, replace(context, load=context.build))
 
 
-def stored(spec: str) -> nn.Module | None:
-    """The lab's model at `runs:/…`, `models:/…` or in a folder; None where `spec` is no such place."""
-    if spec.startswith(("runs:/", "models:/")):
-        with tempfile.TemporaryDirectory() as scratch:
-            return storage.load(tracking.download(spec, Path(scratch)))
-    return storage.load(Path(spec)) if (Path(spec) / storage.STRUCTURE).exists() else None
+def train_child(job: Job, name: str) -> str:
+    """Train the model `name` as a child run with the task's training defaults; its URI."""
+    step = methods.method("finetune")()
+    settings = replace(job.settings, model=name, baseline="", run_name="", resume="")
+    child = replace(job, settings=settings, stage="train")
+    with job.child(f"train {name} {job.task.name}", child.tags("train", [step])) as run:
+        train(replace(child, run=run), step)
+    return f"runs:/{job.machine.shared(lambda: run.id)}/model"
 
 
-def name_of(spec: str) -> str:
-    """The name under which the model at an address of the lab was built; any other `spec` names it itself."""
-    if spec.startswith(("runs:/", "models:/")):
-        whole = spec if spec.count("/") > 1 else f"{spec}/model"
-        with tempfile.TemporaryDirectory() as scratch:
-            return storage.about(tracking.download(f"{whole}/{storage.STRUCTURE}", Path(scratch)).parent)["model"]
-    folder = Path(spec)
-    return storage.about(folder)["model"] if (folder / storage.STRUCTURE).exists() else spec
-
-
-@torch.no_grad()
-def require_fit(model: nn.Module, task: Task, spec: str) -> nn.Module:
-    """`model`, if it takes the task's inputs and gives as many outputs as the task has; else a UserError."""
-    try:
-        given = forward(model.cpu().eval(), task.example(2)).shape
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"{spec} does not take the inputs of {task.name} ({first_line(error)}).") from error
-    if tuple(given) != (2, task.outputs):
-        raise UserError(
-            f"{spec} gives {given[-1]} outputs and {task.name} has {task.outputs}; take a model trained on {task.name}."
-        )
-    return model
+def train(job: Job, step: Method) -> dict[str, Any]:
+    """Train the job's model from its start, and measure it; the content of comparison.json."""
+    [step] = job.resolved([step])
+    began = time.perf_counter()
+    model = loading.open_model(job.model_name, job.task)
+    model = step.apply(model, make_context(job, model))
+    seconds = time.perf_counter() - began
+    job.run.tag("model", job.model_name)
+    job.run.tag("data_digest", job.task.digest)
+    return conclusion.measure_single(job, [step], model, seconds)

@@ -23,9 +23,8 @@ def words(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> list[
 
 def options(instance: Any) -> list[str]:
     """`--name value` for every field that is not at its default."""
-    known = params.fields(type(instance))
-    said = [(n, v) for n, v in params.values(instance).items() if v != known[n].default]
-    return [word for name, value in said for word in (f"--{name.replace('_', '-')}", str(value))]
+    given = params.texts(instance, changed=True)
+    return [word for name, text in given.items() for word in (f"--{name.replace('_', '-')}", text)]
 
 
 def project_line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> str:

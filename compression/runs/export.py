@@ -12,7 +12,7 @@ from compression import models
 from compression.deploy.onnx import qcdq
 from compression.deploy.onnx.export import export
 from compression.errors import UserError
-from compression.runs import baseline
+from compression.runs import loading
 
 
 def write(spec: str, kind: str, output: Path) -> Path:
@@ -20,7 +20,7 @@ def write(spec: str, kind: str, output: Path) -> Path:
 
     Raises UserError where the format cannot hold the model, and then leaves no file.
     """
-    model = baseline.stored(spec)
+    model = loading.stored_model(spec)
     if model is None:
         raise UserError(f"{spec} is no model of the lab: give runs:/ID/model, models:/NAME/VERSION or a run's folder.")
     if not output.parent.is_dir():

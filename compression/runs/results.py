@@ -27,7 +27,7 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
     return own | {"seconds": seconds}
 
 
-def alarms(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
+def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
     """What must be said loudly of the last model: a layer with nothing left, quality at chance, no other reader."""
     last, removed = measured[-1], transformer.removed(model)
     empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
@@ -55,18 +55,18 @@ def keep(
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Write and send everything; the content of comparison.json."""
-    folder = run.outgoing
+    folder = run.artifact_folder
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
     keep_model(run, task, model, about)
     shutil.copyfile(measured[-1].file, folder / "model.onnx")
-    draw(run, task, measured, about["stairs"])
+    draw(run, task, measured, about["step_labels"])
     run.table("layers", layer_rows(measured))
     content = {
         "metric": task.metric,
         "metrics": metrics,
         "compared": len(measured) > 1,
-        "climbed": climbed(measured, about["stairs"]) if len(measured) > 2 else [],
+        "after_each_step": after_each_step(measured, about["step_labels"]) if len(measured) > 2 else [],
         "source": task.source,
         "limited": task.limited,
         "backend": measured[-1].backend,
@@ -83,10 +83,10 @@ def keep(
 
 def keep_model(run: tracking.Run, task: Task, model: nn.Module, about: dict[str, Any]) -> None:
     """Keep the model as the artifact `model`, its tokenizer with it."""
-    folder = storage.save(model, run.outgoing / "model", about)
+    folder = storage.save(model, run.artifact_folder / "model", about)
     if task.tokenizer is not None:
         task.tokenizer.save_pretrained(folder)
-    tracking.describe_model(folder)
+    tracking.write_mlmodel(folder)
     run.artifacts(folder, "model")
 
 
@@ -106,7 +106,7 @@ def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
     return rows
 
 
-def climbed(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
+def after_each_step(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
     """The figures before the first step and after each that was measured, each with its `label`."""
     labels = ["before", *(steps if len(steps) == len(measured) - 1 > 1 else ["after"])]
     return [{"label": label} | one.metrics() for label, one in zip(labels, measured, strict=True)]
@@ -116,7 +116,7 @@ def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list
     """The figures of the run."""
     before, after = (measured[0] if len(measured) > 1 else None), measured[-1]
     if before is not None:
-        points = climbed(measured, steps)
+        points = after_each_step(measured, steps)
         run.figure("quality-against-size", figures.tradeoff(points, task.metric, "size_mb"))
         run.figure("quality-against-latency", figures.tradeoff(points, task.metric, "latency_ms"))
     if task.outputs > 1:

@@ -14,7 +14,7 @@ from compression.study import notes, people, pictures, questionnaires, runs, she
 from compression.study.runs import PersonRun
 from compression.study.tables import Participant
 from compression.study.timesheet import Line
-from compression.tracking.journal import cannot_write
+from compression.tracking.journal import write_error
 
 Rows = list[dict[str, Any]]
 
@@ -148,5 +148,5 @@ def write(folder: Path) -> list[Path]:
         for name, figure in pictures.draw(made).items():
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
     return sorted(folder.iterdir())

@@ -22,7 +22,7 @@ from compression.study import clock, notes, pdf, people, questionnaires, runs, s
 from compression.study.runs import PersonRun
 from compression.study.tables import OfParticipant, now
 from compression.study.texts import Refused, pick
-from compression.tracking.journal import cannot_write
+from compression.tracking.journal import write_error
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def make(id: str, output: Path, chosen: Sequence[str] = ()) -> Path:
                 write_run(run, folder / "runs" / run.id, whole=run in heavy)
             pack(id, folder, output)
     except OSError as error:
-        raise cannot_write(output.parent, error) from error
+        raise write_error(output.parent, error) from error
     with store.session() as opened:
         stages.complete(opened, people.find(opened, id), store.study(opened).stages[-1])
     return output

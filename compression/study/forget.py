@@ -17,9 +17,9 @@ from compression.errors import UserError, first_line
 from compression.study import launches, people, runs, store
 from compression.study.tables import OfParticipant, Participant
 from compression.tracking import server
-from compression.tracking.journal import JOURNAL
+from compression.tracking.journal import JOURNAL_FILE
+from compression.tracking.records import ViewType
 from compression.tracking.run import runs_folder
-from compression.tracking.stored import ViewType
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def folders(id: str) -> list[Path]:
 
 def _tagged(folder: Path, id: str) -> bool:
     """Whether a run that the server does not know yet is of `id`."""
-    facts, journal = folder / "run.json", folder / JOURNAL
+    facts, journal = folder / "run.json", folder / JOURNAL_FILE
     made = json.loads(facts.read_text()).get("make", {}) if facts.exists() else {}
     said = json.dumps({"tag": "participant", "value": id})
     return made.get("tags", {}).get("participant") == id or journal.exists() and said in journal.read_text()
@@ -87,7 +87,7 @@ def _tagged(folder: Path, id: str) -> bool:
 def remove_runs(id: str) -> None:
     """Delete the person's runs, models registered from them, and what they say of the person."""
     for run in runs.of_person(id, ViewType.ALL):
-        with server.asking(f"remove the run {run.id}") as client:
+        with server.checked_client(f"remove the run {run.id}") as client:
             for version in client.search_model_versions(f"run_id = '{run.id}'"):
                 client.delete_model_version(version.name, version.version)
             if client.get_run(run.id).info.lifecycle_stage == "active":
@@ -103,7 +103,7 @@ def _at_server() -> bool:
 def emptying(id: str) -> str:
     """The command with which a server's administrator removes for good what of `id` is in its bin."""
     left = ",".join(run.id for run in runs.of_person(id, ViewType.DELETED_ONLY))
-    return f"mlflow gc --run-ids {left} --backend-store-uri … --tracking-uri {server.public(server.tracking_uri())}"
+    return f"mlflow gc --run-ids {left} --backend-store-uri … --tracking-uri {server.redact_uri(server.tracking_uri())}"
 
 
 def _empty_bin(left: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ import psutil
 
 from compression.study.tables import now
 from compression.study.texts import Refused
-from compression.tracking.journal import cannot_write, home
+from compression.tracking.journal import home, write_error
 
 SHOWN = 20_000  # bytes of a log's end
 
@@ -95,7 +95,7 @@ def start(participant: str, words: Sequence[str]) -> Launch:
                 raise Refused("launch_running")
             return _started(folder / now().strftime("%Y%m%d-%H%M%S-%f"), participant, words)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
 
 
 def _hold(file: int) -> None:

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 from compression.study.definition import Study
 from compression.tracking import server
-from compression.tracking.run import TIME
-from compression.tracking.stored import ViewType
+from compression.tracking.records import ViewType
+from compression.tracking.run import TIME_TAG
 
 PARENT = "mlflow.parentRunId"
 STAGE = "participant.stage"  # the stage of the study that the run was started in
@@ -55,7 +55,7 @@ class PersonRun:
         """When its command worked: the hours it recorded, up to its end. None while nobody knows its end."""
         if self.end is None:
             return None
-        recorded = self.tags.get(TIME)
+        recorded = self.tags.get(TIME_TAG)
         return (self.end - timedelta(hours=float(recorded)) if recorded else self.start), self.end
 
     def row(self, study: Study) -> str:
@@ -64,7 +64,7 @@ class PersonRun:
 
 def of_person(id: str, view: int = ViewType.ACTIVE_ONLY) -> list[PersonRun]:
     """Every run tagged with the participant `id`, oldest first; a UserError if MLflow does not answer."""
-    with server.asking(f"look for the runs of {id}") as client:
+    with server.checked_client(f"look for the runs of {id}") as client:
         places = [e.experiment_id for e in client.search_experiments(view_type=ViewType.ALL, max_results=PAGE)]
         asked = f"tags.participant = '{id}'"
         found = client.search_runs(places, asked, view, PAGE, ["attributes.start_time ASC"])

@@ -23,7 +23,7 @@ from compression.study import definition
 from compression.study.definition import Study
 from compression.study.tables import Definition
 from compression.study.texts import Refused
-from compression.tracking.journal import cannot_write, home
+from compression.tracking.journal import home, write_error
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -116,7 +116,7 @@ def _make_folder(file: Path) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(file.parent, error) from error
+        raise write_error(file.parent, error) from error
 
 
 def define(content: str) -> Study:

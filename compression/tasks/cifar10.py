@@ -52,7 +52,7 @@ def cifar10(request: Request) -> Task:
         loss=cross_entropy,
         model="resnet18",
         student="cnn5",
-        recipe={
+        training={
             "epochs": 30,
             "batch_size": 128,
             "learning_rate": 0.1,

@@ -44,7 +44,7 @@ def digits(request: Request) -> Task:
         loss=cross_entropy,
         model="digits_cnn",
         student="digits_cnn_small",
-        recipe={
+        training={
             "epochs": 30,
             "batch_size": 64,
             "learning_rate": 0.1,

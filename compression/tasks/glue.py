@@ -80,7 +80,7 @@ def glue(request: Request) -> Task:
         loss=metrics.cross_entropy if corpus.labels else metrics.squared_error,
         model=MODEL,
         student="",
-        recipe={  # Devlin et al. 2018, arXiv:1810.04805, section 4.1 and appendix A.3
+        training={  # Devlin et al. 2018, arXiv:1810.04805, section 4.1 and appendix A.3
             "epochs": 3,
             "batch_size": 32,
             "learning_rate": 2e-5,

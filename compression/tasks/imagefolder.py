@@ -62,7 +62,7 @@ def imagefolder(request: Request) -> Task:
         loss=cross_entropy,
         model="resnet50",
         student="cnn5",
-        recipe={  # He et al. 2015, arXiv:1512.03385, section 3.4, with a schedule for fewer epochs
+        training={  # He et al. 2015, arXiv:1512.03385, section 3.4, with a schedule for fewer epochs
             "epochs": 30,
             "batch_size": 64,
             "learning_rate": 0.05,

@@ -67,7 +67,7 @@ class Task:
     """A data set with everything the lab must know of it.
 
     `metric` names the quality figure (higher is better, as all of ours are); `metrics` computes it, and any
-    companions, from logits `(n, outputs)` and targets `(n,)`. `recipe` gives the training defaults, `model`
+    companions, from logits `(n, outputs)` and targets `(n,)`. `training` gives the training defaults, `model`
     and `student` the names of the models used when none is asked for.
     """
 
@@ -82,8 +82,8 @@ class Task:
     loss: Callable[..., Tensor]  # (logits, targets, label_smoothing=0.0)
     model: str
     student: str
-    recipe: dict[str, Any]
-    from_scratch: dict[str, Any] = field(default_factory=dict)  # what of the recipe differs for models yet to train
+    training: dict[str, Any]
+    from_scratch: dict[str, Any] = field(default_factory=dict)  # training defaults that differ for untrained models
     input_shape: tuple[int, ...] = ()  # (channels, height, width) for images
     augment: Callable[[Any, torch.Generator], Any] | None = None  # stored inputs in, varied ones out
     source: str = ""  # where the data came from, in words

@@ -1,51 +1,51 @@
-"""MLflow: starting and ending runs, delivering what they say, and reading back what is there.
+"""MLflow: starting and ending runs, delivering what they log, and reading runs back.
 
-Only this package (and `compression.backend`) imports mlflow. A run's words go through its outbox, so a server
-that goes away in the middle of a run costs nothing; questions go to the server directly, and a UserError says
-when it does not answer.
+Only this package and `compression.backend` import mlflow. What a run logs is written to a journal on disk and
+delivered from there, so an outage of the server during a run loses nothing. Queries go to the server directly and
+raise UserError if it does not answer.
 """
 
-from compression.tracking.delivery import sync, unsent
+from compression.tracking.delivery import sync, undelivered_runs
 from compression.tracking.journal import home
-from compression.tracking.lifecycle import child, refuse, start
-from compression.tracking.run import Run, folder_of, say
-from compression.tracking.server import check_server, public, tracking_uri
-from compression.tracking.silent import Silent
-from compression.tracking.stored import (
-    Stored,
-    close,
-    describe_model,
+from compression.tracking.lifecycle import fail_joined_run, start_child_run, start_run
+from compression.tracking.null_run import NullRun
+from compression.tracking.records import (
+    RunRecord,
     download,
     find_baseline,
-    finished,
-    history,
-    never_begun,
-    register,
-    stored,
+    finished_runs,
+    get_run,
+    mark_failed,
+    metric_history,
+    orphaned_runs,
+    register_model,
+    write_mlmodel,
 )
+from compression.tracking.run import Run, notify, run_folder
+from compression.tracking.server import check_server, redact_uri, tracking_uri
 
 __all__ = [
+    "NullRun",
     "Run",
-    "Silent",
-    "Stored",
+    "RunRecord",
     "check_server",
-    "child",
-    "close",
-    "describe_model",
     "download",
+    "fail_joined_run",
     "find_baseline",
-    "finished",
-    "folder_of",
-    "history",
+    "finished_runs",
+    "get_run",
     "home",
-    "never_begun",
-    "public",
-    "refuse",
-    "register",
-    "say",
-    "start",
-    "stored",
+    "mark_failed",
+    "metric_history",
+    "notify",
+    "orphaned_runs",
+    "redact_uri",
+    "register_model",
+    "run_folder",
+    "start_child_run",
+    "start_run",
     "sync",
     "tracking_uri",
-    "unsent",
+    "undelivered_runs",
+    "write_mlmodel",
 ]

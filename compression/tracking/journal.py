@@ -1,7 +1,7 @@
-"""A journal on disk: what is said is here before it is anywhere else, and outlives the process.
+"""The journal of a run: every entry is written to disk before it is sent, so a killed process loses nothing.
 
-A record is a small JSON object. It is appended to `journal.jsonl`; `delivered` holds how many bytes of that
-have arrived where they should. `compression.tracking.outbox` delivers it.
+An entry is a small JSON object, one line of `journal.jsonl`. The file `delivered` holds the number of bytes of the
+journal that have been delivered. `compression.tracking.outbox` does the delivery.
 """
 
 from __future__ import annotations
@@ -13,176 +13,184 @@ import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from compression.errors import UserError
 
-Record = dict[str, Any]
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
-JOURNAL, LOCK, DELIVERED, RESERVE = "journal.jsonl", "lock", "delivered", "reserve"
-REFUSED = "refused.jsonl"  # what nobody will ever take, with the reasons
-RESERVE_BYTES = 1 << 20  # kept free for the last words of a run that filled the disk
+Entry = dict[str, Any]  # one line of the journal: a metric, a param, a tag, an artifact, a dataset, or the end
+
+JOURNAL_FILE, LOCK_FILE, DELIVERED_FILE, RESERVE_FILE = "journal.jsonl", "lock", "delivered", "reserve"
+REJECTED_FILE = "refused.jsonl"  # entries that the server rejected for good, with the reasons
+RESERVE_BYTES = 1 << 20  # kept free, so that a run that fills the disk can still write its final entries
 
 
-class Busy(Exception):
-    """Another process holds the journal, or has delivered and removed it."""
+class JournalLockedError(Exception):
+    """Another process has the journal open, or has delivered and deleted it."""
 
 
 def home() -> Path:
-    """The lab's own folder: `COMPRESSION_HOME`, or `.compression` in the current folder."""
+    """Return the lab's own folder: `COMPRESSION_HOME`, or `.compression` in the current folder."""
     return Path(os.environ.get("COMPRESSION_HOME") or ".compression").absolute()
 
 
-def cannot_write(path: Path, error: OSError) -> UserError:
-    """The sentence for a full or read-only disk, a quota, a missing right."""
+def write_error(path: Path, error: OSError) -> UserError:
+    """Turn an OSError (full or read-only disk, quota, missing permission) into a UserError that names `path`."""
     reason = error.strerror or str(error)
     return UserError(f"Cannot write to {path}: {reason}; make room there, or set COMPRESSION_HOME elsewhere.")
 
 
-def write_whole(path: Path, content: BinaryIO) -> None:
-    """Replace `path` by `content`, on disk when this returns; whatever happens, it never holds a part of it.
+def write_atomic(path: Path, content: BinaryIO) -> None:
+    """Replace `path` by `content` atomically: readers see the old file or the new one, never a part.
 
-    Folders are made as needed; a UserError where the disk takes no more.
+    The content is synced to disk when this returns. Creates missing folders. Raises UserError if the disk is full or
+    cannot be written.
     """
-    half = path.with_name(f"{path.name}.half")
+    temporary = path.with_name(f"{path.name}.half")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with half.open("wb") as file:
+            with temporary.open("wb") as file:
                 shutil.copyfileobj(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-            half.replace(path)
+            temporary.replace(path)
         finally:
-            half.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise cannot_write(path.parent, error) from error
+        raise write_error(path.parent, error) from error
 
 
 class Journal:
-    """The records of one run, in order, on disk; held by one process at a time.
+    """The entries of one run in order, on disk; open in one process at a time.
 
-    Opening one that another process (or another `Journal` here) holds raises `Busy`. A journal is appended to
-    by the run and read by its sender, from any thread.
+    The run appends and its sender reads, from any thread. Opening raises JournalLockedError if the journal is open
+    elsewhere (in another process, or as another `Journal` of this one) or, with `create=False`, if there is none, and
+    UserError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, create: bool = True) -> None:
         self.folder = folder
-        self._turn = threading.Lock()
-        self._lock = self._file = -1
-        new = os.O_CREAT if create else 0
+        self._mutex = threading.Lock()
+        self._lock_fd = self._journal_fd = -1
+        flags = os.O_RDWR | (os.O_CREAT if create else 0)
         try:
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(folder / LOCK, os.O_RDWR | new, 0o644)
-            self._hold()  # before there is a journal: nobody finds one that nobody holds, and its run alive
-            self._file = os.open(folder / JOURNAL, os.O_RDWR | os.O_APPEND | new, 0o644)
-            self._cut_torn_line()
+            # Lock before creating the journal: an unlocked journal would mark a living run as dead to `sync`.
+            self._lock_fd = os.open(folder / LOCK_FILE, flags, 0o644)
+            self._acquire_lock()
+            self._journal_fd = os.open(folder / JOURNAL_FILE, flags | os.O_APPEND, 0o644)
+            self._truncate_partial_line()
         except (BlockingIOError, FileNotFoundError):
             self.close()
-            raise Busy from None
+            raise JournalLockedError from None
         except OSError as error:
             self.close()
-            raise cannot_write(folder, error) from error
+            raise write_error(folder, error) from error
 
-    def _hold(self) -> None:
-        # flock, not lockf: it also keeps two journals of one process apart, and ends with the process.
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.fstat(self._lock).st_nlink:
-            raise FileNotFoundError  # its holder has just removed it
+    def _acquire_lock(self) -> None:
+        # flock, not lockf: it also excludes a second Journal of the same process, and ends with the process.
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(self._lock_fd).st_nlink:
+            raise FileNotFoundError  # the previous owner deleted the file between our open and our lock
 
-    def _cut_torn_line(self) -> None:
-        """Drop what a process killed in the middle of a write left behind the last whole line."""
-        content = (self.folder / JOURNAL).read_bytes()
-        os.ftruncate(self._file, content.rfind(b"\n") + 1)
+    def _truncate_partial_line(self) -> None:
+        """Drop the line that a process killed while writing left unfinished."""
+        content = (self.folder / JOURNAL_FILE).read_bytes()
+        os.ftruncate(self._journal_fd, content.rfind(b"\n") + 1)
 
-    def reserve(self) -> None:
-        """Keep some room on the disk until `release`, so that a full disk still takes the last words."""
-        write_whole(self.folder / RESERVE, BytesIO(bytes(RESERVE_BYTES)))
+    def reserve_space(self) -> None:
+        """Occupy 1 MiB of disk until `release_space`, so that the final entries fit even on a full disk."""
+        write_atomic(self.folder / RESERVE_FILE, BytesIO(bytes(RESERVE_BYTES)))
 
-    def release(self) -> None:
-        (self.folder / RESERVE).unlink(missing_ok=True)
+    def release_space(self) -> None:
+        """Free the space that `reserve_space` occupied."""
+        (self.folder / RESERVE_FILE).unlink(missing_ok=True)
 
-    def append(self, records: Iterable[Record]) -> None:
-        """Write `records`, all or none; a UserError where the disk takes no more."""
-        data = "".join(json.dumps(record) + "\n" for record in records).encode()
-        with self._turn:
-            before = self._size()
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Write `entries`, all or none. Raises UserError if the disk is full."""
+        data = "".join(json.dumps(entry) + "\n" for entry in entries).encode()
+        with self._mutex:
+            size_before = self._size()
             try:
-                while data:  # a disk that is nearly full takes a part
-                    data = data[os.write(self._file, data) :]
+                while data:  # os.write may write only a part on a nearly full disk
+                    data = data[os.write(self._journal_fd, data) :]
             except OSError as error:
-                os.ftruncate(self._file, before)
-                raise cannot_write(self.folder, error) from error
+                os.ftruncate(self._journal_fd, size_before)
+                raise write_error(self.folder, error) from error
 
-    def records(self, start: int = 0) -> Iterator[tuple[Record, int]]:
-        """Each record from byte `start` on, with the byte where it ends."""
-        with (self.folder / JOURNAL).open("rb") as file:
+    def entries(self, start: int = 0) -> Iterator[tuple[Entry, int]]:
+        """Yield each entry from byte `start` on, with the byte offset of its end."""
+        with (self.folder / JOURNAL_FILE).open("rb") as file:
             file.seek(start)
             end = start
             for line in file:
                 if not line.endswith(b"\n"):
-                    return  # being written at this moment
+                    return  # another thread is writing this line
                 end += len(line)
                 yield _parse(line), end
 
-    def pending(self, limit: int) -> list[tuple[Record, int]]:
-        """The next records to deliver, at most `limit`, safe on disk; empty when all have arrived."""
-        with self._turn:  # an append that meets a full disk is taken back: nobody may have read it
-            os.fsync(self._file)
-            return list(itertools.islice(self.records(delivered_bytes(self.folder)), limit))
+    def pending(self, limit: int) -> list[tuple[Entry, int]]:
+        """Return the next entries to deliver with their end offsets: at most `limit`, synced to disk."""
+        with self._mutex:  # `append` may undo a partial write: nobody must have read it
+            os.fsync(self._journal_fd)
+            return list(itertools.islice(self.entries(delivered_bytes(self.folder)), limit))
 
-    def advance(self, position: int) -> None:
-        """Everything before byte `position` has arrived."""
-        write_whole(self.folder / DELIVERED, BytesIO(str(position).encode()))
+    def mark_delivered(self, position: int) -> None:
+        """Note that everything before byte `position` has been delivered."""
+        write_atomic(self.folder / DELIVERED_FILE, BytesIO(str(position).encode()))
 
-    def refuse(self, record: Record, reason: str) -> None:
-        """Set aside a record that nobody will take, with the reason."""
-        with (self.folder / REFUSED).open("a") as file:
-            file.write(json.dumps({"reason": reason, "record": record}) + "\n")
+    def reject(self, entry: Entry, reason: str) -> None:
+        """Move an entry that can never be delivered to `refused.jsonl`, with the reason."""
+        with (self.folder / REJECTED_FILE).open("a") as file:
+            file.write(json.dumps({"reason": reason, "record": entry}) + "\n")
 
-    def remove(self) -> None:
-        """Everything was delivered: take the journal away, and let go of it."""
-        for name in (JOURNAL, DELIVERED, RESERVE, LOCK):
+    def delete(self) -> None:
+        """Delete the journal's files, once everything has been delivered, and close it."""
+        for name in (JOURNAL_FILE, DELIVERED_FILE, RESERVE_FILE, LOCK_FILE):
             (self.folder / name).unlink(missing_ok=True)
         self.close()
 
-    def last(self) -> Record:
-        """The last record; an empty one if there is none."""
-        return deque((record for record, _ in self.records()), maxlen=1).pop() if self._size() else {}
+    def last_entry(self) -> Entry:
+        """Return the last entry, or an empty one if there is none."""
+        return deque((entry for entry, _ in self.entries()), maxlen=1).pop() if self._size() else {}
 
     def _size(self) -> int:
-        return os.fstat(self._file).st_size
+        return os.fstat(self._journal_fd).st_size
 
     def close(self) -> None:
-        """Let go of the journal; closing it twice does no harm."""
-        for file in (self._file, self._lock):
-            if file >= 0:
-                os.close(file)
-        self._file = self._lock = -1
+        """Close the files and release the lock. Closing twice is harmless."""
+        for fd in (self._journal_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._journal_fd = self._lock_fd = -1
 
 
-def _parse(line: bytes) -> Record:
-    """A line that a failing disk spoilt is a record too: it gets refused and kept, and blocks nothing."""
+def _parse(line: bytes) -> Entry:
+    """Parse a line; one that a failing disk corrupted becomes an entry that is rejected, and blocks no other."""
     try:
-        return json.loads(line)
+        entry: Entry = json.loads(line)
     except ValueError:
         return {"unreadable": line.decode(errors="replace")}
+    return entry
 
 
 def delivered_bytes(folder: Path) -> int:
-    path = folder / DELIVERED
+    """Return how many bytes of the journal in `folder` have been delivered."""
+    path = folder / DELIVERED_FILE
     return int(path.read_text()) if path.exists() else 0
 
 
-def waiting(folder: Path) -> int:
-    """How many records of the run in `folder` have not been delivered; readable while its process lives."""
+def count_undelivered(folder: Path) -> int:
+    """Count the undelivered entries of the run in `folder`; its journal may be open in another process."""
     try:
-        with (folder / JOURNAL).open("rb") as file:
+        with (folder / JOURNAL_FILE).open("rb") as file:
             file.seek(delivered_bytes(folder))
             return sum(line.endswith(b"\n") for line in file)
     except FileNotFoundError:
-        return 0  # all of them were, and the journal is gone
+        return 0  # everything was delivered and the journal deleted

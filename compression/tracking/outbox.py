@@ -1,6 +1,7 @@
-"""Delivering a journal in order, from a thread: nobody waits for a network, and nothing is lost without one.
+"""Delivering a journal in order from a background thread: callers never wait for the network.
 
-A record may arrive twice (a crash between sending it and noting that), so receivers must not mind.
+Delivery is at least once: after a crash between sending a batch and noting that, the batch is sent again. So a
+receiver must accept duplicates.
 """
 
 from __future__ import annotations
@@ -8,121 +9,126 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from compression.errors import UserError
-from compression.tracking.journal import Journal, Record
 
-Send = Callable[[list[Record]], None]
+if TYPE_CHECKING:
+    from compression.tracking.journal import Entry, Journal
 
-BATCH = 100  # records sent at once: MLflow takes at most 100 params and 100 tags in one request
-LINGER = 0.3  # seconds: what is said in quick succession travels together
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between attempts while the receiver is gone
+Send = Callable[[list["Entry"]], None]
 
-
-class Refused(Exception):
-    """The receiver will never take this record: trying again is of no use."""
+BATCH_SIZE = 100  # entries sent at once: MLflow takes at most 100 params and 100 tags in one request
+BATCH_WINDOW = 0.3  # seconds to wait for more entries, so that a burst becomes one request
+MIN_BACKOFF, MAX_BACKOFF = 1.0, 30.0  # seconds between attempts while the receiver is unavailable
 
 
-class Undelivered(Exception):
-    """The receiver could not be reached, or is in trouble: the same record may well arrive later."""
+class RejectedError(Exception):
+    """The receiver will never accept this entry: retrying is useless."""
+
+
+class UnavailableError(Exception):
+    """The receiver cannot be reached or fails for now: the same entry may be delivered later."""
 
 
 def deliver(journal: Journal, send: Send) -> None:
     """Send everything in the journal, in order.
 
-    `send` raises `Refused` for records that can never be delivered (the batch is then sent one by one, to set
-    aside only those), and `Undelivered` when it is of no use to go on now: that passes through.
+    If `send` raises RejectedError, the batch is sent again entry by entry and only the rejected ones are set aside.
+    Passes on the UnavailableError that `send` raises.
     """
-    while deliver_some(journal, send, BATCH):
+    while deliver_batch(journal, send, BATCH_SIZE):
         pass
 
 
-def deliver_some(journal: Journal, send: Send, limit: int) -> bool:
-    """Send the next `limit` records; return whether there were any."""
+def deliver_batch(journal: Journal, send: Send, limit: int) -> bool:
+    """Send the next `limit` entries; return whether there were any."""
     batch = journal.pending(limit)
     try:
         if batch:
-            send([record for record, _ in batch])
-            journal.advance(batch[-1][1])
-    except Refused:
-        for record, end in batch:
-            _deliver_one(journal, record, send)
-            journal.advance(end)
+            send([entry for entry, _ in batch])
+            journal.mark_delivered(batch[-1][1])
+    except RejectedError:
+        for entry, end in batch:
+            _deliver_or_reject(journal, entry, send)
+            journal.mark_delivered(end)
     return bool(batch)
 
 
-def _deliver_one(journal: Journal, record: Record, send: Send) -> None:
+def _deliver_or_reject(journal: Journal, entry: Entry, send: Send) -> None:
     try:
-        send([record])
-    except Refused as refusal:
-        journal.refuse(record, str(refusal))
+        send([entry])
+    except RejectedError as error:
+        journal.reject(entry, str(error))
 
 
 class Outbox:
-    """Delivers a journal from a daemon thread, and keeps trying while the receiver is gone.
+    """Delivers a journal from a daemon thread and retries, with exponential backoff, while the receiver is unavailable.
 
-    `finished` is called from the thread when the outbox is closed and everything has arrived; `lost` when the
-    receiver stops answering, once until it answers again, with the reason.
+    The thread calls `on_complete` when the outbox is closed and everything has been delivered, and `on_unavailable`
+    with the reason when the receiver stops answering (once per outage).
     """
 
-    def __init__(self, journal: Journal, send: Send, finished: Callable[[], None], lost: Callable[[str], None]) -> None:
+    def __init__(
+        self, journal: Journal, send: Send, on_complete: Callable[[], None], on_unavailable: Callable[[str], None]
+    ) -> None:
         self.journal = journal
-        self.trouble = ""  # why the last attempt failed
-        self._all_arrived = False
-        self._send, self._finished, self._lost = send, finished, lost
-        self._news, self._closing = threading.Event(), threading.Event()
+        self.last_error = ""  # why the last attempt failed; empty after a success
+        self._all_delivered = False
+        self._send, self._on_complete, self._on_unavailable = send, on_complete, on_unavailable
+        self._has_entries, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="outbox", daemon=True)
         self._thread.start()
 
-    def put(self, *records: Record) -> None:
-        """Keep the records on disk and deliver them soon; never waits for the receiver."""
-        self.journal.append(records)
-        self._news.set()
+    def put(self, *entries: Entry) -> None:
+        """Write entries to disk and schedule their delivery. Raises UserError if the disk is full."""
+        self.journal.append(entries)
+        self._has_entries.set()
 
-    def close(self, patience: float) -> bool:
-        """Wait until everything has arrived; return whether it has.
+    def close(self, timeout: float) -> bool:
+        """Wait until everything has been delivered; return whether it has.
 
-        While the receiver takes records this waits as long as it needs to. While it does not, `patience`
-        seconds; the thread then goes on trying for as long as the process lives.
+        Waits as long as it takes while the receiver accepts entries, and `timeout` seconds while it does not. The
+        thread goes on trying after that, as long as the process lives.
         """
         self._closing.set()
-        self._news.set()
-        give_up = time.monotonic() + patience
-        while self._thread.is_alive() and time.monotonic() < give_up:
+        self._has_entries.set()
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and time.monotonic() < deadline:
             self._thread.join(0.1)
-            if not self.trouble:
-                give_up = time.monotonic() + patience
-        return self._all_arrived and not self._thread.is_alive()
+            if not self.last_error:
+                deadline = time.monotonic() + timeout
+        return self._all_delivered and not self._thread.is_alive()
 
     def _work(self) -> None:
-        pause = FIRST_PAUSE
+        backoff = MIN_BACKOFF
         while True:
-            closing = self._closing.is_set()  # asked before delivering: nothing is put after close()
-            self._news.clear()
+            closing = self._closing.is_set()  # read before delivering: nothing is put after close()
+            self._has_entries.clear()
             try:
-                # A receiver that was gone gets one record first: `close` soon sees that it is back.
-                while deliver_some(self.journal, self._send, 1 if self.trouble else BATCH):
-                    self.trouble = ""
-            except (Undelivered, UserError) as error:  # UserError: the disk does not take `delivered`
-                self._failed(str(error))
-                pause = self._rest(pause)
+                # After a failure send a single entry first: `close` soon sees that the receiver is back.
+                while deliver_batch(self.journal, self._send, 1 if self.last_error else BATCH_SIZE):
+                    self.last_error = ""
+            except (UnavailableError, UserError) as error:  # UserError: `delivered` does not fit on the disk
+                self._note_failure(str(error))
+                backoff = self._back_off(backoff)
                 continue
-            self.trouble, pause = "", FIRST_PAUSE
+            self.last_error, backoff = "", MIN_BACKOFF
             if closing:
-                self._all_arrived = True
-                return self._finished()
-            self._news.wait()
-            self._closing.wait(LINGER)
+                self._all_delivered = True
+                return self._on_complete()
+            self._has_entries.wait()
+            self._closing.wait(BATCH_WINDOW)
 
-    def _failed(self, reason: str) -> None:
-        if not self.trouble:
-            self._lost(reason)
-        self.trouble = reason
+    def _note_failure(self, reason: str) -> None:
+        if not self.last_error:
+            self._on_unavailable(reason)
+        self.last_error = reason
 
-    def _rest(self, pause: float) -> float:
-        """Wait before the next attempt, cut short by `close`; return the pause after the next one."""
+    def _back_off(self, seconds: float) -> float:
+        """Wait before the next attempt, less if `close` is called meanwhile; return the wait after that one."""
         if self._closing.is_set():
-            time.sleep(pause)
-        elif self._closing.wait(pause):
-            return FIRST_PAUSE
-        return min(2 * pause, LONGEST_PAUSE)
+            time.sleep(seconds)
+        elif self._closing.wait(seconds):
+            return MIN_BACKOFF
+        return min(2 * seconds, MAX_BACKOFF)

@@ -49,7 +49,7 @@ class Checkpoint:
             return
         content = {
             "epoch": epoch,
-            "recorded": self.context.epochs,
+            "recorded": self.context.epochs.value,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
@@ -66,11 +66,11 @@ class Checkpoint:
             self.scheduler.load_state_dict(copy.deepcopy(content["scheduler"]))
         except (KeyError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The checkpoint {path} is of another model or recipe ({first_line(error)}); "
+                f"The checkpoint {path} is of another model or training ({first_line(error)}); "
                 "resume with the task, model and method of the run it belongs to."
             ) from error
         self.epoch, self.best = content["epoch"], Best(**content["best"])
-        self.context.epochs = content["recorded"]
+        self.context.epochs.value = content["recorded"]
         torch.set_rng_state(content["random"])
 
     def kept(self) -> str:

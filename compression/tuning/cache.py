@@ -74,10 +74,11 @@ def cache(job: Job, original: nn.Module) -> Cache:
 
 def described(step: Method) -> list[Any] | None:
     """All that a step is; None where it names something that may change under its name."""
-    values = params.values(step)
-    if any(str(value).startswith(MOVES) for value in values.values()):
+    texts = params.texts(step)
+    items = {name: params.items(text, slashes=True) for name, text in texts.items()}
+    if any(item.startswith(MOVES) for given in items.values() for item in given):
         return None
-    return [methods.name_of(step), values, {n: files(v) for n, v in values.items() if isinstance(v, str)}]
+    return [methods.name_of(step), texts, {name: [files(item) for item in given] for name, given in items.items()}]
 
 
 def files(text: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from compression import params
 from compression.errors import UserError
-from compression.params import param
+from compression.params import Values, param
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "random", "grid", "gp")
 PRUNERS = ("none", "median", "hyperband")
@@ -16,15 +16,19 @@ STORAGE = "OPTUNA_STORAGE"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(metaclass=params.Flat):
     """The fields of `tune` besides the recipe and what every command is told."""
 
-    objectives: str = param("", "figures to optimise, separated by commas; the task's metric and size_mb if empty")
-    trials: int = param(40, "trials of the study, over all its workers", interval="[1, inf)")
-    space: str = param(
-        "", "ranges in place of the fields' own: structured.sparsity=0.2..0.8,static.bits=4/8; finetune_2 is the second"
+    objectives: tuple[str, ...] = param(
+        (), "figures to optimise, with commas between them; the task's metric and size_mb if empty"
     )
-    constraints: str = param("", "figures that a chosen trial must have: accuracy_kept=0.98..,size_mb=..2")
+    trials: int = param(40, "trials of the study, over all its workers", interval="[1, inf)")
+    space: Mapping[str, Values] = param(
+        {}, "ranges in place of the fields' own: structured.sparsity=0.2..0.8,static.bits=4/8; finetune_2 is the second"
+    )
+    constraints: Mapping[str, str] = param(
+        {}, "bounds that a chosen trial must keep to: accuracy_kept=0.98..,size_mb=..2"
+    )
     sampler: str = param("tpe", "how the next trial is chosen", choices=SAMPLERS)
     pruner: str = param("none", "when a bad trial is stopped early, by its epochs; one objective", choices=PRUNERS)
     timeout: float | None = param(None, "seconds after which this worker begins no trial", interval="(0, inf)")
@@ -56,10 +60,10 @@ class Bound:
 
 def objectives(plan: Plan, metric: str) -> dict[str, bool]:
     """The figures to optimise, and whether more of each is better."""
-    names = _separated(plan.objectives) or [metric, "size_mb"]
+    names = list(plan.objectives) or [metric, "size_mb"]
     found = {name: _direction(name, metric) for name in names}
     if len(found) < len(names):
-        raise UserError(f"objectives={plan.objectives} names a figure twice.")
+        raise UserError(f"objectives={','.join(names)} names a figure twice.")
     if plan.pruner != "none" and list(found) != [metric]:
         raise UserError(f"pruner={plan.pruner} stops trials by their epochs: it takes objectives={metric} alone.")
     return found
@@ -67,18 +71,20 @@ def objectives(plan: Plan, metric: str) -> dict[str, bool]:
 
 def bounds(plan: Plan, metric: str) -> list[Bound]:
     """The constraints."""
-    return [_bound(text, metric) for text in _separated(plan.constraints)]
+    return [_bound(name, text, metric) for name, text in plan.constraints.items()]
 
 
-def _bound(text: str, metric: str) -> Bound:
-    name, _, rest = text.partition("=")
-    low, dots, high = rest.partition("..")
+def _bound(name: str, text: str, metric: str) -> Bound:
+    """The bound that `text`, low..high, puts on the figure `name`."""
+    low, dots, high = text.partition("..")
     try:
         ends = float(low or "-inf"), float(high or "inf")
     except ValueError:
         ends = (1.0, 0.0)
     if not dots or ends[0] > ends[1] or ends == (float("-inf"), float("inf")):
-        raise UserError(f"The constraint {text!r} is written name=low..high, with one end or both: size_mb=..2.")
+        raise UserError(
+            f"The constraint {f'{name}={text}'!r} is written name=low..high, with one end or both: size_mb=..2."
+        )
     _direction(name, metric)
     return Bound(name, *ends)
 
@@ -91,7 +97,3 @@ def _direction(name: str, metric: str) -> bool:
         known = [metric, f"{metric}_kept", *measure.FIGURES, *measure.RATIOS]
         raise UserError(f"There is no figure {name!r}; the figures are {', '.join(known)}.")
     return more
-
-
-def _separated(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -73,9 +73,14 @@ class Space:
     def filled(self, values: Mapping[str, Any]) -> list[Method]:
         """The steps with the values of `label.field`."""
         return [
-            replace(step, **{field: values[f"{label}.{field}"] for field in self.searched(label)})
+            replace(step, **{field: self.value(label, field, values) for field in self.searched(label)})
             for label, step in zip(self.labels, self.steps, strict=True)
         ]
+
+    def value(self, label: str, name: str, values: Mapping[str, Any]) -> Any:
+        """The value of a field among those that Optuna stores: a list or mapping is read from its text."""
+        field, stored = self.ranges[f"{label}.{name}"].field, values[f"{label}.{name}"]
+        return field.parse(stored) if field.kind.container else stored
 
     def searched(self, label: str) -> list[str]:
         return [name.partition(".")[2] for name in self.ranges if name.partition(".")[0] == label]
@@ -88,7 +93,7 @@ class Space:
         return {name: found.grid() for name, found in self.ranges.items()}
 
 
-def space(recipe: str, narrowed: str) -> Space:
+def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
     """The space of a recipe, `narrowed` as in Plan.space; UserError where there is nothing to search."""
     parts = written(recipe)
     labels = tuple(numbered([name for name, _ in parts]))
@@ -113,7 +118,7 @@ def _unused(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
     found = []
     for values in itertools.product(*texts.values()):
         with contextlib.suppress(UserError):  # what cannot be combined is said of the trial that tries it
-            found.append(replace(step, **dict(zip(texts, values, strict=True))).unused())
+            found.append(replace(step, **dict(zip(texts, values, strict=True))).inactive())
     return frozenset.intersection(*found) if found else frozenset()
 
 
@@ -124,27 +129,31 @@ def _own(field: Field) -> Range:
     return Range(field, *search)
 
 
-def _narrowed(text: str, parts: Mapping[str, tuple[str, dict[str, str]]]) -> dict[str, Range]:
+def _narrowed(given: Mapping[str, str], parts: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Range]:
+    """The ranges that are `given` for step.field, by step.field."""
     found = {}
-    for entry in filter(None, (part.strip() for part in text.split(","))):
-        key, equals, rest = entry.partition("=")
+    for key, text in given.items():
         label, _, name = key.partition(".")
-        if label not in parts or not equals:
-            raise UserError(f"The space {entry!r} is written step.field=low..high; the steps are {', '.join(parts)}.")
+        if label not in parts:
+            steps = ", ".join(parts)
+            raise UserError(f"The space {f'{key}={text}'!r} is written step.field=low..high; the steps are {steps}.")
         method, texts = parts[label]
         known = params.fields(methods.method(method))
         if name not in known:
             raise UserError(f"{label} has no field {name!r}; it has {', '.join(known)}.")
         if name in texts:
             raise UserError(f"{key} is fixed in the recipe ({name}={texts[name]}) and searched in the space.")
-        found[key] = _read(known[name], rest)
+        found[key] = _read(known[name], text)
     return found
 
 
 def _read(field: Field, text: str) -> Range:
     low, dots, high = text.partition("..")
     if not dots:
-        return Range(field, choices=tuple(field.parse(value) for value in text.split("/")))
+        values = params.items(text, slashes=bool(field.kind.container))
+        parsed = [field.parse(value) for value in values]
+        # Optuna stores scalars: a list or mapping is suggested as its text.
+        return Range(field, choices=tuple(map(field.text, parsed) if field.kind.container else parsed))
     if field.type not in (int, float):
         raise UserError(f"{field.name} is no number and has no range; give its values: {field.name}=a/b.")
     ends = field.parse(low), field.parse(high)

@@ -17,7 +17,7 @@ from compression.deploy.measure import Measurement, examine, timed
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.reporting.pareto import beats
-from compression.runs import chain, results
+from compression.runs import baseline, chain, conclusion, results
 from compression.runs.job import Job
 from compression.tuning.cache import Cache
 from compression.tuning.plan import Bound
@@ -77,7 +77,7 @@ class Attempt:
             run.tag("trial.state", "PRUNED" if stopped else "COMPLETE")
         if stopped:
             raise stopped
-        tracking.say(f"trial {trial.number}: " + ", ".join(f"{n} {figures[n]:.4g}" for n in self.objectives))
+        tracking.notify(f"trial {trial.number}: " + ", ".join(f"{n} {figures[n]:.4g}" for n in self.objectives))
         return [figures[name] for name in self.objectives]
 
     def figures(self, job: Job, steps: Sequence[Method], trial: Trial) -> dict[str, float]:
@@ -93,19 +93,19 @@ class Attempt:
         feasible = all(bound.excess(figures) <= 0 for bound in self.bounds)
         trial.set_user_attr(FEASIBLE, feasible)
         if feasible and self.leads([figures[name] for name in self.objectives], trial):
-            results.keep_model(job.run, job.task, model, job.about(steps))
+            results.keep_model(job.run, job.task, model, conclusion.metadata(job, steps))
         return figures
 
     def taken(self, job: Job, steps: Sequence[Method], trial: Trial) -> tuple[nn.Module, float]:
         """The model after `steps` and the seconds they took, from the longest beginning that is remembered."""
         done, model, seconds = self.remembered(steps)
         job.run.metrics({"cached_steps": done, "cached_seconds": seconds})
-        context = job.context(self.original)
+        context = baseline.make_context(job, self.original)
         if self.prunes:
-            context.record = Watched(job.run, trial, job.task.metric)
+            context = replace(context, record=Watched(job.run, trial, job.task.metric))
         for number, step in enumerate(steps[done:], done + 1):
-            context.step_name, context.changed = f"{number}-{methods.name_of(step)}", number > 1
-            model, took = chain.take(step, model.to(job.machine.device), context)
+            step_context = context.for_step(number, methods.name_of(step))
+            model, took = chain.apply_step(step, model.to(job.machine.device), step_context)
             seconds += took
             if self.space.repeats(number):
                 self.cache.keep(steps[:number], model, seconds)

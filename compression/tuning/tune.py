@@ -15,7 +15,7 @@ from compression import methods, params, tracking
 from compression.deploy.measure import examine, timed
 from compression.errors import UserError
 from compression.reporting import report
-from compression.runs import baseline
+from compression.runs import baseline, conclusion, loading
 from compression.runs.job import Job, started
 from compression.runs.settings import Settings
 from compression.tuning.cache import cache, digest
@@ -40,7 +40,7 @@ def tune(settings: Settings, recipe: str, plan: Plan) -> dict[str, Any]:
         if job.machine.accelerator.num_processes > 1:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
         wanted = objectives(plan, job.task.metric)
-        job = job.with_baseline()
+        job = baseline.with_baseline(job)
         about = begun(job, recipe, plan, searched, wanted)
         name = plan.study or named(about, searched)
         job.run.params(params.values(plan) | {"recipe": recipe, "study": name})
@@ -76,7 +76,7 @@ def begun(job: Job, recipe: str, plan: Plan, searched: Space, wanted: Mapping[st
 def attempt(job: Job, searched: Space, plan: Plan, wanted: Mapping[str, bool]) -> Attempt:
     """What every trial needs, made once: the original, and its figures on the validation split."""
     selecting = replace(job, task=replace(job.task, test=job.task.validation, also={}))
-    original = baseline.opened(job.settings.baseline, job.task).requires_grad_(False)
+    original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
     before = examine(original, selecting.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
     remembered = cache(job, original)
     original.to(job.machine.device)
@@ -124,11 +124,11 @@ class Conclusion:
             "warnings": run.warnings,
         }
         pictured = {title.replace("-", " "): report.data_uri(figure) for title, figure in drawn.items()}
-        page = run.outgoing / "report.html"
+        page = run.artifact_folder / "report.html"
         page.write_text(report.page("tuning.html", content=content, pictures=pictured))
         run.artifact(page)
-        (run.outgoing / "tuning.json").write_text(json.dumps(content, indent=1))
-        run.artifact(run.outgoing / "tuning.json")
+        (run.artifact_folder / "tuning.json").write_text(json.dumps(content, indent=1))
+        run.artifact(run.artifact_folder / "tuning.json")
         return content
 
     def mine(self, done: Sequence[FrozenTrial]) -> bool:
@@ -145,7 +145,7 @@ class Conclusion:
 
     def tested(self, trials: Sequence[FrozenTrial], names: Mapping[int, list[str]]) -> list[dict[str, Any]]:
         """The chosen trials' figures on the test split, each a child run; their models registered."""
-        original = baseline.opened(self.job.settings.baseline, self.job.task)
+        original = loading.open_model(self.job.settings.baseline, self.job.task)
         threads, folder = self.job.machine.threads, self.job.run.folder / "onnx"
         before = examine(original, self.job.task, folder / "tested.onnx", threads)
         rows = []
@@ -155,12 +155,12 @@ class Conclusion:
             tags = self.job.tags("chosen", steps) | {"study": self.study.study_name}
             tags |= {"trial": str(trial.number), "aliases": " ".join(aliases)}
             with self.job.child(f"trial {trial.number} tested: {', '.join(aliases)}", tags) as run:
-                model = baseline.opened(f"runs:/{trial.user_attrs[RUN]}/model", self.job.task)
+                model = loading.open_model(f"runs:/{trial.user_attrs[RUN]}/model", self.job.task)
                 after = examine(model, self.job.task, folder / f"{trial.number}.onnx", threads)
                 measured = timed([before, after], self.job.task, threads)
-                seconds = tracking.stored(trial.user_attrs[RUN]).metrics["seconds"]
+                seconds = tracking.get_run(trial.user_attrs[RUN]).metrics["seconds"]
                 job = replace(self.job, run=run, stage="compress")
-                content = job.conclude(steps, model, measured, seconds)
+                content = conclusion.conclude(job, steps, model, measured, seconds)
             figures = {name: content["metrics"].get(name) for name in self.objectives}
             version = self.registered(run.id, aliases)
             rows.append({"trial": trial.number, "aliases": " ".join(aliases), **figures, "version": version})
@@ -170,7 +170,7 @@ class Conclusion:
     def registered(self, run_id: str, aliases: Sequence[str]) -> str:
         """The version in the registry; a registry that refuses costs no result."""
         try:
-            return tracking.register(self.study.study_name, run_id, aliases)
+            return tracking.register_model(self.study.study_name, run_id, aliases)
         except UserError as error:
             self.job.run.warn(str(error))
             return ""

@@ -77,7 +77,7 @@ def _storage(plan: Plan) -> RDBStorage:
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise UserError(
-            f"Optuna's storage {tracking.public(storage())} cannot be used: {first_line(error)}; see {STORAGE}."
+            f"Optuna's storage {tracking.redact_uri(storage())} cannot be used: {first_line(error)}; see {STORAGE}."
         ) from error
 
 
@@ -150,13 +150,13 @@ class Worker:
             self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
         except StorageInternalError as error:
             raise UserError(
-                f"Optuna's storage {tracking.public(storage())} went away; start this worker again when it is back, "
+                f"Optuna's storage {tracking.redact_uri(storage())} went away; start this worker again when it is back, "
                 "and it goes on with the study."
             ) from error
         except ValueError:
             if not self.taken_for_dead():
                 raise
-            tracking.say("Another worker took this one for dead, and does its trial again.")
+            tracking.notify("Another worker took this one for dead, and does its trial again.")
 
     def taken_for_dead(self) -> bool:
         """Whether the last trial that this worker began was ended by another."""

@@ -18,7 +18,6 @@ from compression.models import storage
 from compression.runs.machine import accelerator
 from compression.tasks.task import evaluate, predict
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete
 from tests.conftest import Kept, kept_child, stripes_task, tiny_bert, words_task
 
 NAMES = list(methods.METHODS)
@@ -30,10 +29,10 @@ def subject(needs):
     if needs == "text":
         task = words_task()
         steps = {"batch_size": 8, "epochs": 6, "learning_rate": 1e-3}  # gates are learned in hundreds of steps
-        return dataclasses.replace(task, recipe=task.recipe | steps), tiny_bert(), 6
+        return dataclasses.replace(task, recipe=task.training | steps), tiny_bert(), 6
     task = stripes_task()
     steps = {"batch_size": 16, "epochs": 4}  # a student that begins anew or teaches needs dozens of steps
-    task = dataclasses.replace(task, recipe=task.recipe | steps)
+    task = dataclasses.replace(task, recipe=task.training | steps)
     return task, models.build("digits_cnn", task), 4
 
 
@@ -63,17 +62,16 @@ def applied(trained, tmp_path_factory):
 
     @functools.cache
     def of(name):
-        task, model, context = trained(methods.method(name).needs)
+        task, model, context = trained(methods.method(name).requires)
         torch.manual_seed(1)
         original = copy.deepcopy(model).eval().requires_grad_(False)
         step = methods.method(name)()
-        step = complete(step, task) if isinstance(step, Recipe) else step
+        step = step.resolved(task)
         there = context(original, tmp_path_factory.mktemp(name))
         start = copy.deepcopy(original).requires_grad_(True)
         model = step.apply(start, there).eval()
-        if step.unfinished:
-            there.step_name = "after"
-            model = methods.method("finetune")().apply(model, there)
+        if step.needs_finetune:
+            model = methods.method("finetune")().apply(model, dataclasses.replace(there, step_name="after"))
         return step, model, original, there
 
     return of
@@ -89,17 +87,18 @@ def test_a_method_is_a_frozen_dataclass_whose_fields_say_what_they_are(name):
     assert cls.__doc__
     assert not cls.__doc__.startswith(f"{cls.__name__}(")
     described = params.fields(cls)
-    assert set(described) == {f.name for f in dataclasses.fields(cls)}
+    assert set(described) >= {f.name for f in dataclasses.fields(cls)} - {"training"}
+    assert {field.group for field in described.values()} <= {"", "training"}
     for field in described.values():
         assert field.param.help
-        assert field.type in (int, float, bool, str)
+        assert field.type in (int, float, bool, str, tuple, dict)
         if field.param.search and field.param.interval:
             assert all(bound in field.param.interval for bound in field.param.search)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_changes_nothing_are_fields(name):
-    assert methods.build(name, {}).unused() <= set(params.fields(methods.method(name)))
+    assert methods.build(name, {}).inactive() <= set(params.fields(methods.method(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -116,7 +115,7 @@ def test_a_method_leaves_a_plain_module_and_the_original_alone(name, applied, tr
         assert not hasattr(module, "parametrizations")
         assert not module._forward_hooks
         assert not module._forward_pre_hooks
-    _, untouched, _ = trained(methods.method(name).needs)
+    _, untouched, _ = trained(methods.method(name).requires)
     assert all(
         torch.equal(a, b) for a, b in zip(original.state_dict().values(), untouched.state_dict().values(), strict=True)
     )
@@ -126,21 +125,21 @@ def test_a_method_leaves_a_plain_module_and_the_original_alone(name, applied, tr
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_still_knows_the_task(name, applied, trained):
     _, model, _, _ = applied(name)
-    task, *_ = trained(methods.method(name).needs)
+    task, *_ = trained(methods.method(name).requires)
     assert evaluate(model, task.test, task)["accuracy"] > 0.6
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_result_reloads_and_exports_with_equal_answers(name, applied, trained, tmp_path):
     _, model, _, _ = applied(name)
-    task, *_ = trained(methods.method(name).needs)
+    task, *_ = trained(methods.method(name).requires)
     again = storage.load(storage.save(model, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(model, task.test)[0], rtol=1e-4, atol=1e-5)
     file = export(model, task.example(4), tmp_path / "model.onnx")
     assert parity(model, file, task.test, task.metrics, threads=1).agreement >= 0.998
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if methods.method(name).needs])
+@pytest.mark.parametrize("name", [name for name in NAMES if methods.method(name).requires])
 def test_a_method_that_is_made_for_one_kind_of_model_refuses_another_in_a_sentence(name, trained, tmp_path):
     _, model, context = trained("")
     with pytest.raises(UserError, match="transformer"):
@@ -170,7 +169,7 @@ def test_a_field_without_a_value_is_refused():
 
 def test_a_chain_reads_step_by_step():
     first, second = methods.parse("finetune:epochs=2+response:temperature=3,alpha=0.5")
-    assert (first.epochs, second.temperature, second.alpha) == (2, 3.0, 0.5)
+    assert (first.training.epochs, second.temperature, second.alpha) == (2, 3.0, 0.5)
     assert methods.text((first, second)) == "finetune:epochs=2+response:temperature=3.0,alpha=0.5"
 
 

@@ -13,8 +13,25 @@ def test_a_file_says_the_same_as_the_text(tmp_path):
         "- magnitude: {sparsity: 0.9, scope: local}\n- finetune: {epochs: 2, augment: false}\n- cluster:\n- static\n"
     )
     text = "magnitude:sparsity=0.9,scope=local+finetune:epochs=2,augment=False+cluster+static"
-    assert written(f"@{path}") == written(text)
+    as_texts = [(name, {field: str(value) for field, value in given.items()}) for name, given in written(f"@{path}")]
+    assert as_texts == written(text)
     assert methods.parse(f"@{path}") == methods.parse(text)
+
+
+def test_a_file_uses_lists_and_mappings_of_yaml(tmp_path):
+    path = tmp_path / "lists.yaml"
+    path.write_text(
+        "- magnitude: {layers: {conv1: 0.3, stages.0: 0.5}}\n"
+        "- multi_teacher: {teachers: [resnet20, 'runs:/1/model'], weighting: weighted, weights: [2, 1]}\n"
+        "- feature: {pairs: [[stages.2, stages.1], [stem, stem]]}\n"
+        "- mixed: {widths: [2, 4, 8], skip: [fc]}\n"
+    )
+    text = (
+        "magnitude:layers=conv1:0.3/stages.0:0.5+multi_teacher:teachers=resnet20//runs:/1/model,weighting=weighted,"
+        "weights=2/1+feature:pairs=stages.2:stages.1/stem+mixed:widths=2/4/8,skip=fc"
+    )
+    assert methods.parse(f"@{path}") == methods.parse(text)
+    assert methods.parse(methods.text(methods.parse(text))) == methods.parse(text)
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ def test_a_model_reloads_in_a_fresh_process(model, task, tmp_path):
     saved(model, tmp_path / "model")
     torch.save(task.example(5), tmp_path / "in.pt")
     code = (
-        "import sys, torch; from pathlib import Path; from compression import artifacts; at = Path(sys.argv[1]);"
-        "torch.save(artifacts.load(at / 'model')(torch.load(at / 'in.pt', weights_only=True)), at / 'out.pt')"
+        "import sys, torch; from pathlib import Path; from compression.models import storage; at = Path(sys.argv[1]);"
+        "torch.save(storage.load(at / 'model')(torch.load(at / 'in.pt', weights_only=True)), at / 'out.pt')"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     answer = torch.load(tmp_path / "out.pt", weights_only=True)

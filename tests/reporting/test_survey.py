@@ -10,7 +10,7 @@ from compression.errors import UserError
 from compression.reporting import survey
 from compression.reporting.claims import CLAIMS, findings
 from compression.reporting.survey import Budget, by_method, comparable, leading, recommended, times
-from compression.tracking import Stored
+from compression.tracking import RunRecord
 
 
 def run(name, method="static", family="quantize", params=None, tags=None, **figures):
@@ -20,7 +20,7 @@ def run(name, method="static", family="quantize", params=None, tags=None, **figu
     usual |= {"accuracy_kept": usual["accuracy"] / 0.8, "compression_ratio": 4.0 / usual["size_mb"]}
     usual |= {"speedup": 10.0 / usual["latency_ms"]}
     said = {"method": method, "family": family, "task": "digits", "stage": "compress"}
-    return Stored(name, name, "FINISHED", params or {}, said | (tags or {}), usual)
+    return RunRecord(name, name, "FINISHED", params or {}, said | (tags or {}), usual)
 
 
 def test_the_front_holds_what_no_run_beats_in_all_three():
@@ -99,10 +99,10 @@ def stored_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("COMPRESSION_HOME", str(tmp_path / "home"))
     for one in (run("int8", params={"bits": "8"}, size_mb=1.2), run("zeros", "magnitude", "prune", size_mb=4.0)):
-        with tracking.start(one.name, one.tags) as made:
+        with tracking.start_run(one.name, one.tags) as made:
             made.params({"model": "resnet20"} | one.params)
             made.metrics(one.metrics)
-    with tracking.start("trial", run("trial").tags | {"stage": "trial"}) as made:
+    with tracking.start_run("trial", run("trial").tags | {"stage": "trial"}) as made:
         made.metrics(run("trial", accuracy=0.99).metrics)
 
 

@@ -29,7 +29,7 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def climbed(store):  # noqa: F811
+def run_chain(store):  # noqa: F811
     """The content and the run of a chain by its name, made once."""
 
     @functools.cache
@@ -41,8 +41,8 @@ def climbed(store):  # noqa: F811
 
 
 @pytest.fixture(params=CHAINS)
-def compressed(request, climbed):
-    return climbed(request.param)
+def compressed(request, run_chain):
+    return run_chain(request.param)
 
 
 def steps_of(run):
@@ -63,9 +63,9 @@ def test_every_step_is_a_child_run_with_its_own_figures(compressed):
     assert len({one.data.metrics["size_mb_before"] for one in [*found, run]}) == 1
 
 
-def test_the_report_shows_the_stairs(compressed):
+def test_the_report_shows_the_model_after_each_step(compressed):
     content, run = compressed
-    labels = [stair["label"] for stair in content["climbed"]]
+    labels = [step["label"] for step in content["after_each_step"]]
     assert labels == ["before", *(part.partition(":")[0] for part in content["steps"].split("+"))]
     page = fetched(run, "report.html").read_text()
     assert "Step by step" in page
@@ -81,15 +81,15 @@ def test_each_stair_reloads(compressed):
     assert all(a >= b for a, b in itertools.pairwise([run.data.metrics["params_before"], *again]))
 
 
-def test_deep_compression_leaves_its_coded_file_and_the_papers_ratio(climbed):
-    _, run = climbed("deep compression")
+def test_deep_compression_leaves_its_coded_file_and_the_papers_ratio(run_chain):
+    _, run = run_chain("deep compression")
     coded = fetched(run, "model.huffman")
     assert run.data.metrics["huffman_mb"] == Path(coded).stat().st_size / 1e6
     assert run.data.metrics["huffman_ratio"] > 8
 
 
-def test_the_parts_of_a_step_hang_below_the_step(climbed):
-    _, run = climbed("prune and distil")
+def test_the_parts_of_a_step_hang_below_the_step(run_chain):
+    _, run = run_chain("prune and distil")
     assert {r.data.tags["stage"] for r in children(run)} <= {"step", "train"}
     first, second = steps_of(run)
     assert not children(first)
@@ -98,7 +98,7 @@ def test_the_parts_of_a_step_hang_below_the_step(climbed):
     assert {r.data.tags["stage"] for r in children(second)} == {"part"}
 
 
-def test_a_chain_that_fails_keeps_the_stairs_it_climbed(store):  # noqa: F811
+def test_a_chain_that_fails_keeps_the_steps_it_finished(store):  # noqa: F811
     with pytest.raises(UserError, match="no model 'nothing'"):
         chain.compress(settings(run_name="falls"), methods.parse("magnitude+response:teacher=nothing"))
     [run] = mlflow.search_runs(

@@ -18,7 +18,7 @@ MLP = {"builder": "mlp", "arguments": {"outputs": 1, "input_shape": [1, 8, 8], "
 def said(task, model, logits):
     rows = layer_table(model, task.example())
     found = Measurement({"accuracy": 1.0}, {}, rows, Path("file.onnx"), {}, logits, torch.zeros(len(logits)))
-    return results.alarms(task, model, [found])
+    return results.sanity_checks(task, model, [found])
 
 
 @pytest.mark.parametrize("answers", [torch.zeros(5, 1), torch.full((5, 1), torch.nan)])

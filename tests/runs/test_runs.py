@@ -17,7 +17,7 @@ from compression.deploy.measure import FIGURES
 from compression.errors import UserError
 from compression.models import storage
 from compression.reporting import comparison
-from compression.runs import chain, job
+from compression.runs import baseline, chain, job
 from compression.runs.settings import Settings
 
 
@@ -161,9 +161,9 @@ def test_a_stored_run_is_reported_again_and_two_side_by_side(distilled, tmp_path
 )
 def test_what_cannot_work_is_refused_before_a_baseline_is_trained(store, recipe, said):
     with pytest.raises(UserError, match=re.escape(said)):
-        chain.compress(quick(model="cnn5", run_name="foreseen"), methods.parse(recipe))
+        chain.compress(quick(model="cnn5", run_name="validated"), methods.parse(recipe))
     [run] = mlflow.search_runs(max_results=1, order_by=["attributes.start_time DESC"], output_format="list")
-    assert run.info.run_name == "foreseen"
+    assert run.info.run_name == "validated"
     assert not children(run)
 
 
@@ -171,7 +171,7 @@ def test_looking_ahead_does_not_change_how_the_baseline_begins(store):
     [step] = methods.parse("response:student=mlp")
     with job.started(quick(model="cnn5"), "compress", [step]) as under_way:
         before = torch.get_rng_state()
-        under_way.foresee(step)
+        baseline.validate_first_step(under_way, step)
         assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -12,7 +12,7 @@ from compression import tracking
 from compression.errors import UserError
 from compression.study import analysis, clock, forget, launches, notes, people, pictures, questionnaires, runs, store
 from compression.study.tables import StageDone
-from compression.tracking.run import folder_of
+from compression.tracking.run import run_folder
 from tests.study.conftest import answers_for, join
 from tests.study.test_runs import NOON, record  # noqa: F401
 
@@ -82,12 +82,12 @@ def test_with_nobody_there_the_tables_are_empty_and_no_picture_is_drawn(study, t
 
 
 def test_forgetting_removes_a_person_everywhere_and_nobody_else(busy, place):
-    with tracking.start(name="another", tags={"participant": "p07"}) as run:
+    with tracking.start_run(name="another", tags={"participant": "p07"}) as run:
         run.metrics({"loss": 1.0})
         run.artifact(__file__)
     [artifact] = (place / "mlruns").rglob("test_analysis.py")
-    folder_of("waiting").mkdir(parents=True)
-    (folder_of("waiting") / "run.json").write_text(json.dumps({"make": {"tags": {"participant": "p07"}}}))
+    run_folder("waiting").mkdir(parents=True)
+    (run_folder("waiting") / "run.json").write_text(json.dumps({"make": {"tags": {"participant": "p07"}}}))
     launches.folder_of("p07").mkdir(parents=True)
     traces = {trace.place: trace for trace in forget.forget("p07")}
     assert {name: trace.left for name, trace in traces.items()} == dict.fromkeys(traces, 0)

@@ -83,11 +83,11 @@ def test_a_run_is_tagged_with_the_stage_and_the_total_of_its_method(lab, record)
     record("p07", hours=2)
     record("p07", hours=1, at=1.5)
     record("p07", hours=8, method="static")
-    with tracking.start(name="a run", tags={"participant": "p07", "method": "magnitude"}) as run:
+    with tracking.start_run(name="a run", tags={"participant": "p07", "method": "magnitude"}) as run:
         StudyObserver().started(run, "p07")
         StudyObserver().ended(run, "p07", "magnitude")
         id = run.id
-    tags = tracking.stored(id).tags
+    tags = tracking.get_run(id).tags
     assert tags["participant.stage"] == "practice"
     assert 2.5 < float(tags["participant.method_hours"]) < 2.5 + 1  # and what this test process has lived
 

@@ -50,7 +50,7 @@ def test_every_corpus_loads_trains_and_is_scored_by_its_official_figure(tmp_path
 def test_a_model_of_the_lab_reads_as_the_tasks_own_does_and_has_a_recipe_of_its_own(tmp_path, bert, monkeypatch):
     monkeypatch.setattr(glue, "MODEL", bert)
     task = load("glue/mrpc", data=write(tmp_path, "mrpc"), model="lstm")
-    assert task.recipe["learning_rate"] == glue.FROM_SCRATCH["learning_rate"] == task.from_scratch["learning_rate"]
+    assert task.training["learning_rate"] == glue.FROM_SCRATCH["learning_rate"] == task.from_scratch["learning_rate"]
     model = models.build("lstm", task).eval()
     assert models.spec_of(model)["arguments"] == {"outputs": 2, "vocabulary": len(VOCABULARY), "width": 1.0}
     assert forward(model, next(task.test.batches(10))[0]).shape == (10, 2)

@@ -13,8 +13,17 @@ import pytest
 
 from compression.errors import UserError
 from compression.tracking import outbox
-from compression.tracking.journal import JOURNAL, LOCK, REFUSED, Busy, Journal, home, waiting, write_whole
-from compression.tracking.outbox import BATCH, Outbox, Refused, Undelivered, deliver
+from compression.tracking.journal import (
+    JOURNAL_FILE,
+    LOCK_FILE,
+    REJECTED_FILE,
+    Journal,
+    JournalLockedError,
+    count_undelivered,
+    home,
+    write_atomic,
+)
+from compression.tracking.outbox import BATCH_SIZE, Outbox, RejectedError, UnavailableError, deliver
 
 
 class Receiver:
@@ -27,9 +36,9 @@ class Receiver:
     def __call__(self, records):
         self.asked.set()
         if self.gone:
-            raise Undelivered("nobody there")
+            raise UnavailableError("nobody there")
         if any("bad" in record for record in records):
-            raise Refused("bad record")
+            raise RejectedError("bad record")
         self.batches += 1
         self.taken += records
 
@@ -54,8 +63,8 @@ def open_outbox(tmp_path, receiver):
 @pytest.fixture
 def quick(monkeypatch):
     """A receiver that is gone is asked again soon."""
-    monkeypatch.setattr(outbox, "FIRST_PAUSE", 0.02)
-    monkeypatch.setattr(outbox, "LINGER", 0.0)
+    monkeypatch.setattr(outbox, "MIN_BACKOFF", 0.02)
+    monkeypatch.setattr(outbox, "BATCH_WINDOW", 0.0)
 
 
 def numbers(start, stop):
@@ -68,11 +77,11 @@ def python(code, *arguments, **options):
 
 def test_records_arrive_in_order_and_once_and_in_batches(open_outbox, receiver):
     box = open_outbox()
-    for record in numbers(0, 3 * BATCH):
+    for record in numbers(0, 3 * BATCH_SIZE):
         box.put(record)
     assert box.close(5.0)
-    assert receiver.taken == numbers(0, 3 * BATCH)
-    assert receiver.batches < BATCH
+    assert receiver.taken == numbers(0, 3 * BATCH_SIZE)
+    assert receiver.batches < BATCH_SIZE
     assert box.said == ["finished"]
 
 
@@ -80,10 +89,10 @@ def test_putting_waits_for_nobody(tmp_path):
     answer = threading.Event()
     box = Outbox(Journal(tmp_path), lambda records: answer.wait(), lambda: None, lambda reason: None)
     box.put(*numbers(0, 500))  # returns although the receiver never does
-    assert waiting(tmp_path) == 500
+    assert count_undelivered(tmp_path) == 500
     answer.set()
     assert box.close(5.0)
-    assert waiting(tmp_path) == 0
+    assert count_undelivered(tmp_path) == 0
 
 
 def test_what_was_put_while_the_receiver_was_gone_arrives_when_it_is_back(open_outbox, receiver, quick):
@@ -105,9 +114,9 @@ def test_a_receiver_that_stays_away_costs_the_end_its_patience_and_the_records_s
     box = open_outbox()
     box.put(*numbers(0, 7))
     assert not box.close(0.3)
-    assert box.trouble == "nobody there"
-    assert waiting(tmp_path) == 7
-    assert [record for record, _ in box.journal.records()] == numbers(0, 7)
+    assert box.last_error == "nobody there"
+    assert count_undelivered(tmp_path) == 7
+    assert [record for record, _ in box.journal.entries()] == numbers(0, 7)
 
 
 def test_the_end_waits_for_a_receiver_that_is_back_however_long_it_takes(tmp_path, receiver, quick):
@@ -119,11 +128,11 @@ def test_the_end_waits_for_a_receiver_that_is_back_however_long_it_takes(tmp_pat
 
     receiver.gone = True
     box = Outbox(Journal(tmp_path), slow, lambda: None, lambda reason: None)
-    box.put(*numbers(0, 10 * BATCH))
+    box.put(*numbers(0, 10 * BATCH_SIZE))
     receiver.asked.wait(5)
     receiver.gone = False
     assert box.close(0.3)
-    assert receiver.taken == numbers(0, 10 * BATCH)
+    assert receiver.taken == numbers(0, 10 * BATCH_SIZE)
 
 
 def test_only_the_records_that_are_refused_are_set_aside(open_outbox, receiver, tmp_path):
@@ -131,7 +140,7 @@ def test_only_the_records_that_are_refused_are_set_aside(open_outbox, receiver, 
     box.put({"n": 0}, {"bad": 1}, {"n": 2}, {"bad": 3}, {"n": 4})
     assert box.close(5.0)
     assert receiver.taken == [{"n": 0}, {"n": 2}, {"n": 4}]
-    refused = [json.loads(line) for line in (tmp_path / REFUSED).read_text().splitlines()]
+    refused = [json.loads(line) for line in (tmp_path / REJECTED_FILE).read_text().splitlines()]
     assert refused == [{"reason": "bad record", "record": {"bad": n}} for n in (1, 3)]
 
 
@@ -146,7 +155,7 @@ def test_a_bug_in_the_receiver_is_not_taken_for_a_delivery(tmp_path, monkeypatch
     box.put({"n": 1})
     assert not box.close(5.0)
     assert crashed == [TypeError]
-    assert waiting(tmp_path) == 1
+    assert count_undelivered(tmp_path) == 1
 
 
 def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
@@ -173,7 +182,7 @@ def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
 
 
 def test_a_line_that_was_never_finished_is_dropped_and_writing_goes_on(tmp_path, receiver):
-    (tmp_path / JOURNAL).write_bytes(b'{"n": 0}\n{"n": 1}\n{"n":')
+    (tmp_path / JOURNAL_FILE).write_bytes(b'{"n": 0}\n{"n": 1}\n{"n":')
     journal = Journal(tmp_path)
     journal.append([{"n": 2}])
     deliver(journal, receiver)
@@ -181,8 +190,8 @@ def test_a_line_that_was_never_finished_is_dropped_and_writing_goes_on(tmp_path,
 
 
 def test_a_line_that_a_disk_spoilt_blocks_nothing(tmp_path):
-    (tmp_path / JOURNAL).write_bytes(b'{"n": 0}\n\0\0\0\xff\n{"n": 2}\n')
-    assert [record for record, _ in Journal(tmp_path).records()] == [
+    (tmp_path / JOURNAL_FILE).write_bytes(b'{"n": 0}\n\0\0\0\xff\n{"n": 2}\n')
+    assert [record for record, _ in Journal(tmp_path).entries()] == [
         {"n": 0},
         {"unreadable": "\0\0\0�\n"},
         {"n": 2},
@@ -191,7 +200,7 @@ def test_a_line_that_a_disk_spoilt_blocks_nothing(tmp_path):
 
 def test_a_process_that_died_after_sending_repeats_at_most_one_batch(tmp_path, receiver):
     journal = Journal(tmp_path)
-    journal.append(numbers(0, BATCH + 10))
+    journal.append(numbers(0, BATCH_SIZE + 10))
 
     def dies_on_the_second(records):
         receiver(records)
@@ -202,17 +211,17 @@ def test_a_process_that_died_after_sending_repeats_at_most_one_batch(tmp_path, r
         deliver(journal, dies_on_the_second)
     journal.close()
     deliver(Journal(tmp_path, create=False), receiver)
-    assert receiver.taken == numbers(0, BATCH + 10) + numbers(BATCH, BATCH + 10)
+    assert receiver.taken == numbers(0, BATCH_SIZE + 10) + numbers(BATCH_SIZE, BATCH_SIZE + 10)
 
 
 def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
     held = Journal(tmp_path)
-    with pytest.raises(Busy):
+    with pytest.raises(JournalLockedError):
         Journal(tmp_path)
     journal = "from compression.tracking.journal import Journal"
     code = f"import sys, pathlib; {journal}; Journal(pathlib.Path(sys.argv[1]), create=False)"
     other = python(code, tmp_path, stderr=subprocess.PIPE)
-    assert "Busy" in other.communicate()[1]
+    assert "JournalLockedError" in other.communicate()[1]
     held.close()
     held.close()
     Journal(tmp_path).close()
@@ -223,11 +232,11 @@ def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
     found, held, stop = [], set(), threading.Event()
 
     def look():
-        for path in tmp_path.glob(f"*/{JOURNAL}"):
+        for path in tmp_path.glob(f"*/{JOURNAL_FILE}"):
             try:
                 Journal(path.parent, create=False).close()
                 found.append(path)
-            except Busy:
+            except JournalLockedError:
                 held.add(path)
 
     def keep_looking():
@@ -245,11 +254,11 @@ def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
 
 
 def test_a_journal_that_was_delivered_is_nobodys(tmp_path):
-    Journal(tmp_path).remove()
-    with pytest.raises(Busy):
+    Journal(tmp_path).delete()
+    with pytest.raises(JournalLockedError):
         Journal(tmp_path, create=False)
     assert os.listdir(tmp_path) == []
-    assert waiting(tmp_path) == 0
+    assert count_undelivered(tmp_path) == 0
 
 
 def limited(size):
@@ -274,7 +283,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_no_record_is_left_half_written(tm
     out = python(code, tmp_path, stdout=subprocess.PIPE, preexec_fn=limited(1000)).communicate()[0]
     assert out.startswith(f"Cannot write to {tmp_path}: ")
     assert "COMPRESSION_HOME" in out
-    records = [record for record, _ in Journal(tmp_path).records()]
+    records = [record for record, _ in Journal(tmp_path).entries()]
     assert records[-1] == {"pair": len(records) // 2 - 1}
 
 
@@ -295,10 +304,10 @@ def test_a_file_is_whole_or_as_it_was_before(tmp_path):
 
 def test_the_reserve_is_real_room_and_given_back(tmp_path):
     journal = Journal(tmp_path)
-    journal.reserve()
+    journal.reserve_space()
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 1 << 20
-    journal.release()
-    assert sorted(os.listdir(tmp_path)) == [JOURNAL, LOCK]
+    journal.release_space()
+    assert sorted(os.listdir(tmp_path)) == [JOURNAL_FILE, LOCK_FILE]
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -306,7 +315,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=f"Cannot write to {tmp_path}/file/runs: Not a directory"):
         Journal(tmp_path / "file" / "runs")
     with pytest.raises(UserError, match="File exists"):
-        write_whole(tmp_path / "file" / "x", open(os.devnull, "rb"))  # noqa: SIM115
+        write_atomic(tmp_path / "file" / "x", open(os.devnull, "rb"))  # noqa: SIM115
 
 
 def test_the_home_is_one_folder_wherever_the_process_goes(tmp_path, monkeypatch):

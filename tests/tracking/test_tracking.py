@@ -21,8 +21,8 @@ from mlflow import MlflowClient
 from compression import tracking
 from compression.errors import UserError
 from compression.tracking import lifecycle, outbox
-from compression.tracking.delivery import KEY, Delivery
-from compression.tracking.journal import REFUSED, Journal, waiting
+from compression.tracking.delivery import RUN_KEY_TAG, MlflowSender
+from compression.tracking.journal import REJECTED_FILE, Journal, count_undelivered
 from compression.tracking.server import tracking_uri
 
 NOTE, HOURS = "mlflow.note.content", "participant.time_hours"
@@ -67,7 +67,7 @@ def test_everything_a_run_says_is_in_mlflow(client, tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "weights").write_text("w")
     (tmp_path / "one.json").write_text("{}")
-    with tracking.start("all of it", {"stage": "train"}) as run:
+    with tracking.start_run("all of it", {"stage": "train"}) as run:
         run.params({"temperature": 4.0, "layers": None})
         for step in range(250):
             run.metrics({"train_loss": step / 2, "learning_rate": 0.1}, step)
@@ -84,7 +84,7 @@ def test_everything_a_run_says_is_in_mlflow(client, tmp_path):
     assert seen.info.status == "FINISHED"
     assert seen.info.run_name == "all of it"
     assert seen.data.params == {"temperature": "4.0", "layers": "None"}
-    assert run.tags_seen == {"stage": "train", "backend": "onnxruntime", NOTE: "# Result"}
+    assert run.tags == {"stage": "train", "backend": "onnxruntime", NOTE: "# Result"}
     assert seen.data.tags.items() >= {"stage": "train", "backend": "onnxruntime", NOTE: "# Result"}.items()
     assert 0 < float(seen.data.tags[HOURS]) < 24
     assert seen.data.metrics == {"train_loss": 124.5, "learning_rate": 0.1, "accuracy": 0.75}
@@ -99,18 +99,18 @@ def test_everything_a_run_says_is_in_mlflow(client, tmp_path):
         "layer,bits,sparsity\na,8,\nb,,0.5\n"
     )
     assert not run.folder.exists()  # it is all in MLflow
-    assert tracking.unsent() == {}
+    assert tracking.undelivered_runs() == {}
 
 
 def test_a_run_goes_by_the_commit_of_this_checkout(client):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         pass
     here = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
     assert client.get_run(run.id).data.tags.get("mlflow.source.git.commit", "") == here.stdout.strip()
 
 
 def test_figures_that_are_not_finite_become_a_warning(client, capsys):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         run.metrics({"train_loss": float("nan"), "accuracy": 0.5}, step=3)
         run.metrics({"train_loss": float("inf")}, step=4)
     assert run.warnings == ["train_loss was nan at step 3; only finite values are logged."]
@@ -119,7 +119,7 @@ def test_figures_that_are_not_finite_become_a_warning(client, capsys):
 
 
 def test_warnings_stand_below_the_note_and_are_said_once(client, capsys):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         run.warn("Over-pruned.")
         run.warn("Over-pruned.")
         run.warn("At chance.")
@@ -131,7 +131,7 @@ def test_warnings_stand_below_the_note_and_are_said_once(client, capsys):
 
 
 def test_values_longer_than_mlflow_takes_are_cut_and_not_refused(client):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         run.params({"p" * 300: "v" * 7000})
         run.tag("text", "\0" + "t" * 9000)
     data = client.get_run(run.id).data
@@ -140,14 +140,14 @@ def test_values_longer_than_mlflow_takes_are_cut_and_not_refused(client):
 
 
 def test_what_mlflow_refuses_is_set_aside_and_said_and_the_rest_arrives(client, capsys):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         run.metrics({"good": 1.0, "bad@name": 2.0, "fine": 3.0})
     seen = client.get_run(run.id)
     assert seen.data.metrics == {"good": 1.0, "fine": 3.0}
     assert seen.info.status == "FINISHED"
-    assert "bad@name" in (run.folder / REFUSED).read_text()
-    assert str(run.folder / REFUSED) in capsys.readouterr().err
-    assert tracking.unsent() == {}
+    assert "bad@name" in (run.folder / REJECTED_FILE).read_text()
+    assert str(run.folder / REJECTED_FILE) in capsys.readouterr().err
+    assert tracking.undelivered_runs() == {}
 
 
 # ---- how a run starts and ends --------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def leave_a_checkpoint_and_raise(run, error):
     ],
 )
 def test_a_run_ends_as_its_command_does(client, error, status, note):
-    with pytest.raises(type(error)), tracking.start() as run:
+    with pytest.raises(type(error)), tracking.start_run() as run:
         leave_a_checkpoint_and_raise(run, error)
     seen = client.get_run(run.id)
     assert (seen.info.status, seen.data.tags.get(NOTE)) == (status, note)
@@ -181,7 +181,7 @@ def test_a_run_ends_as_its_command_does(client, error, status, note):
 
 
 def test_a_full_disk_fails_the_run_with_the_folder_in_its_note(client):
-    with pytest.raises(UserError, match="No space left") as raised, tracking.start() as run:
+    with pytest.raises(UserError, match="No space left") as raised, tracking.start_run() as run:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.pt")
     assert str(run.folder) in str(raised.value)
     assert client.get_run(run.id).data.tags[NOTE] == str(raised.value)
@@ -196,7 +196,7 @@ def test_a_full_disk_still_takes_the_last_words(client, monkeypatch, tmp_path):
         return write(file, data)
 
     monkeypatch.setattr("compression.tracking.journal.os.write", full_while_the_reserve_is_kept)
-    with pytest.raises(UserError, match="No space left") as raised, tracking.start() as run:
+    with pytest.raises(UserError, match="No space left") as raised, tracking.start_run() as run:
         run.metrics({"accuracy": 0.5})
     seen = client.get_run(run.id)
     assert (seen.info.status, seen.data.tags[NOTE]) == ("FAILED", str(raised.value))
@@ -204,18 +204,20 @@ def test_a_full_disk_still_takes_the_last_words(client, monkeypatch, tmp_path):
 
 def test_the_next_run_delivers_what_a_dead_one_left(client):
     dead = client.create_run("0").info.run_id
-    folder = tracking.folder_of(dead)
-    Delivery(folder).keep({"uri": tracking_uri(), "id": dead, "experiment": "0", "began": time.time() - 3600})
+    folder = tracking.run_folder(dead)
+    MlflowSender(folder).save_metadata(
+        {"uri": tracking_uri(), "id": dead, "experiment": "0", "began": time.time() - 3600}
+    )
     journal = Journal(folder)
     journal.append([{"metric": "loss", "value": 0.5, "step": 1, "at": time.time_ns() // 10**6}])
     journal.close()
-    assert tracking.unsent() == {dead: 1}
-    with tracking.start():
+    assert tracking.undelivered_runs() == {dead: 1}
+    with tracking.start_run():
         pass
     seen = client.get_run(dead)
     assert (seen.info.status, seen.data.metrics) == ("KILLED", {"loss": 0.5})
     assert float(seen.data.tags[HOURS]) == pytest.approx(1.0, abs=0.01)
-    assert tracking.unsent() == {}
+    assert tracking.undelivered_runs() == {}
 
 
 def test_the_run_of_mlflow_run_is_joined_once_and_its_parameters_stay(client, monkeypatch):
@@ -223,26 +225,26 @@ def test_the_run_of_mlflow_run_is_joined_once_and_its_parameters_stay(client, mo
     made = client.create_run("0", run_name="theirs", tags=theirs)
     client.log_param(made.info.run_id, "temperature", "4")
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    with tracking.start("ours", {"stage": "distill"}) as run:
+    with tracking.start_run("ours", {"stage": "distill"}) as run:
         run.params({"temperature": 4.0, "alpha": 0.9})
         run.warn("Careful.")
-        with tracking.child(run, "below", {"stage": "train"}) as below:
+        with tracking.start_child_run(run, "below", {"stage": "train"}) as below:
             below.metrics({"x": 1.0})
     assert run.id == made.info.run_id
     seen = client.get_run(run.id)
     assert seen.info.run_name == "theirs"
     assert seen.data.params == {"temperature": "4", "alpha": "0.9"}
     assert seen.data.tags["mlflow.source.git.commit"] == "abc"
-    assert seen.data.tags["stage"] == run.tags_seen["stage"] == "distill"
+    assert seen.data.tags["stage"] == run.tags["stage"] == "distill"
     assert seen.data.tags[NOTE] == "Their note.\n\n**Warning:** Careful."
     tags = client.get_run(below.id).data.tags
     assert (tags["mlflow.parentRunId"], tags["stage"]) == (run.id, "train")
-    assert below.tags_seen["stage"] == "train"
+    assert below.tags["stage"] == "train"
 
 
 def test_the_experiment_follows_the_argument_then_the_environment_then_mlflow(client, monkeypatch):
     def experiment(name=""):
-        with tracking.start(experiment=name) as run, tracking.child(run) as below:
+        with tracking.start_run(experiment=name) as run, tracking.start_child_run(run) as below:
             pass
         ids = {client.get_run(r.id).info.experiment_id for r in (run, below)}
         assert len(ids) == 1
@@ -266,21 +268,21 @@ def test_two_who_begin_an_experiment_at_the_same_moment_share_it(client, monkeyp
         return found
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", look_just_before_the_other_begins)
-    with tracking.start(experiment="shared") as run:
+    with tracking.start_run(experiment="shared") as run:
         pass
     assert [client.get_run(run.id).info.experiment_id] == looked
 
 
 def test_a_deleted_experiment_is_said_in_a_sentence(client):
     client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(UserError, match="'gone' was deleted"), tracking.start(experiment="gone"):
+    with pytest.raises(UserError, match="'gone' was deleted"), tracking.start_run(experiment="gone"):
         pass
 
 
 def test_a_run_that_another_process_writes_is_left_to_it(client, monkeypatch):
-    with tracking.start() as run:
+    with tracking.start_run() as run:
         monkeypatch.setenv("MLFLOW_RUN_ID", run.id)
-        with pytest.raises(UserError, match="Another process"), tracking.start():
+        with pytest.raises(UserError, match="Another process"), tracking.start_run():
             pass
 
 
@@ -292,7 +294,7 @@ def test_the_newest_finished_baseline_is_found(client):
     assert tracking.find_baseline(**asked) is None
 
     def train(experiment="", **changes):
-        with tracking.start(tags={"stage": "train"} | asked | changes, experiment=experiment) as run:
+        with tracking.start_run(tags={"stage": "train"} | asked | changes, experiment=experiment) as run:
             pass
         return run.id
 
@@ -302,32 +304,32 @@ def test_the_newest_finished_baseline_is_found(client):
         train(**other)
     deleted = train()
     client.delete_run(deleted)
-    with pytest.raises(KeyboardInterrupt), tracking.start(tags={"stage": "train"} | asked):
+    with pytest.raises(KeyboardInterrupt), tracking.start_run(tags={"stage": "train"} | asked):
         raise KeyboardInterrupt
     assert tracking.find_baseline(**asked) == newest
 
 
 def test_a_run_can_be_read_back(client):
-    with tracking.start("mine", {"task": "digits"}) as run:
+    with tracking.start_run("mine", {"task": "digits"}) as run:
         run.params({"seed": 0})
         for step in (2, 0, 1):
             run.metrics({"val_accuracy": step / 10}, step)
-    seen = tracking.stored(run.id)
+    seen = tracking.get_run(run.id)
     assert (seen.id, seen.name, seen.status) == (run.id, "mine", "FINISHED")
     assert (seen.params, seen.tags["task"], seen.metrics) == ({"seed": "0"}, "digits", {"val_accuracy": 0.2})
-    assert tracking.history(run.id) == {"val_accuracy": [(0, 0.0), (1, 0.1), (2, 0.2)]}
+    assert tracking.metric_history(run.id) == {"val_accuracy": [(0, 0.0), (1, 0.1), (2, 0.2)]}
 
 
 def test_models_are_found_by_run_by_name_and_before_they_are_sent(client, tmp_path):
     def content(uri, to):
         return (tracking.download(uri, tmp_path / to) / "weights").read_text()
 
-    with tracking.start() as run:
-        (run.outgoing / "model").mkdir(parents=True)
-        (run.outgoing / "model" / "weights").write_text("w")
+    with tracking.start_run() as run:
+        (run.artifact_folder / "model").mkdir(parents=True)
+        (run.artifact_folder / "model" / "weights").write_text("w")
         assert content(f"runs:/{run.id}", "early") == "w"
-        tracking.describe_model(run.outgoing / "model")
-        run.artifact(run.outgoing / "model")
+        tracking.write_mlmodel(run.artifact_folder / "model")
+        run.artifact(run.artifact_folder / "model")
     assert content(f"runs:/{run.id}", "a") == content(f"runs:/{run.id}/model", "b") == "w"
     assert tracking.download(f"runs:/{run.id}/", tmp_path / "c").joinpath("model", "weights").exists()
     mlflow.register_model(f"runs:/{run.id}/model", "lab")
@@ -343,9 +345,9 @@ def test_what_is_not_there_is_said_in_one_sentence(client, uri, tmp_path):
 
 def test_a_run_that_is_not_there_is_said_in_one_sentence(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
-    with pytest.raises(UserError, match="Cannot start a run.*not found"), tracking.start():
+    with pytest.raises(UserError, match="Cannot start a run.*not found"), tracking.start_run():
         pass
-    for ask in (tracking.stored, tracking.history):
+    for ask in (tracking.get_run, tracking.metric_history):
         with pytest.raises(UserError, match="Cannot read the run nobody.*not found"):
             ask("nobody")
 
@@ -427,7 +429,7 @@ def test_a_database_that_is_gone_is_said_at_once(client, monkeypatch):
 def test_an_experiment_whose_files_lie_behind_a_server_is_refused_without_it(client):
     client.create_experiment("behind", artifact_location="mlflow-artifacts:/7")
     with pytest.raises(UserError, match="'behind' keeps its files behind an MLflow server: set MLFLOW_TRACKING_URI"):
-        tracking.start("a", experiment="behind").__enter__()
+        tracking.start_run("a", experiment="behind").__enter__()
     assert not client.search_runs([client.get_experiment_by_name("behind").experiment_id])
 
 
@@ -435,9 +437,9 @@ def test_questions_to_a_server_that_is_gone_end_in_a_sentence(client, monkeypatc
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://lab:secret@127.0.0.1:{free_port()}")
     questions = [
         lambda: tracking.find_baseline("digits", "cnn", "abc"),
-        lambda: tracking.stored("abc"),
+        lambda: tracking.get_run("abc"),
         lambda: tracking.download("runs:/abc", tmp_path / "to"),
-        lambda: tracking.start().__enter__(),
+        lambda: tracking.start_run().__enter__(),
     ]
     for ask in questions:
         with pytest.raises(UserError, match="Connection refused") as raised:
@@ -512,16 +514,16 @@ def outage(tmp_path_factory):
     seen = SimpleNamespace(client=MlflowClient(server.uri), home=tmp_path_factory.mktemp("home"))
     with pytest.MonkeyPatch.context() as patch:
         point_at(patch, server.uri, seen.home)
-        patch.setattr(outbox, "FIRST_PAUSE", 0.1)
-        patch.setattr(outbox, "LONGEST_PAUSE", 0.5)
-        patch.setattr(lifecycle, "PATIENCE", 0.5)
+        patch.setattr(outbox, "MIN_BACKOFF", 0.1)
+        patch.setattr(outbox, "MAX_BACKOFF", 0.5)
+        patch.setattr(lifecycle, "END_TIMEOUT", 0.5)
         tracking.check_server()
         crashing = subprocess.Popen(
             [sys.executable, "-c", CRASHING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         seen.crashes = crashing.stdout.readline().strip()
-        with tracking.start("goes on") as goes_on:
-            with tracking.start("ends") as ends:
+        with tracking.start_run("goes on") as goes_on:
+            with tracking.start_run("ends") as ends:
                 seen.goes_on, seen.ends, seen.folder = goes_on.id, ends.id, ends.folder
                 say_something(ends, range(10))
                 say_something(goes_on, range(10))
@@ -533,22 +535,22 @@ def outage(tmp_path_factory):
                 assert crashing.stdout.readline() == "said all\n"
                 crashing.kill()
                 crashing.wait()
-                with tracking.child(ends, "below") as below:
+                with tracking.start_child_run(ends, "below") as below:
                     say_something(below, range(5))
-                    with tracking.child(below, "deep") as deep:
+                    with tracking.start_child_run(below, "deep") as deep:
                         deep.metrics({"x": 1.0})
-                    (below.outgoing / "model").mkdir()
-                    (below.outgoing / "model" / "weights").write_text("w")
-                    below.artifact(below.outgoing / "model")
+                    (below.artifact_folder / "model").mkdir()
+                    (below.artifact_folder / "model" / "weights").write_text("w")
+                    below.artifact(below.artifact_folder / "model")
                 seen.model = tracking.download(f"runs:/{below.id}", seen.home / "here").joinpath("weights").read_text()
                 say_something(ends, range(10, 20))
-            seen.waiting = waiting(ends.folder)
-            seen.unsent = tracking.unsent()
+            seen.waiting = count_undelivered(ends.folder)
+            seen.unsent = tracking.undelivered_runs()
             seen.sent_while_gone = tracking.sync()
             say_something(goes_on, range(10, 20))
             server.start()
         seen.synced = tracking.sync()
-        while tracking.unsent():  # the threads of the runs that ended here go on trying
+        while tracking.undelivered_runs():  # the threads of the runs that ended here go on trying
             time.sleep(0.05)
         yield seen
     server.kill()
@@ -605,7 +607,7 @@ def test_a_killed_process_loses_nothing_and_its_run_is_not_left_running(outage):
     assert steps(outage.client, outage.crashes, "loss") == [(n, float(n)) for n in range(10)]
     assert seen.data.params == {"seed": "7"}
     assert seen.data.tags["stage"] == "train"
-    assert seen.data.tags[NOTE].startswith("The process ended without a last word")
+    assert seen.data.tags[NOTE].startswith("The process ended before it could end the run")
     assert seen.data.tags[NOTE].endswith("Their note.")
     assert HOURS in seen.data.tags
     assert names(outage.client, outage.crashes) == ["rows.csv"]
@@ -620,12 +622,12 @@ def test_no_run_is_there_twice(outage):
 
 def test_a_run_that_began_while_the_server_was_gone_is_found_by_its_key_from_everywhere(client, tmp_path):
     key = "5" * 32
-    made = client.create_run("0", tags={KEY: key})
+    made = client.create_run("0", tags={RUN_KEY_TAG: key})
     client.log_text(made.info.run_id, "{}", "model/spec.json")
     client.log_metric(made.info.run_id, "accuracy", 0.9)
-    assert tracking.stored(key).metrics == {"accuracy": 0.9}
+    assert tracking.get_run(key).metrics == {"accuracy": 0.9}
     assert (tracking.download(f"runs:/{key}/model", tmp_path / "got") / "spec.json").read_text() == "{}"
-    version = tracking.register("kept", key, ["smallest"])
+    version = tracking.register_model("kept", key, ["smallest"])
     assert client.get_model_version("kept", version).run_id == made.info.run_id
     with pytest.raises(UserError, match="not found"):
-        tracking.stored("6" * 32)
+        tracking.get_run("6" * 32)

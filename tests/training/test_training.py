@@ -11,7 +11,8 @@ from compression.methods import method
 from compression.nn import layers
 from compression.nn.inputs import forward
 from compression.tasks.task import evaluate
-from compression.training.loop import Recipe, complete, decay_groups, fit, make_optimizer, make_scheduler, shuffled
+from compression.training.hyperparameters import Training
+from compression.training.loop import decay_groups, epoch_batches, fit, make_optimizer, make_scheduler
 
 Finetune = method("finetune")
 
@@ -31,7 +32,7 @@ def equal(one, other):
 
 def test_training_learns_and_records_every_epoch(task, make_context):
     context = make_context(task, built(task))
-    model = fit(built(task), context, Recipe(epochs=4))
+    model = fit(built(task), context, Training(epochs=4))
     assert evaluate(model, task.test, task)["accuracy"] > 0.8
     history = context.record.history
     assert [step for step, _ in history["train_loss"]] == [1, 2, 3, 4]
@@ -39,12 +40,12 @@ def test_training_learns_and_records_every_epoch(task, make_context):
 
 
 def test_the_same_seed_gives_the_same_weights(task, make_context):
-    one, other = (fit(built(task), make_context(task, built(task)), Recipe(epochs=1)) for _ in range(2))
+    one, other = (fit(built(task), make_context(task, built(task)), Training(epochs=1)) for _ in range(2))
     assert equal(weights(one), weights(other))
 
 
 def test_another_seed_gives_other_weights(task, make_context):
-    one, other = (fit(built(task), make_context(task, built(task), seed=s), Recipe(epochs=1)) for s in (0, 1))
+    one, other = (fit(built(task), make_context(task, built(task), seed=s), Training(epochs=1)) for s in (0, 1))
     assert not equal(weights(one), weights(other))
 
 
@@ -54,7 +55,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_killed_training_resumes_to_the_same_weights(task, make_context, tmp_path, keep):
-    recipe = Recipe(epochs=4, keep=keep, schedule="cosine")
+    recipe = Training(epochs=4, keep=keep, schedule="cosine")
     whole = fit(built(task), make_context(task, built(task), folder=tmp_path / "whole"), recipe)
 
     def stop(step, steps):
@@ -74,14 +75,14 @@ def test_a_corrupt_checkpoint_is_refused(task, make_context, tmp_path):
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "train.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(UserError, match="cannot be read"):
-        fit(built(task), make_context(task, built(task), resume=tmp_path / "old"), Recipe(epochs=1))
+        fit(built(task), make_context(task, built(task), resume=tmp_path / "old"), Training(epochs=1))
 
 
 def test_a_checkpoint_of_another_model_is_refused(task, make_context, tmp_path):
-    fit(built(task), make_context(task, built(task), folder=tmp_path / "old"), Recipe(epochs=1))
+    fit(built(task), make_context(task, built(task), folder=tmp_path / "old"), Training(epochs=1))
     other = models.build("mlp", task)
     with pytest.raises(UserError, match="another model"):
-        fit(other, make_context(task, other, resume=tmp_path / "old"), Recipe(epochs=1))
+        fit(other, make_context(task, other, resume=tmp_path / "old"), Training(epochs=1))
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_advice(task, make_context, tmp_path):
@@ -93,7 +94,7 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_advice(task, make_context
         return value * (float("nan") if len(calls) == 11 else 1.0)
 
     with pytest.raises(UserError, match=r"not finite at step 11 \(learning rate .*lower learning_rate.*kept"):
-        fit(built(task), make_context(task, built(task)), Recipe(epochs=2), loss=loss)
+        fit(built(task), make_context(task, built(task)), Training(epochs=2), loss=loss)
     assert torch.load(tmp_path / "train.pt", weights_only=True)["epoch"] == 1
 
 
@@ -108,7 +109,7 @@ def test_out_of_memory_halves_the_batch_to_the_same_gradient(task, make_context)
         return nn.functional.cross_entropy(forward(model, inputs), targets)
 
     context = make_context(task, model)
-    recipe = Recipe(epochs=1, keep="last")
+    recipe = Training(epochs=1, keep="last")
     fit(model, context, recipe, loss=tight)
     fit(twin, make_context(task, twin), recipe)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
@@ -121,7 +122,7 @@ def test_out_of_memory_at_one_example_is_refused(task, make_context):
         raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(UserError, match="too little memory for a single example"):
-        fit(built(task), make_context(task, built(task)), Recipe(epochs=1), loss=never)
+        fit(built(task), make_context(task, built(task)), Training(epochs=1), loss=never)
 
 
 def test_pruned_weights_stay_zero(task, make_context):
@@ -129,7 +130,7 @@ def test_pruned_weights_stay_zero(task, make_context):
     for module in layers.prunable(model).values():
         layers.set_mask(module, torch.rand_like(module.weight) > 0.5)
     zeros = {name: m.weight == 0 for name, m in layers.prunable(model).items()}
-    fit(model, make_context(task, model), Recipe(epochs=1))
+    fit(model, make_context(task, model), Training(epochs=1))
     for name, module in layers.prunable(model).items():
         assert (module.weight[zeros[name]] == 0).all()
         assert (module.weight[~zeros[name]] != 0).any()
@@ -153,7 +154,7 @@ def test_weights_decay_and_norms_and_biases_do_not():
     ],
 )
 def test_a_schedule_follows_its_formula(schedule, warmup, expected):
-    recipe = Recipe(learning_rate=1.0, optimizer="sgd", schedule=schedule, warmup=warmup)
+    recipe = Training(learning_rate=1.0, optimizer="sgd", schedule=schedule, warmup=warmup)
     optimizer = make_optimizer(decay_groups(nn.Linear(2, 2)), recipe)
     scheduler = make_scheduler(optimizer, recipe, steps=4)
     seen = []
@@ -165,7 +166,7 @@ def test_a_schedule_follows_its_formula(schedule, warmup, expected):
 
 
 def test_what_the_recipe_leaves_open_is_the_tasks(task):
-    filled = complete(Finetune(epochs=7), task)
+    filled = Finetune(epochs=7).resolved(task).training
     assert filled.epochs == 7
     assert filled.batch_size == 32
     assert all(getattr(filled, f.name) is not None for f in dataclasses.fields(filled))
@@ -173,7 +174,7 @@ def test_what_the_recipe_leaves_open_is_the_tasks(task):
 
 def test_the_best_epoch_on_validation_is_kept(task, make_context):
     context = make_context(task, built(task))
-    model = fit(built(task), context, Recipe(epochs=5, learning_rate=0.3))
+    model = fit(built(task), context, Training(epochs=5, learning_rate=0.3))
     best = max(value for _, value in context.record.history["val_accuracy"])
     assert evaluate(model, task.validation, task)["accuracy"] == pytest.approx(best)
 
@@ -181,7 +182,7 @@ def test_the_best_epoch_on_validation_is_kept(task, make_context):
 def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(task, make_context, tmp_path):
     (tmp_path / "train.part").symlink_to("/dev/full")  # writes to it fail as on a disk without room
     with pytest.raises(UserError, match="Could not write .*train.pt: .*COMPRESSION_HOME"):
-        fit(built(task), make_context(task, built(task)), Recipe(epochs=1))
+        fit(built(task), make_context(task, built(task)), Training(epochs=1))
     assert not list(tmp_path.iterdir())
 
 
@@ -189,7 +190,7 @@ def test_a_last_batch_of_one_example_does_not_break_batch_norm(task, make_contex
     task = dataclasses.replace(task, train=task.train.take(torch.arange(65)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     context = make_context(task, model)
-    fit(model, context, Recipe(epochs=2))
+    fit(model, context, Training(epochs=2))
     assert len(context.record.history["train_loss"]) == 2
 
 
@@ -208,7 +209,7 @@ def test_what_stands_beside_the_examples_reaches_the_loss_with_them(task, make_c
         return nn.functional.cross_entropy(forward(model, inputs), targets)
 
     beside = [brightness, torch.arange(len(task.train))]
-    fit(model, make_context(task, model), Recipe(epochs=1), loss=loss, beside=lambda epoch: beside)
+    fit(model, make_context(task, model), Training(epochs=1), loss=loss, per_example=lambda epoch: beside)
     assert sorted(seen) == list(range(256))
 
 
@@ -220,8 +221,8 @@ def test_epochs_take_a_fixed_set_of_views_in_turn(task, make_context):
     context = make_context(task, built(task))
 
     def epoch(number, views):
-        recipe = complete(Recipe(views=views), task)
-        return torch.cat([inputs for inputs, _ in shuffled(task.train, [], context, recipe, number)])
+        training = Training(views=views).resolved(task.training)
+        return torch.cat([inputs for inputs, _ in epoch_batches(task.train, [], context, training, number)])
 
     assert torch.equal(epoch(0, 2), epoch(2, 2))
     assert not torch.equal(epoch(0, 2), epoch(1, 2))

@@ -5,18 +5,24 @@ import pytest
 
 from compression import methods, params
 from compression.errors import UserError
+from compression.tuning.plan import Plan
 from compression.tuning.space import GRID, space
 
 
+def ranges_of(text):
+    """The space as the command line reads it."""
+    return params.fields(Plan)["space"].parse(text)
+
+
 def test_what_is_written_is_fixed_and_what_is_left_out_is_searched():
-    found = space("response:temperature=3,learning_rate=0.1", "")
+    found = space("response:temperature=3,learning_rate=0.1", ranges_of(""))
     assert set(found.ranges) == {"response.alpha"}
     [step] = found.steps
-    assert (step.temperature, step.learning_rate) == (3.0, 0.1)
+    assert (step.temperature, step.training.learning_rate) == (3.0, 0.1)
 
 
 def test_the_ranges_are_those_that_the_fields_declare():
-    found = space("static", "")
+    found = space("static", ranges_of(""))
     declared = params.fields(methods.method("static"))
     assert set(found.ranges) == {f"static.{name}" for name, field in declared.items() if field.param.search}
     assert (found.ranges["static.bits"].low, found.ranges["static.bits"].high) == declared["bits"].param.search
@@ -24,13 +30,14 @@ def test_the_ranges_are_those_that_the_fields_declare():
 
 
 def test_the_space_narrows_and_adds():
-    found = space("magnitude:sparsity=0.5+static", "static.bits=4/8,static.calibration_samples=64..128").ranges
+    narrowed = ranges_of("static.bits=4/8,static.calibration_samples=64..128")
+    found = space("magnitude:sparsity=0.5+static", narrowed).ranges
     assert found["static.bits"].choices == (4, 8)
     assert (found["static.calibration_samples"].low, found["static.calibration_samples"].high) == (64, 128)
 
 
 def test_a_method_that_comes_twice_is_narrowed_apart():
-    found = space("finetune:learning_rate=0.1+structured+finetune", "finetune_2.epochs=1/2").ranges
+    found = space("finetune:learning_rate=0.1+structured+finetune", ranges_of("finetune_2.epochs=1/2")).ranges
     assert found["finetune_2.epochs"].choices == (1, 2)
     assert "finetune.epochs" not in found
     assert "finetune_2.learning_rate" in found
@@ -48,7 +55,7 @@ def test_a_method_that_comes_twice_is_narrowed_apart():
     ],
 )
 def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, trains):
-    found = space(recipe, narrowed).ranges
+    found = space(recipe, ranges_of(narrowed)).ranges
     name = recipe.partition(":")[0]
     assert f"{name}.sparsity" in found
     assert (f"{name}.learning_rate" in found) is trains
@@ -68,7 +75,7 @@ def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, tr
 )
 def test_what_changes_nothing_is_not_searched(recipe, field):
     label = recipe.partition(":")[0]
-    assert f"{label}.{field}" not in space(f"{recipe}+finetune", "").ranges
+    assert f"{label}.{field}" not in space(f"{recipe}+finetune", ranges_of("")).ranges
 
 
 @pytest.mark.parametrize(
@@ -76,18 +83,18 @@ def test_what_changes_nothing_is_not_searched(recipe, field):
     [("progressive:assistants=0.5", ""), ("multi_teacher", "multi_teacher.weighting=mean/weighted")],
 )
 def test_texts_that_do_not_go_together_are_left_to_their_trials(recipe, narrowed):
-    assert space(recipe, narrowed).ranges
+    assert space(recipe, ranges_of(narrowed)).ranges
 
 
 def test_what_would_change_nothing_is_searched_if_asked_for():
-    assert "magnitude.learning_rate" in space("magnitude", "magnitude.learning_rate=0.1/0.2").ranges
+    assert "magnitude.learning_rate" in space("magnitude", ranges_of("magnitude.learning_rate=0.1/0.2")).ranges
 
 
 @pytest.mark.parametrize(
     ("recipe", "narrowed", "said"),
     [
         ("static", "statik.bits=4", "the steps are static"),
-        ("static", "static.bits", "is written step.field=low..high"),
+        ("static", "static.bits", "a name with low..high or x/y for each"),
         ("static", "static.bit=4", "static has no field 'bit'"),
         ("static:bits=4", "static.bits=4/8", "fixed in the recipe"),
         ("static", "static.bits=4/99", "out of range"),
@@ -100,11 +107,11 @@ def test_what_would_change_nothing_is_searched_if_asked_for():
 )
 def test_a_space_that_cannot_be_is_refused(recipe, narrowed, said):
     with pytest.raises(UserError, match=said):
-        space(recipe, narrowed)
+        space(recipe, ranges_of(narrowed))
 
 
 def test_every_suggestion_lies_in_the_range_and_fills_the_step():
-    found = space("response:learning_rate=0.1+static", "static.bits=2..4")
+    found = space("response:learning_rate=0.1+static", ranges_of("static.bits=2..4"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
         first, second = found.steps_of(study.ask())
@@ -115,7 +122,7 @@ def test_every_suggestion_lies_in_the_range_and_fills_the_step():
 
 
 def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
-    found = space("response:learning_rate=0.1", "response.epochs=1..3").grid()
+    found = space("response:learning_rate=0.1", ranges_of("response.epochs=1..3")).grid()
     assert found["response.epochs"] == [1, 2, 3]
     assert len(found["response.alpha"]) == GRID
     assert found["response.temperature"][0] == 1.0
@@ -124,6 +131,6 @@ def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
 
 
 def test_trials_share_only_beginnings_whose_values_come_again():
-    found = space("structured:sparsity=0.5,learning_rate=0.1,criterion=l1,penalty=0.1+response", "")
+    found = space("structured:sparsity=0.5,learning_rate=0.1,criterion=l1,penalty=0.1+response", ranges_of(""))
     assert found.repeats(1)
     assert not found.repeats(2)

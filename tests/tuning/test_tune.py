@@ -20,10 +20,10 @@ from optuna.trial import TrialState, create_trial
 
 from compression import methods, tasks
 from compression.errors import UserError
-from compression.runs import baseline, chain
+from compression.runs import chain, loading
 from compression.runs.settings import Settings
-from compression.tracking.journal import JOURNAL
-from compression.tracking.run import folder_of
+from compression.tracking.journal import JOURNAL_FILE
+from compression.tracking.run import run_folder
 from compression.tuning.plan import Plan
 from compression.tuning.trial import FEASIBLE, REFUSED, RUN, WORKER
 from compression.tuning.tune import tune
@@ -92,7 +92,7 @@ def test_the_chosen_trials_alone_are_measured_on_the_test_split_and_registered(t
     for row in content["chosen"]:
         for alias in row["aliases"].split():
             assert str(aliases[alias]) == str(row["version"])
-            model = baseline.opened(f"models:/grid@{alias}", task)
+            model = loading.open_model(f"models:/grid@{alias}", task)
             again = task.metrics(chain.examine(model, task, Path(f"{alias}.onnx"), 1).logits, task.test.targets)
             assert again["accuracy"] == pytest.approx(row["accuracy"])
 
@@ -266,7 +266,7 @@ def killed(worker, study, number):
 def lives(run):
     """Whether a run has not ended, by its journal: a worker stopped in a transaction keeps MLflow's database locked."""
     try:
-        lines = (folder_of(run) / JOURNAL).read_text().splitlines()
+        lines = (run_folder(run) / JOURNAL_FILE).read_text().splitlines()
     except FileNotFoundError:
         return False
     return "end" not in json.loads(lines[-1])

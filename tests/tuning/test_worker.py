@@ -21,7 +21,8 @@ def workers(tmp_path, monkeypatch):
         about = {"recipe": "magnitude+static", "seed": seed}
         return opened(Plan(sampler=sampler), sampler, searched, {"accuracy": True}, about)
 
-    searched = space("magnitude:learning_rate=0.1+static:activation_bits=8,granularity=channel,observer=mse", SPACE)
+    recipe = "magnitude:learning_rate=0.1+static:activation_bits=8,granularity=channel,observer=mse"
+    searched = space(recipe, Plan(space=SPACE).space)
     return lambda sampler: ([worker(sampler, seed) for seed in range(3)], searched)
 
 

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from compression.errors import UserError
 from compression.methods.decompose.factorization.candidate import Ranks
 from compression.methods.decompose.factorization.costs import Part, Places
 from compression.methods.decompose.factorization.decomposition import Decomposition
@@ -29,15 +28,10 @@ class Svd(Decomposition):
 
     kinds: ClassVar[str] = "linear layer, embedding or 1x1 convolution without groups"
 
-    parts_of: str = param("linear/pointwise/embedding", "what to decompose: any of these, with / between them")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if unknown := set(self.parts_of.split("/")) - set(PARTS):
-            raise UserError(f"parts_of={'/'.join(sorted(unknown))!r} is unknown; it is any of {'/'.join(PARTS)}.")
+    parts_of: tuple[str, ...] = param(PARTS, "kinds of layers to decompose", choices=PARTS)
 
     def takes(self, layer: nn.Module) -> bool:
-        return part_of(layer) in self.parts_of.split("/")
+        return part_of(layer) in self.parts_of
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
         return [weight(layer).flatten(1)]

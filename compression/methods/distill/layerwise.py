@@ -27,7 +27,7 @@ class Layerwise(Layered):
     Where no student is named, it starts as every second layer of the teacher, as DistilBERT does.
     """
 
-    needs: ClassVar[str] = "text"
+    requires: ClassVar[str] = "text"
 
     style: str = param("tinybert", "what of a layer is compared", choices=STYLES, search=STYLES)
     dynamic: bool = param(False, "let each layer learn from that layer of the teacher that is nearest just then")

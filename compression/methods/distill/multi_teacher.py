@@ -13,8 +13,8 @@ from compression.errors import UserError
 from compression.methods.distill.logits import pictures
 from compression.methods.distill.logits.lesson import learn
 from compression.methods.distill.response import Softened, soft_losses
-from compression.methods.distill.students.pair import Learner, frozen, several
-from compression.params import param
+from compression.methods.distill.students.pair import Learner, frozen
+from compression.params import Place, param
 from compression.training.context import Context
 
 WEIGHTINGS = ("mean", "weighted", "confidence")
@@ -26,8 +26,8 @@ class MultiTeacher(Learner, Softened):
     each one's confidence: Zhang et al. 2022, arXiv:2201.00007.
     """
 
-    teachers: str = param(
-        "", "model names, runs:/…, models:/… or folders with // between them; the model before the first step if empty"
+    teachers: tuple[Place, ...] = param(
+        (), "model names, runs:/…, models:/… or folders with // between them; the model before the first step if empty"
     )
     weighting: str = param(
         "mean",
@@ -35,34 +35,27 @@ class MultiTeacher(Learner, Softened):
         choices=WEIGHTINGS,
         search=("mean", "confidence"),
     )
-    weights: str = param("", "weighted: a number for each teacher, with / between them")
+    weights: tuple[float, ...] = param(
+        (), "a number for each teacher, with / between them", interval="(0, inf)", when={"weighting": ("weighted",)}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.weighting == "weighted") != bool(self.weights):
             raise UserError(
-                f"weighting={self.weighting} and weights={self.weights!r} do not go together; "
+                f"weighting={self.weighting} and weights={'/'.join(map(str, self.weights))} do not go together; "
                 "weighting=weighted takes a number for each teacher, weights=2/1, and the others take none."
             )
-        if self.weights and len(self.numbers()) != max(1, len(several(self.teachers))):
-            count = max(1, len(several(self.teachers)))
-            raise UserError(f"weights={self.weights} has not one number for each of {count} teachers; give {count}.")
-
-    def numbers(self) -> list[float]:
-        """The weights as they were given; UserError where one is no number above zero."""
-        try:
-            found = [float(text) for text in self.weights.split("/")]
-        except ValueError:
-            found = [0.0]
-        if not all(0 < number < float("inf") for number in found):
-            raise UserError(f"weights={self.weights} takes numbers above 0 with / between them, as in 2/1/0.5.")
-        return found
+        if self.weights and len(self.weights) != (count := max(1, len(self.teachers))):
+            raise UserError(f"weights has {len(self.weights)} numbers for {count} teachers; give {count}.")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teachers, student = self.group(model, context)
         if len(teachers) == 1:
             context.record.warn("There is one teacher only, so this is response; name more: teachers=ONE//OTHER.")
-        student = learn(student, self.heard(teachers), context, self, self.judge(context.task))
+        student = learn(
+            student, self.heard(teachers), context, self.training_for(context.task), self.judge(context.task)
+        )
         pictures.keep_softened(context, teachers, student, self.temperature)
         return student
 
@@ -71,7 +64,7 @@ class MultiTeacher(Learner, Softened):
 
     def group(self, model: nn.Module, context: Context) -> tuple[list[nn.Module], nn.Module]:
         """The teachers, frozen, and the student; a copy is one of the first teacher."""
-        found = [context.load(place) for place in several(self.teachers)] or [context.original]
+        found = [context.load(place) for place in self.teachers] or [context.original]
         teachers = [frozen(teacher, context) for teacher in found]
         return teachers, self.learner(model, teachers[0], context)
 
@@ -83,7 +76,7 @@ class MultiTeacher(Learner, Softened):
         """What each teacher counts, `(teachers, batch)` or `(teachers, 1)`; over the teachers it adds up to 1."""
         if self.weighting == "confidence" and len(known) > 1:
             return confidence(torch.stack([errors(one, targets) for one in known]))
-        given = self.numbers() if self.weights else [1.0] * len(known)
+        given = list(self.weights) if self.weights else [1.0] * len(known)
         return (targets.new_tensor(given, dtype=torch.float32) / sum(given)).unsqueeze(1)
 
 

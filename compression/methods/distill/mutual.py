@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from compression.errors import UserError
 from compression.methods.distill.logits.lesson import label_loss
 from compression.methods.distill.response import soft_loss
-from compression.methods.distill.students.pair import Learner, several
+from compression.methods.distill.students.pair import Learner
 from compression.nn.inputs import Inputs, forward
 from compression.nn.layers import count_parameters
-from compression.params import param
+from compression.params import Place, param
 from compression.tasks.task import evaluate
 from compression.training.context import Context
-from compression.training.loop import Loss, complete, fit
+from compression.training.loop import Loss, fit
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,22 @@ class Mutual(Learner):
     """
 
     cohort: int | None = param(None, "students of one kind that learn together; two if not set", interval="[2, inf)")
-    peers: str = param("", "in place of cohort: models that learn along with the student, with // between them")
+    peers: tuple[Place, ...] = param(
+        (), "in place of cohort: models that learn along with the student, with // between them"
+    )
     temperature: float = param(1.0, "softening of the outputs", interval="(0, inf)", search=(1.0, 8.0), log=True)
     weight: float = param(1.0, "weight of the others' answers", interval="[0, inf)", search=(0.1, 4.0), log=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cohort and self.peers:
-            raise UserError(f"cohort={self.cohort} and peers={self.peers} each say who learns along; give one of them.")
+            raise UserError(
+                f"cohort={self.cohort} and peers={'//'.join(self.peers)} each say who learns along; give one of them."
+            )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         student, *peers = self.members(model, context)
-        hard = label_loss(context.task, self)
+        hard = label_loss(context.task, self.training_for(context.task))
 
         def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
             answers = [forward(member, inputs) for member in (student, *peers)]
@@ -58,21 +62,22 @@ class Mutual(Learner):
     def learn_together(self, student: nn.Module, cohort: Cohort, loss: Loss) -> None:
         """Train all members in place; each ends with the weights of its best epoch, unless the last are to be kept."""
         context = cohort.context
-        epochs = complete(self, context.task).epochs
+        training = self.training_for(context.task)
+        epochs = training.epochs
 
         def on_step(step: int, steps: int) -> None:
             if epochs and step % (steps // epochs) == 0:
                 cohort.look(student)
 
-        fit(student, context, replace(self, keep="last"), loss=loss, extra=cohort, on_step=on_step)
-        if self.keep == "best":
+        fit(student, context, replace(training, keep="last"), loss=loss, extra=cohort, on_step=on_step)
+        if training.keep == "best":
             cohort.restore(student)
 
     def members(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """The student and those who learn along; UserError where they could not differ."""
         kin = (self.cohort or 2) if not self.peers else 1
         found = [self.learner(model, context.original, context) for _ in range(kin)]
-        found += [context.build(place).to(context.device) for place in several(self.peers)]
+        found += [context.build(place).to(context.device) for place in self.peers]
         if any(alike(found[0], other) for other in found[1:]):
             raise UserError(
                 "Students that start from the same weights have nothing to tell one another; name others with peers=."
@@ -99,7 +104,7 @@ class Cohort(nn.Module):
         members = [student, *self.peers]
         for i, quality in enumerate(measured(members, self.context)):
             name = f"val_{self.context.task.metric}_member_{i + 1}"
-            self.context.record.metrics({name: quality}, self.context.epochs + 1)
+            self.context.record.metrics({name: quality}, self.context.epochs.value + 1)
             if quality > self.qualities[i]:
                 self.qualities[i] = quality
                 self.best[i].load_state_dict(members[i].state_dict())

@@ -17,12 +17,12 @@ from compression.methods.distill.logits.teacher_time import one_share
 from compression.methods.distill.response import Response
 from compression.methods.distill.students.chain import Chain
 from compression.methods.distill.students.copies import shallower, thinner
-from compression.methods.distill.students.pair import frozen, several
+from compression.methods.distill.students.pair import frozen
 from compression.nn import transformer
 from compression.nn.layers import count_parameters
-from compression.params import param
+from compression.params import Place, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete
+from compression.training.hyperparameters import Training
 
 STYLES = ("assistants", "blocks")
 
@@ -37,16 +37,19 @@ class Progressive(Response):
     """
 
     style: str = param("assistants", "what lies between teacher and student", choices=STYLES, search=STYLES)
-    assistants: str = param(
-        "",
+    assistants: tuple[Place, ...] = param(
+        (),
         "models with // between them, from large to small: names, folders, or copies of the teacher by their share of "
         "its channels (0.5) or number of layers (6); one halfway in size if empty",
+        when={"style": ("assistants",)},
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.assistants and self.style != "assistants":
-            raise UserError(f"assistants={self.assistants} needs style=assistants; style={self.style} has none.")
+            raise UserError(
+                f"assistants={'//'.join(self.assistants)} needs style=assistants; style={self.style} has none."
+            )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
@@ -70,21 +73,20 @@ class Progressive(Response):
         if self.style == "blocks":
             self.warn_of_sizes([teacher, student], context)
             pairs = blocks.stage_pairs(teacher, student, context)
-            recipe, rest = self.shared(context, len(pairs))
-            blocks.grow(student, teacher, pairs, recipe, chain)
+            each, rest = self.split_epochs(context, len(pairs))
+            blocks.grow(student, teacher, pairs, each, chain)
             return self.step("student", student, teacher, rest, chain)
         assistants = self.between(teacher, student, context)
         self.warn_of_sizes([teacher, *assistants, student], context)
         for number, learner in enumerate(assistants, 1):
-            learned = self.step(f"assistant-{number}", learner, teacher, self, chain)
+            learned = self.step(f"assistant-{number}", learner, teacher, self.training_for(context.task), chain)
             teacher = frozen(learned, context)
-        return self.step("student", student, teacher, self, chain)
+        return self.step("student", student, teacher, self.training_for(context.task), chain)
 
-    def step(self, name: str, learner: nn.Module, teacher: nn.Module, recipe: Recipe, chain: Chain) -> nn.Module:
+    def step(self, name: str, learner: nn.Module, teacher: nn.Module, training: Training, chain: Chain) -> nn.Module:
         """Teach one learner in a child run of its own, and add it to the chain."""
-        context = chain.context
-        with context.stage(name) as own:
-            learned = learn(learner, self.heard([teacher]), context, recipe, self.judge(context.task), name=name)
+        with chain.context.stage(name) as (context, own):
+            learned = learn(learner, self.heard([teacher]), context, training, self.judge(context.task), name=name)
             pictures.keep_softened(context, [teacher], learned, self.temperature)
             chain.add(name, learned)
             own.metrics({"params": chain.points[-1]["params"]})
@@ -93,7 +95,7 @@ class Progressive(Response):
     def between(self, teacher: nn.Module, student: nn.Module, context: Context) -> list[nn.Module]:
         """The assistants, untrained or cut from the teacher, as they were named; one halfway if none was."""
         if self.assistants:
-            found = [assistant(text, teacher, context) for text in several(self.assistants)]
+            found = [assistant(text, teacher, context) for text in self.assistants]
         else:
             found = [model for model in [halfway(teacher, student)] if model is not None]
         return [model.to(context.device) for model in found]
@@ -113,11 +115,12 @@ class Progressive(Response):
                 "assistant; name one, assistants=MODEL."
             )
 
-    def shared(self, context: Context, count: int) -> tuple[Recipe, Recipe]:
-        """The recipe of each of `count` blocks, whose last weights are kept, and that of the training behind them."""
-        epochs = complete(self, context.task).epochs or 0
+    def split_epochs(self, context: Context, count: int) -> tuple[Training, Training]:
+        """The training of each of `count` blocks, whose last weights are kept, and the one after them."""
+        training = self.training_for(context.task)
+        epochs = training.epochs or 0
         each = max(1, epochs // (count + 1))
-        return replace(self, epochs=each, keep="last"), replace(self, epochs=max(1, epochs - count * each))
+        return replace(training, epochs=each, keep="last"), replace(training, epochs=max(1, epochs - count * each))
 
 
 def assistant(text: str, teacher: nn.Module, context: Context) -> nn.Module:

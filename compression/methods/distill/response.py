@@ -23,12 +23,12 @@ class Softened(Distillation):
     temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
 
-    def unused(self) -> frozenset[str]:
-        return frozenset(() if self.alpha else {"temperature"})
+    def inactive(self) -> frozenset[str]:
+        return super().inactive() | (set() if self.alpha else {"temperature"})
 
     def judge(self, task: Task) -> Judge:
         """alpha times the teacher's term and 1 - alpha times that of the labels."""
-        hard = label_loss(task, self)
+        hard = label_loss(task, self.training_for(task))
 
         def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
             if not self.alpha:
@@ -55,7 +55,9 @@ class Response(Pair, Softened):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
-        student = learn(student, self.heard([teacher]), context, self, self.judge(context.task))
+        student = learn(
+            student, self.heard([teacher]), context, self.training_for(context.task), self.judge(context.task)
+        )
         pictures.keep_softened(context, [teacher], student, self.temperature)
         return student
 

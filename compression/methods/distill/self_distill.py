@@ -35,19 +35,23 @@ class SelfDistillation(Softened):
     """
 
     style: str = param("born_again", "where the answers come from", choices=STYLES, search=STYLES)
-    generations: int = param(1, "born_again: how often the student becomes the teacher", interval="[1, inf)")
+    generations: int = param(
+        1, "how often the student becomes the teacher", interval="[1, inf)", when={"style": ("born_again",)}
+    )
     sure: float = param(
-        0.99, "teacher_free: probability of the label in the made-up answer", interval="(0, 1)", search=(0.9, 0.99)
+        0.99,
+        "probability of the label in the virtual teacher's output",
+        interval="(0, 1)",
+        search=(0.9, 0.99),
+        when={"style": ("teacher_free",)},
     )
     student: str = param("", "model name or folder to start from; the model's own architecture, untrained, if empty")
-
-    def unused(self) -> frozenset[str]:
-        return super().unused() | (set() if self.style == "teacher_free" else {"sure"})
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         context.record.tag("distillation", "self")
         if self.style == "teacher_free":
-            return learn(self.start(model, context), [], context, self, self.judge(context.task))
+            training = self.training_for(context.task)
+            return learn(self.start(model, context), [], context, training, self.judge(context.task))
         with one_share(context):
             generations = self.born(model, context)
         return self.best(generations, context)
@@ -66,7 +70,7 @@ class SelfDistillation(Softened):
             require_classes(context.task, "style=teacher_free")
         if self.student:
             return context.build(self.student)
-        if context.changed:
+        if context.model_changed:
             return copy.deepcopy(model)
         if transformer.is_transformer(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
@@ -76,12 +80,12 @@ class SelfDistillation(Softened):
 
     def born(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """The generations, each taught by the one before it, the first by `model`; a child run each."""
-        found = [frozen(copy.deepcopy(model), context)]
+        found, training = [frozen(copy.deepcopy(model), context)], self.training_for(context.task)
         for number in range(1, self.generations + 1):
             student, teachers, name = self.start(model, context), found[-1:], f"generation-{number}"
-            with context.stage(name):
-                student = learn(student, self.heard(teachers), context, self, self.judge(context.task), name=name)
-                pictures.keep_softened(context, teachers, student, self.temperature)
+            with context.stage(name) as (stage, _):
+                student = learn(student, self.heard(teachers), stage, training, self.judge(context.task), name=name)
+                pictures.keep_softened(stage, teachers, student, self.temperature)
             found.append(frozen(student, context))
         return found[1:]
 

@@ -28,8 +28,8 @@ class DropLayers(Method):
     """
 
     family: ClassVar[str] = "prune"
-    unfinished: ClassVar[bool] = True
-    needs: ClassVar[str] = "text"
+    needs_finetune: ClassVar[bool] = True
+    requires: ClassVar[str] = "text"
 
     sparsity: float = param(0.5, "share of the layers to drop", interval="[0, 1)", search=(0.1, 0.75))
     order: str = param(

@@ -26,7 +26,7 @@ class Grasp(Method):
     """
 
     family: ClassVar[str] = "prune"
-    unfinished: ClassVar[bool] = True
+    needs_finetune: ClassVar[bool] = True
 
     sparsity: float = param(
         0.5, "share of the weights to prune, over all layers", interval="[0, 1)", search=(0.3, 0.98)
@@ -36,7 +36,7 @@ class Grasp(Method):
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
     @property
-    def restarts(self) -> bool:
+    def reinitializes(self) -> bool:
         return self.untrained
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

@@ -19,15 +19,16 @@ from compression.methods.prune.masks.clock import Clock
 from compression.methods.prune.structure import cofi, cutting
 from compression.nn import transformer
 from compression.nn.inputs import Inputs, forward
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete, decay_groups, fit, require_training
+from compression.training.hyperparameters import Training, require_training
+from compression.training.loop import decay_groups, fit
 
 TEACHERS = 4  # layers of the original that the student's are held against: every third of twelve, as in CoFi
 
 
 @dataclass(frozen=True)
-class L0(Recipe, Method):
+class L0(Method):
     """Learn which layers, heads, neurons and hidden dimensions to keep, and cut the others.  CoFi: Xia et al. 2022,
     arXiv:2204.00408.
 
@@ -37,9 +38,8 @@ class L0(Recipe, Method):
     """
 
     family: ClassVar[str] = "prune"
-    needs: ClassVar[str] = "text"
+    requires: ClassVar[str] = "text"
 
-    keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the encoder's weights to cut", interval="[0, 1)", search=(0.3, 0.95))
     sparsity_schedule: str = param("linear", "how the target rises meanwhile", choices=schedule.RISING)
     ramp_start: float = param(0.0, "share of the training before the target rises from 0 (warm-up)", interval="[0, 1)")
@@ -52,7 +52,9 @@ class L0(Recipe, Method):
     )
     distill_alpha: float = param(0.5, "weight of the original model in the loss", interval="[0, 1]")
     layer_share: float = param(0.5, "share of it that its layers have, the rest is its answers'", interval="[0, 1]")
-    temperature: float = param(2.0, "softening of both answers", interval="(0, inf)")
+    temperature: float = param(2.0, "softening of both outputs", interval="(0, inf)")
+    # The last weights are kept: the best epoch may lie before the target sparsity.
+    training: Training = group(Training, fixed={"keep": "last"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,18 +63,18 @@ class L0(Recipe, Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         transformer.names(model)  # refuses what has no heads or layers
-        require_training(self, context.task, "Gates are learned")
+        require_training(self.training, context.task.training, "Gates are learned")
         before = cutting.sizes(model)
-        course = Course(complete(self, context.task), context, model, Learned(model, context.original))
+        course = Course(self.resolved(context.task), context, model, Learned(model, context.original))
         cofi.attach(model.to(context.device), course.learned.masks)
         fit(
             model,
             context,
-            self,
+            self.training,
             loss=course.loss,
             on_step=course.on_step,
             extra=course.learned,
-            groups=course.parameter_groups,
+            parameter_groups=course.parameter_groups,
         )
         model = cofi.detach(model, course.learned.masks, course.settled())
         cutting.show(before, model, context.record)

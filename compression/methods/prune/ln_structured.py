@@ -24,7 +24,7 @@ class LnStructured(Gradual):
     channels are classes, and every other layer keeps one channel at least.
     """
 
-    unfinished: ClassVar[bool] = True  # half of all channels at once is more than a network answers without
+    needs_finetune: ClassVar[bool] = True  # half of all channels at once is more than a network answers without
 
     n: float = param(2.0, "the norm: 1 adds absolute values, 2 squares, inf takes the largest", interval="(0, inf]")
     dim: int = param(0, "0 masks a layer's outputs, 1 its inputs", interval="[0, 1]")

@@ -32,7 +32,7 @@ class Magnitude(Gradual):
 
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
         found = importance(model, self.criterion, context.seed)
-        alone = shares if self.scope == "local" else amounts.resolve(amounts.parse(self.layers), shares)
+        alone = shares if self.scope == "local" else amounts.resolve(self.layers, shares)
         kept = {name: scores.keep_largest({name: found[name]}, shares[name])[name] for name in alone}
         together = {name: found[name] for name in shares if name not in kept}
         return kept | (scores.keep_largest(together, shares[next(iter(together))]) if together else {})

@@ -17,20 +17,22 @@ from compression.methods.prune.masks import amounts, blocks, schedule
 from compression.methods.prune.masks.clock import Clock
 from compression.nn import layers
 from compression.nn.inputs import Inputs, forward
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Loss, Recipe, complete, decay_groups, fit, require_training
+from compression.training.hyperparameters import Training, require_training
+from compression.training.loop import Loss, decay_groups, fit
 
 START = math.log(0.9 / 0.1)  # scores of the sigmoid variant begin at 0.9, as those of Sanh et al. do
 
+TOPK, SIGMOID = {"variant": ("topk",)}, {"variant": ("sigmoid",)}
+
 
 @dataclass(frozen=True)
-class Learned(Recipe, Method):
+class Learned(Method):
     """What the pruners with learned scores share: the training in which weights and scores are learned together."""
 
     family: ClassVar[str] = "prune"
 
-    keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the weights to prune", interval="[0, 1)", search=(0.3, 0.95))
     variant: str = param(
         "topk",
@@ -38,42 +40,48 @@ class Learned(Recipe, Method):
         "them below (soft), and the highest once the cool-down begins",
         choices=("topk", "sigmoid"),
     )
-    scope: str = param("local", "topk: rank within each layer, or all layers together", choices=("local", "global"))
+    scope: str = param(
+        "local", "rank within each layer, or all layers together", choices=("local", "global"), when=TOPK
+    )
     score_learning_rate: float = param(
         0.01,
-        "sigmoid: peak learning rate of the scores; a ranking does not depend on it",
+        "peak learning rate of the scores (a ranking by topk does not depend on it)",
         interval="(0, inf)",
         search=(1e-3, 1.0),
         log=True,
+        when=SIGMOID,
     )
     sparsity_schedule: str = param("agp", "how it rises from warm-up to cool-down", choices=schedule.RISING)
     ramp_start: float = param(0.1, "share of the training before pruning begins (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.7, "share of the training after which nothing more goes (cool-down)", interval="(0, 1]")
-    threshold: float = param(0.1, "sigmoid: what a score's sigmoid must exceed in the end", interval="(0, 1)")
+    threshold: float = param(0.1, "what a score's sigmoid must exceed in the end", interval="(0, 1)", when=SIGMOID)
     regularization: float = param(
         100.0,
-        "sigmoid: weight of the scores' mean sigmoid in the loss",
+        "weight of the scores' mean sigmoid in the loss",
         interval="[0, inf)",
         search=(1.0, 1000.0),
         log=True,
+        when=SIGMOID,
     )
     distill_alpha: float = param(0.0, "weight of the original model's answers in the loss", interval="[0, 1]")
-    temperature: float = param(2.0, "softening of both answers, if the original's count", interval="(0, inf)")
+    temperature: float = param(2.0, "softening of both outputs, if distill_alpha > 0", interval="(0, inf)")
+    # The last weights are kept: the best epoch may lie before the target sparsity.
+    training: Training = group(Training, fixed={"keep": "last"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ramp_start >= self.ramp_end:
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
 
-    def unused(self) -> frozenset[str]:
-        return frozenset({"score_learning_rate", "threshold", "regularization"} if self.variant == "topk" else ())
+    def inactive(self) -> frozenset[str]:
+        return super().inactive() | (set() if self.distill_alpha else {"temperature"})
 
     def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
         """The layers to score, cut into blocks; those whose blocks live and die together in one list."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        require_training(self, context.task, "Scores are learned")
+        require_training(self.training, context.task.training, "Scores are learned")
         model = model.to(context.device)
         before = amounts.sparsity(model)
         start = START if self.variant == "sigmoid" else 0.0
@@ -81,11 +89,11 @@ class Learned(Recipe, Method):
         fit(
             model,
             context,
-            self,
+            self.training,
             loss=course.loss(),
             on_step=course.on_step,
             extra=course.clock,
-            groups=course.parameter_groups,
+            parameter_groups=course.parameter_groups,
         )
         course.report()
         amounts.report(before, blocks.detach(model), self.sparsity, context.record)
@@ -154,14 +162,13 @@ class Course:
 
     def loss(self) -> Loss:
         """The task's loss, the answers of the original model, the penalty on the scores."""
-        task, method = self.context.task, complete(self.method, self.context.task)
+        task, method = self.context.task, self.method
+        label_smoothing = method.training_for(task).label_smoothing or 0.0
         teacher = self.context.original.to(self.context.device).eval()
 
         def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
             answer = forward(model, inputs)
-            value = (1 - method.distill_alpha) * task.loss(
-                answer, targets, label_smoothing=method.label_smoothing or 0.0
-            )
+            value = (1 - method.distill_alpha) * task.loss(answer, targets, label_smoothing=label_smoothing)
             if method.distill_alpha:
                 with torch.no_grad():
                     known = forward(teacher, inputs)

@@ -31,7 +31,7 @@ class Snip(Method):
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
     @property
-    def restarts(self) -> bool:
+    def reinitializes(self) -> bool:
         return self.untrained
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:

@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from compression import params
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.prune.structure import encoder
@@ -20,15 +19,16 @@ from compression.methods.prune.structure.sparse import bn_penalty, group_penalty
 from compression.nn import layers, transformer
 from compression.nn.inputs import Inputs, map_inputs
 from compression.nn.recurrent import BiLSTM
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete, fit, require_training, task_loss
+from compression.training.hyperparameters import Training, require_training
+from compression.training.loop import fit, task_loss
 
 SPARSE = ("bn_scale", "group")  # criteria with a training of their own
 
 
 @dataclass(frozen=True)
-class Structured(Recipe, Method):
+class Structured(Method):
     """Cut out channels with all that hangs on them (Fang et al. 2023, arXiv:2301.12900): the model gets smaller.
 
     bn_scale and group first train with a penalty that makes channels small, for which the recipe is used: Liu et al.
@@ -42,9 +42,8 @@ class Structured(Recipe, Method):
     """
 
     family: ClassVar[str] = "prune"
-    unfinished: ClassVar[bool] = True
+    needs_finetune: ClassVar[bool] = True
 
-    keep: str = param("last", "weights to keep of the training with a penalty: the sparsest", choices=("last",))
     sparsity: float = param(0.5, "share of the target to remove", interval="[0, 1)", search=(0.2, 0.9))
     target: str = param("macs", "what sparsity is a share of", choices=("channels", "params", "macs"))
     criterion: str = param(
@@ -57,18 +56,28 @@ class Structured(Recipe, Method):
         interval="[1, inf)",
     )
     steps: int = param(1, "times to rank anew on the way to the target", interval="[1, inf)")
-    examples: int = param(512, "taylor, hessian: training examples to differentiate the loss on", interval="[1, inf)")
-    penalty: float = param(
-        5e-4, "bn_scale, group: weight of the penalty", interval="[0, inf)", search=(1e-5, 1e-2), log=True
+    examples: int = param(
+        512,
+        "training examples to differentiate the loss on",
+        interval="[1, inf)",
+        when={"criterion": ("taylor", "hessian")},
     )
-    parts: str = param("heads/ffn", "of a transformer: any of heads, ffn and hidden, with / between them")
+    penalty: float = param(
+        5e-4,
+        "weight of the penalty that makes channels small",
+        interval="[0, inf)",
+        search=(1e-5, 1e-2),
+        log=True,
+        when={"criterion": SPARSE},
+    )
+    parts: tuple[str, ...] = param(("heads", "ffn"), "parts of a transformer to cut", choices=encoder.PARTS)
+    # With a penalty the last weights are the sparsest.
+    training: Training = group(Training, fixed={"keep": "last"}, when={"criterion": SPARSE})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        encoder.parts(self.parts)
-
-    def unused(self) -> frozenset[str]:
-        return frozenset() if self.criterion in SPARSE else frozenset({*params.fields(Recipe), "penalty"})
+        if not self.parts:
+            raise UserError(f"parts is empty; it takes any of {', '.join(encoder.PARTS)} with / between them.")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
@@ -91,7 +100,7 @@ class Structured(Recipe, Method):
     def units(self, model: nn.Module, example: Inputs) -> Channels | encoder.Encoder:
         """What of `model` can go; UserError for a model that it cannot cut."""
         if transformer.is_transformer(model):
-            return encoder.Encoder(model, example, encoder.parts(self.parts))
+            return encoder.Encoder(model, example, self.parts)
         if any(isinstance(m, BiLSTM) for m in model.modules()):
             raise UserError(
                 "structured does not cut the units of an LSTM, which feed one another at every step: distil a thinner "
@@ -122,14 +131,14 @@ class Structured(Recipe, Method):
 
     def sparsify(self, model: nn.Module, units: Channels | encoder.Encoder, context: Context) -> None:
         """Train with the penalty of the criterion; UserError for a model that it is not made for."""
-        require_training(self, context.task, f"criterion={self.criterion} makes channels small")
+        require_training(self.training, context.task.training, f"criterion={self.criterion} makes channels small")
         penalty = self.penalty_of(model, units)
-        plain = task_loss(context.task, complete(self, context.task))
+        plain = task_loss(context.task, self.training_for(context.task))
 
         def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
             return plain(model, inputs, targets) + self.penalty * penalty()
 
-        fit(model, context, self, loss=loss)
+        fit(model, context, self.training, loss=loss)
 
     def penalty_of(self, model: nn.Module, units: Channels | encoder.Encoder) -> Callable[[], Tensor]:
         if self.criterion == "group" and isinstance(units, Channels):

@@ -16,16 +16,17 @@ from compression.methods.quantize.coding import coded
 from compression.nn.quantized import geometry
 from compression.nn.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.nn.recurrent import Gates
-from compression.params import param
+from compression.params import group, param
 from compression.reporting import figures
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete, decay_groups, fit
+from compression.training.hyperparameters import Training
+from compression.training.loop import decay_groups, fit
 
 ROUNDS = 100  # of k-means at most; in one dimension it stands still long before
 
 
 @dataclass(frozen=True)
-class Cluster(Recipe, Method):
+class Cluster(Method):
     """Share 2^bits trained values among the weights of a layer and Huffman code which is where.
 
     Deep Compression, Han et al. 2016, arXiv:1510.00149, sections 3 and 4: k-means from centroids spread evenly, then
@@ -34,21 +35,25 @@ class Cluster(Recipe, Method):
     """
 
     family: ClassVar[str] = "quantize"
-    seals: ClassVar[bool] = True
+    terminal: ClassVar[bool] = True
 
     bits: int = param(5, "bits of an index in a linear layer: it has 2^bits values", interval="[1, 8]", search=(2, 8))
     conv_bits: int = param(8, "bits of an index in a convolution", interval="[1, 8]", search=(3, 8))
     centroid_rate: float = param(
         0.01, "learning rate of centroids over that of the rest: theirs are the gradients of many", interval="[0, inf)"
     )
-    skip: str = param("", SKIP)
+    skip: tuple[str, ...] = param((), SKIP)
+    training: Training = group(Training)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
         for name, layer in self.chosen(model).items():
             model.set_submodule(name, shared(layer, self.bits if isinstance(layer, nn.Linear) else self.conv_bits))
-        rate = complete(self, context.task).learning_rate or 0.0
-        model = fit(model, context, self, groups=lambda trained: groups(trained, rate * self.centroid_rate))
+        training = self.training_for(context.task)
+        rate = training.learning_rate or 0.0
+        model = fit(
+            model, context, training, parameter_groups=lambda trained: groups(trained, rate * self.centroid_rate)
+        )
         for name, module in list(model.named_modules()):
             if isinstance(module, Shared):
                 model.set_submodule(name, module.clustered())

@@ -31,10 +31,10 @@ class HalfPrecision(Method):
     """
 
     family: ClassVar[str] = "quantize"
-    seals: ClassVar[bool] = True
+    terminal: ClassVar[bool] = True
 
     dtype: str = param("fp16", "kind of 16-bit float", choices=("fp16", "bf16"), search=("fp16", "bf16"))
-    skip: str = param("", SKIP)
+    skip: tuple[str, ...] = param((), SKIP)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) in (Gates, nn.Embedding)}

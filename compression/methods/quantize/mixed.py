@@ -50,9 +50,11 @@ class Mixed(Method):
     """
 
     family: ClassVar[str] = "quantize"
-    seals: ClassVar[bool] = True
+    terminal: ClassVar[bool] = True
 
-    widths: str = param("2/4/8", "bits that a layer may get, 1 to 8, or 32 to stay in floats, separated by /")
+    widths: tuple[int, ...] = param(
+        (2, 4, 8), "bits that a layer may get, 1 to 8, or 32 to stay in floats", interval="[1, 32]"
+    )
     budget: float = param(
         0.15,
         "bytes of the weights, scales included, as a share of those in 32 bits",
@@ -66,20 +68,23 @@ class Mixed(Method):
     activation_bits: int = param(8, "bits of an activation", interval="[1, 8]", search=(4, 8))
     examples: int = param(1000, "validation examples to try the widths on", interval="[1, inf)")
     calibration_samples: int = param(512, "training examples to see activations and gradients of", interval="[1, inf)")
-    skip: str = param("", SKIP)
+    skip: tuple[str, ...] = param((), SKIP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if all(bits == FLOATS for bits in parse(self.widths)):
-            raise UserError(f"widths={self.widths!r} leaves every layer in floats; name a width from 1 to 8 as well.")
+        if unknown := [bits for bits in self.widths if bits > 8 and bits != FLOATS]:
+            raise UserError(f"widths has {unknown[0]}; it takes bits from 1 to 8, or 32, with / between them: 2/4/8.")
+        if all(bits == FLOATS for bits in self.widths):
+            raise UserError("widths leaves every layer in floats; name a width from 1 to 8 as well.")
 
-    def unused(self) -> frozenset[str]:
-        return frozenset({"budget"}) if self.latency else frozenset()
+    def inactive(self) -> frozenset[str]:
+        return super().inactive() | ({"budget"} if self.latency else set())
 
     @property
     def tried(self) -> list[int]:
         """The widths, ascending, that a layer may get."""
-        return [max(b for b in parse(self.widths) if b < FLOATS), FLOATS] if self.latency else parse(self.widths)
+        widths = sorted(set(self.widths))
+        return [max(b for b in widths if b < FLOATS), FLOATS] if self.latency else widths
 
     def at(self, bits: int) -> Static:
         """Static quantization with this width."""
@@ -200,14 +205,6 @@ class Mixed(Method):
             if isinstance(lookup, nn.Embedding) and bits != FLOATS:
                 model.set_submodule(name, QuantEmbedding.from_float(lookup, self.numbers(lookup, bits)))
         return model
-
-
-def parse(widths: str) -> list[int]:
-    """The widths of `2/4/8`, ascending; UserError for a text that does not read so."""
-    parts = widths.split("/")
-    if not all(part in {*"12345678", str(FLOATS)} for part in parts):
-        raise UserError(f"widths={widths!r} is not a list of bits from 1 to 8 (or 32) separated by /, such as 2/4/8.")
-    return sorted({int(part) for part in parts})
 
 
 def table(

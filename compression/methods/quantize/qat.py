@@ -35,16 +35,17 @@ from compression.nn.quantized import (
     quantize,
     split,
 )
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, fit
+from compression.training.hyperparameters import Training
+from compression.training.loop import fit
 
 RATE = 0.01  # of the moving averages of the ranges, from batch to batch
 SMALLEST = 1e-6  # factor of a batch norm; a channel below is as good as gone, and is divided by
 
 
 @dataclass(frozen=True)
-class Qat(Recipe, Calibrated):
+class Qat(Calibrated):
     """Train with weights and activations rounded where static quantization rounds them.  Jacob et al. 2018,
     arXiv:1712.05877, section 3: gradients pass the rounding (zero outside of the range), weights are rounded as they
     will be with their batch norm folded in. Weights' ranges follow the weights, activations' are moving averages,
@@ -68,6 +69,7 @@ class Qat(Recipe, Calibrated):
     freeze_norm: float = param(
         0.75, "share of the training after which batch norms use the statistics they have", interval="[0, 1]"
     )
+    training: Training = group(Training)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)
@@ -80,7 +82,7 @@ class Qat(Recipe, Calibrated):
         def on_step(step: int, steps: int) -> None:
             freeze(model, observers=step >= self.freeze_observers * steps, norms=step >= self.freeze_norm * steps)
 
-        model = fit(model, context, self, on_step=on_step)
+        model = fit(model, context, self.training, on_step=on_step)
         self.draw(model, context)
         for name, module in list(model.named_modules()):
             if isinstance(module, (FakeLayer, FakeAdd, FakeAvgPool)):

@@ -7,13 +7,15 @@ from typing import ClassVar
 
 from torch import nn
 
+from compression import params
 from compression.methods.base import Method
 from compression.training.context import Context
-from compression.training.loop import Recipe, fit
+from compression.training.hyperparameters import Training
+from compression.training.loop import fit
 
 
 @dataclass(frozen=True)
-class Finetune(Recipe, Method):
+class Finetune(Method):
     """Train the model on the task: a baseline from the start, or a compressed model back to its quality.
 
     Pruned weights stay zero.
@@ -21,5 +23,7 @@ class Finetune(Recipe, Method):
 
     family: ClassVar[str] = "train"
 
+    training: Training = params.group(Training)
+
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        return fit(model, context, self)
+        return fit(model, context, self.training)

@@ -65,13 +65,13 @@ class Logins:
             proof = HTTPBasicAuth(login.encode(), password.encode())  # bytes: names in Chinese too
             answer = requests.get(f"{self.uri}{WHO}", auth=proof, timeout=PATIENCE, allow_redirects=False)
         except requests.RequestException as error:
-            raise Refused("server_away", url=server.public(self.uri), reason=server.reason(error)) from error
+            raise Refused("server_away", url=server.redact_uri(self.uri), reason=server.short_reason(error)) from error
         if answer.status_code in (401, 403):
             raise Refused("wrong_login")
         try:
             user = answer.json()["user"]
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused("server_away", url=server.public(self.uri), reason=answer.status_code) from error
+            raise Refused("server_away", url=server.redact_uri(self.uri), reason=answer.status_code) from error
         with store.session() as opened:
             named = store.study(opened).researchers
         return Visitor(user["username"], user["is_admin"] or user["username"] in named)

@@ -28,7 +28,7 @@ def access(participant: str, researcher: bool, host: str) -> Access:
     uri = server.tracking_uri().rstrip("/")
     if not uri.startswith(("http://", "https://")):
         raise Refused("say_who_visits")
-    return Logins(server.public(uri))
+    return Logins(server.redact_uri(uri))
 
 
 def serve(access: Access, host: str, port: int, names: Sequence[str], https: bool) -> None:

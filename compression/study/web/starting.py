@@ -16,7 +16,6 @@ from compression.study import launches
 from compression.study.texts import Refused, say
 from compression.study.web.forms import Form, Sent
 from compression.study.web.pages import Visit, access, named, page, to, visit
-from compression.training.loop import Recipe
 
 router = APIRouter()
 # Of the settings; the rest is the server's own.
@@ -42,11 +41,10 @@ def show(request: Request, method: str) -> Response:
 def form_page(found: Visit, method: str, given: Form, problems: dict[str, str], status: int) -> Response:
     """The form with what was given so far."""
     about = "" if method == RECIPE else (methods.method(method).__doc__ or "").strip().partition("\n\n")[0]
-    trained = params.fields(Recipe)
     own = fields_of(method)
     groups = {
-        "method": [field for field in own if field.name not in trained],
-        "training": [field for field in own if field.name in trained],
+        "method": [field for field in own if not field.group],
+        "training": [field for field in own if field.group],
         "settings": offered(),
     }
     values = {"method": method, "about": about, "groups": groups, "given": given, "problems": problems}

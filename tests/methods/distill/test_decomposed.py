@@ -29,7 +29,7 @@ def short(text, **more):
 def test_a_decomposed_student_learns_from_the_whole_teachers_layers(text, make_context):
     torch.manual_seed(0)
     task, teacher = words_task(), tiny_bert(num_hidden_layers=2)
-    context = make_context(task, teacher, changed=True)
+    context = make_context(task, teacher, model_changed=True)
     start = decomposed(teacher, context)
     student = short(text).apply(start, context)
     assert student is start

@@ -38,17 +38,17 @@ def test_what_a_layer_gives_is_captured_and_the_hook_is_gone_even_after_a_failur
 
 def test_by_default_the_last_block_of_each_stage_is_compared():
     expected = [("stages.0", "stages.0"), ("stages.1", "stages.1"), ("stages.2", "stages.2")]
-    assert layer_pairs("", network("resnet20"), network("resnet8")) == expected
+    assert layer_pairs((), network("resnet20"), network("resnet8")) == expected
 
 
 def test_of_more_stages_some_are_taken_evenly_with_the_last():
     expected = [("stages.0", "stages.0"), ("stages.1", "stages.1"), ("stages.3", "stages.2")]
-    assert layer_pairs("", network("resnet18"), network("cnn5")) == expected
-    assert layer_pairs("", network("cnn5"), network("resnet18")) == [(b, a) for a, b in expected]
+    assert layer_pairs((), network("resnet18"), network("cnn5")) == expected
+    assert layer_pairs((), network("cnn5"), network("resnet18")) == [(b, a) for a, b in expected]
 
 
 def test_of_a_transformer_layers_are_taken_evenly():
-    found = layer_pairs("", tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2))
+    found = layer_pairs((), tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2))
     assert found == [("bert.encoder.layer.2", "bert.encoder.layer.0"), ("bert.encoder.layer.5", "bert.encoder.layer.1")]
 
 
@@ -141,7 +141,7 @@ def test_the_comparison_gets_both_sides_of_a_batch_and_learns_along(task, make_c
 def test_the_comparison_is_added_to_the_loss_of_response(task, make_context, monkeypatch):
     caught = {}
     monkeypatch.setattr(
-        "compression.methods.distill.layered.fit", lambda student, context, recipe, **named: caught.update(named)
+        "compression.methods.distill.layers.layered.fit", lambda student, context, recipe, **named: caught.update(named)
     )
     teacher, student = network("digits_cnn").eval(), network("digits_cnn_small").eval()
     step = method("feature")(temperature=2.0, alpha=0.3)

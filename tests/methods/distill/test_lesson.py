@@ -12,7 +12,7 @@ from compression.methods.distill.logits import lesson
 from compression.methods.distill.logits.teacher_time import one_share
 from compression.methods.distill.response import soft_loss
 from compression.tasks.task import predict
-from compression.training.loop import Recipe, complete
+from compression.training.hyperparameters import Training
 
 
 class Counting(nn.Module):
@@ -31,14 +31,14 @@ def judge(answer, known, targets):
     return soft_loss(answer, known[0], 4.0)
 
 
-def taught(task, make_context, keep, monkeypatch, **recipe):
+def taught(task, make_context, keep, monkeypatch, **changes):
     """A student after two epochs, its teacher and the context; `keep`: how many bytes of logits may be kept."""
     monkeypatch.setattr(lesson, "KEPT_BYTES", keep)
     torch.manual_seed(0)
     teacher = Counting(models.build("digits_cnn", task)).eval().requires_grad_(False)
     student, context = models.build("mlp", task), make_context(task, teacher)
-    recipe = Recipe(**({"epochs": 2, "keep": "last"} | recipe))
-    return lesson.learn(student, [teacher], context, recipe, judge), teacher, context
+    training = Training(**({"epochs": 2, "keep": "last"} | changes))
+    return lesson.learn(student, [teacher], context, training.resolved(task.training), judge), teacher, context
 
 
 def test_kept_answers_teach_the_same_as_asked_ones(task, make_context, monkeypatch):
@@ -51,7 +51,7 @@ def test_kept_answers_teach_the_same_as_asked_ones(task, make_context, monkeypat
 
 def test_kept_answers_stand_beside_their_examples(task, make_context):
     teacher = models.build("digits_cnn", task).eval()
-    [known] = lesson.answers([teacher], make_context(task, teacher), complete(Recipe(), task), 0)
+    [known] = lesson.answers([teacher], make_context(task, teacher), Training().resolved(task.training), 0)
     torch.testing.assert_close(known, predict(teacher, task.train)[0], rtol=0, atol=1e-5)
     assert not known.requires_grad
 
@@ -86,7 +86,13 @@ def test_several_teachers_are_heard_each_in_its_place(task, make_context):
         return soft_loss(answer, known[0], 1.0)
 
     context = make_context(task, teachers[0])
-    lesson.learn(copy.deepcopy(teachers[0]).requires_grad_(True), teachers, context, Recipe(epochs=1), judge)
+    lesson.learn(
+        copy.deepcopy(teachers[0]).requires_grad_(True),
+        teachers,
+        context,
+        Training(epochs=1).resolved(task.training),
+        judge,
+    )
     for place in (0, 1):
         ours = torch.cat([known[place] for known in heard]).sort(0).values
         torch.testing.assert_close(ours, rows[place].sort(0).values, rtol=0, atol=1e-5)
@@ -102,7 +108,7 @@ def test_the_share_of_time_that_the_teacher_takes_is_told(task, make_context, mo
 
 def test_several_lessons_have_one_share_of_all_their_time(task, make_context):
     context = make_context(task, nn.Identity())
-    context.lessons.append((9.0, 9.0))  # of an earlier step
+    context.teacher_times.append((9.0, 9.0))  # of an earlier step
     with one_share(context):
-        context.lessons += [(1.0, 2.0), (1.0, 6.0)]
+        context.teacher_times += [(1.0, 2.0), (1.0, 6.0)]
     assert context.record.history["teacher_time_share"] == [(None, 0.25)]

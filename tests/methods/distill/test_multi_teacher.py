@@ -10,7 +10,6 @@ from compression.methods import method, parse, text
 from compression.methods.distill.multi_teacher import confidence, errors
 from compression.methods.distill.mutual import alike
 from compression.methods.distill.response import soft_loss
-from compression.methods.distill.students.pair import several
 from compression.tasks.task import evaluate
 
 MultiTeacher = method("multi_teacher")
@@ -18,8 +17,8 @@ MultiTeacher = method("multi_teacher")
 
 def test_two_slashes_stand_between_places_that_have_single_ones():
     given = "resnet20//runs:/0123/model///home/me/model"
-    assert several(given) == ["resnet20", "runs:/0123/model", "/home/me/model"]
     [step] = parse(f"multi_teacher:teachers={given}")
+    assert step.teachers == ("resnet20", "runs:/0123/model", "/home/me/model")
     assert parse(text([step])) == (step,)
 
 

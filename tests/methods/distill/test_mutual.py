@@ -116,4 +116,4 @@ def test_peers_are_named_in_place_of_a_cohort(task, make_context):
 def test_students_that_start_alike_are_refused(task, make_context):
     model = models.build("digits_cnn", task)
     with pytest.raises(UserError, match="same weights have nothing to tell one another; name others with peers="):
-        Mutual().apply(model, make_context(task, copy.deepcopy(model), changed=True))
+        Mutual().apply(model, make_context(task, copy.deepcopy(model), model_changed=True))

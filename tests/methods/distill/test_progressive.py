@@ -16,7 +16,7 @@ from compression.methods.distill.progressive import assistant, halfway
 from compression.methods.distill.students.chain import Chain
 from compression.nn import layers, transformer
 from compression.tasks.task import evaluate, predict
-from compression.training.loop import Recipe
+from compression.training.hyperparameters import Training
 from tests.conftest import Kept, stripes_task, tiny_bert, words_task
 
 Progressive = method("progressive")
@@ -37,9 +37,9 @@ def child(children):
     return opened
 
 
-def shared(lessons):
-    """The teachers' part of the time of all lessons."""
-    return sum(taught for taught, _ in lessons) / sum(whole for _, whole in lessons)
+def shared(times):
+    """The teachers' part of the time of all trainings."""
+    return sum(taught for taught, _ in times) / sum(whole for _, whole in times)
 
 
 def trained(task, make_context, epochs=4):
@@ -52,7 +52,7 @@ def test_each_assistant_is_taught_by_the_one_before_it(task, make_context, monke
     taught = []
 
     def learn(student, teachers, context, recipe, judge, name):
-        context.lessons.append((1.0, 2.0))
+        context.teacher_times.append((1.0, 2.0))
         taught.append((name, student, teachers[0]))
         return student.eval()
 
@@ -83,8 +83,10 @@ def test_the_chain_is_recorded_as_child_runs_and_drawn(task, make_context, child
     assert [step for step, _ in children["student"].history["train_loss"]] == [4, 5, 6]
     assert rows[2]["val_accuracy"] == pytest.approx(evaluate(student, task.validation, task)["accuracy"])
     assert {"chain", "student-softened"} <= set(context.record.figures)
-    assert [run.history["teacher_time_share"][0][1] for run in children.values()] == [a / b for a, b in context.lessons]
-    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.lessons))
+    assert [run.history["teacher_time_share"][0][1] for run in children.values()] == [
+        a / b for a, b in context.teacher_times
+    ]
+    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.teacher_times))
     assert alike(teacher, before)
 
 
@@ -164,7 +166,7 @@ def test_an_assistant_that_does_not_stand_between_is_warned_of(make_context):
 def test_a_decomposed_student_learns_without_an_assistant(make_context):
     torch.manual_seed(0)
     task, teacher = words_task(), tiny_bert(num_hidden_layers=2)
-    context = make_context(task, teacher, changed=True)
+    context = make_context(task, teacher, model_changed=True)
     [svd, step] = parse("svd:rank=ratio,ratio=0.25,round_to=1+progressive:epochs=1,batch_size=128")
     step.apply(svd.apply(copy.deepcopy(teacher), context), context)
     assert [row["model"] for row in context.record.tables["chain"]] == ["teacher", "student"]
@@ -202,8 +204,8 @@ def test_block_by_block_the_student_takes_the_teachers_place(task, make_context,
     assert [len(run.history["train_loss"]) for run in children.values()] == [3, 3, 3]
     rows = context.record.tables["chain"]
     assert [row["model"] for row in rows] == ["teacher", "block-1", "block-2", "student"]
-    assert len(context.lessons) == 3
-    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.lessons))
+    assert len(context.teacher_times) == 3
+    assert context.record.history["teacher_time_share"][-1] == (None, shared(context.teacher_times))
     assert evaluate(student, task.test, task)["accuracy"] > 0.6
     assert alike(teacher, before)
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
@@ -213,7 +215,7 @@ def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_contex
     teacher, student = models.build("digits_cnn", task).eval(), models.build("digits_cnn_small", task)
     start = copy.deepcopy(student)
     chain, pairs = Chain(make_context(task, teacher)), [("stages.0", "stages.0")]
-    grow(student, teacher.requires_grad_(False), pairs, Recipe(epochs=1, keep="last"), chain)
+    grow(student, teacher.requires_grad_(False), pairs, Training(epochs=1, keep="last"), chain)
     assert not torch.equal(student.stages[0].conv.weight, start.stages[0].conv.weight)
     assert torch.equal(student.stages[1].conv.weight, start.stages[1].conv.weight)
     assert torch.equal(student.fc.weight, start.fc.weight)

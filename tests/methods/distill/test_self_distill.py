@@ -53,7 +53,7 @@ def test_each_generation_learns_anew_from_the_one_before(task, make_context, mon
     taught = []
 
     def learn(student, teachers, context, recipe, judge, name):
-        context.lessons.append((len(taught), 6.0))
+        context.teacher_times.append((len(taught), 6.0))
         taught.append((student, teachers, copy.deepcopy(student), name))
         with torch.no_grad():
             student.fc.bias += len(taught)  # each is told from the others
@@ -92,7 +92,7 @@ def test_in_a_chain_the_zeros_of_its_model_stay(task, make_context):
     for module in layers.prunable(model).values():
         layers.set_mask(module, torch.rand_like(module.weight) > 0.5)
     zeros = {name: m.weight == 0 for name, m in layers.prunable(model).items()}
-    student = SelfDistillation(epochs=1).apply(model, make_context(task, copy.deepcopy(model), changed=True))
+    student = SelfDistillation(epochs=1).apply(model, make_context(task, copy.deepcopy(model), model_changed=True))
     assert student is not model
     assert all((m.weight[zeros[name]] == 0).all() for name, m in layers.prunable(student).items())
 

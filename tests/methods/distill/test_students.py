@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from compression.methods.distill.students.copies import evenly, shallower, thinner
 
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, of_family, parse
+from compression.methods.distill.students.copies import evenly, shallower, thinner
 from compression.models import storage
 from compression.nn import layers, transformer
 from compression.tasks.task import predict
@@ -106,7 +106,7 @@ def test_without_a_small_model_the_task_says_what_to_name(make_context):
 
 def test_the_student_of_a_chain_is_the_chains_model(task, make_context):
     model, original = models.build("digits_cnn", task), models.build("digits_cnn", task)
-    assert Response(epochs=1).apply(model, make_context(task, original, changed=True)) is model
+    assert Response(epochs=1).apply(model, make_context(task, original, model_changed=True)) is model
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_untrained_model_is_enough_to_refuse(text, sentence, task, make_conte
 
 @pytest.mark.parametrize("name", of_family("distill"))
 def test_a_look_ahead_records_nothing_and_lets_defaults_pass(name, task, make_context):
-    text = method(name).needs == "text"
+    text = method(name).requires == "text"
     task, model = (words_task(), tiny_bert()) if text else (task, models.build("digits_cnn", task))
     context = make_context(task, model)
     method(name)().check(model, context)

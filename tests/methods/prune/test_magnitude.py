@@ -269,7 +269,7 @@ def test_a_lottery_rewinds_to_the_epoch_asked_for(task, make_context, monkeypatc
 def test_a_lottery_after_another_step_is_refused(knowing):
     model, context = knowing
     with pytest.raises(UserError, match="must be the first step"):
-        Magnitude(sparsity_schedule="lottery").apply(model, dataclasses.replace(context, changed=True))
+        Magnitude(sparsity_schedule="lottery").apply(model, dataclasses.replace(context, model_changed=True))
 
 
 def test_rewinding_past_the_end_is_refused(knowing):

@@ -66,7 +66,7 @@ def test_a_ranking_does_not_depend_on_the_learning_rate_of_the_scores(knowing):
 
     for one, other in zip(pruned(2.0**-7), pruned(2.0**-3), strict=True):
         assert torch.equal(one.weight, other.weight)
-    assert {"score_learning_rate", "regularization"} <= method("movement")().unused()
+    assert {"score_learning_rate", "regularization"} <= method("movement")().inactive()
 
 
 def test_pruned_weights_may_come_back_in_the_training(knowing, monkeypatch):

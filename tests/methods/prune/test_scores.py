@@ -39,7 +39,7 @@ def test_batches_hold_every_chosen_example_once_and_are_even(task, make_context)
 
 @pytest.mark.parametrize("name", ["snip", "grasp"])
 def test_starting_over_is_refused_after_another_step(name, task, make_context):
-    context = make_context(task, nn.Linear(1, 1), changed=True)
+    context = make_context(task, nn.Linear(1, 1), model_changed=True)
     with pytest.raises(UserError, match="must be the first step"):
         method(name)(untrained=True).apply(nn.Linear(1, 1), context)
 

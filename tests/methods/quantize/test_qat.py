@@ -116,7 +116,9 @@ def test_a_range_follows_the_training_or_stays_as_calibrated(observer, stays, ta
     [untrained] = parse(f"static:{step},calibration_samples=256")
     [trained] = parse(f"qat:epochs=1,batch_size=128,{step}")
     before, after = (s.apply(copy.deepcopy(model), context).hidden.fc.input.scale for s in (untrained, trained))
-    assert (before == after) == stays
+    assert (
+        bool(torch.isclose(before, after, rtol=1e-5)) == stays
+    )  # batch norms are folded in two ways: the last bit differs
 
 
 def test_observers_and_norms_freeze_at_their_share_of_the_training(task, make_context):

@@ -14,7 +14,6 @@ from compression.methods.quantize.static import Static, mean_error
 from compression.models import storage
 from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
-from compression.training.loop import Recipe, complete
 from tests.conftest import tiny_bert, words_task
 from tests.deploy.graphs import as_run
 from tests.methods.quantize.test_folding import settled
@@ -216,7 +215,7 @@ def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skippe
 def test_a_tensor_that_is_rounded_in_several_ways_leaves_no_layer_in_floats(recipe, trained, make_context, tmp_path):
     task, model = trained
     [step] = methods.parse(recipe)
-    step = complete(step, task) if isinstance(step, Recipe) else step
+    step = step.resolved(task)
     made, _ = applied(step, model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
     parity(made, file, task.test, task.metrics, threads=1)

@@ -30,7 +30,7 @@ class Decomposition(Method):
 
     family: ClassVar[str] = "decompose"
     kinds: ClassVar[str]  # what the method takes, in words
-    unfinished: ClassVar[bool] = True
+    needs_finetune: ClassVar[bool] = True
 
     rank: str = param(
         "evbmf",
@@ -39,18 +39,24 @@ class Decomposition(Method):
         search=("evbmf", "energy", "ratio"),
     )
     energy: float = param(
-        0.9, "energy: share of the squared singular values to keep", interval="(0, 1]", search=(0.5, 0.99)
+        0.9,
+        "share of the squared singular values to keep",
+        interval="(0, 1]",
+        search=(0.5, 0.99),
+        when={"rank": ("energy",)},
     )
-    ratio: float = param(0.5, "ratio: share of the full rank to keep", interval="(0, 1]", search=(0.1, 0.9))
+    ratio: float = param(
+        0.5, "share of the full rank to keep", interval="(0, 1]", search=(0.1, 0.9), when={"rank": ("ratio",)}
+    )
     target: float = param(
-        0.5, "macs, params: share of the whole model's to be left", interval="(0, 1)", search=(0.2, 0.9)
+        0.5,
+        "share of the whole model's macs or params to be left",
+        interval="(0, 1)",
+        search=(0.2, 0.9),
+        when={"rank": TARGETS},
     )
     round_to: int = param(8, "ranks are rounded up to a multiple of it: 8 runs fast", interval="[1, inf)")
-    skip: str = param("", "layers to leave as they are: names, or beginnings of names, separated by /")
-
-    def unused(self) -> frozenset[str]:
-        used = "target" if self.rank in TARGETS else self.rank
-        return frozenset({"energy", "ratio", "target"}) - {used}
+    skip: tuple[str, ...] = param((), "layers to leave as they are: names, or beginnings of names, with / between them")
 
     def takes(self, layer: nn.Module) -> bool:
         """Whether the method is made for this layer."""
@@ -101,7 +107,7 @@ class Decomposition(Method):
     def taken(self, model: nn.Module) -> dict[str, nn.Module]:
         """The layers to look at, by name; UserError if there are none, or `skip` names none."""
         found = {name: layer for name, layer in model.named_modules() if self.takes(layer)}
-        for wanted in filter(None, self.skip.split("/")):
+        for wanted in self.skip:
             names = [name for name in found if name == wanted or name.startswith(f"{wanted}.")]
             if not names:
                 raise UserError(f"skip={wanted!r} is no layer to decompose; those are {', '.join(found) or 'none'}.")

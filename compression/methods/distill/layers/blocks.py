@@ -16,13 +16,13 @@ from compression.methods.distill.students.chain import Chain
 from compression.nn.inputs import Inputs, forward, map_inputs
 from compression.nn.layers import count_parameters
 from compression.training.context import Context
-from compression.training.loop import Recipe
+from compression.training.hyperparameters import Training
 
 
 def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> Pairs:
     """The stages that take one another's place; UserError where they are of no kind."""
     try:
-        pairs = layer_pairs("", teacher, student)
+        pairs = layer_pairs((), teacher, student)
         theirs, ours = zip(*pairs, strict=True)
         require_same_kind(pairs, sample(teacher, theirs, context), sample(student, ours, context))
     except UserError as error:
@@ -34,7 +34,7 @@ def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> Pai
     return pairs
 
 
-def grow(student: nn.Module, teacher: nn.Module, pairs: Pairs, recipe: Recipe, chain: Chain) -> None:
+def grow(student: nn.Module, teacher: nn.Module, pairs: Pairs, training: Training, chain: Chain) -> None:
     """Train the student up to each of its stages in turn, in place, to give what the teacher's stage gives.
 
     Each is a child run, and adds to the chain the teacher with its first stages replaced by the student's.
@@ -44,8 +44,8 @@ def grow(student: nn.Module, teacher: nn.Module, pairs: Pairs, recipe: Recipe, c
         name, (theirs, ours) = f"block-{number}", pair
         known, seen = sample(teacher, [theirs], context), sample(student, [ours], context)
         hints = Hints([pair], known, seen, weight=1.0)
-        with context.stage(name) as own:
-            learn_layers(student, teacher, hints, context, recipe, unheard, name=name)
+        with context.stage(name) as (stage, own):
+            learn_layers(student, teacher, hints, stage, training, unheard, name=name)
             hybrid = Hybrid(student, teacher, hints).eval()
             chain.add(name, hybrid, hybrid.count(context))
             own.metrics({"params": chain.points[-1]["params"]})

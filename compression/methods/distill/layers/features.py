@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,16 +51,15 @@ def there(inputs: Inputs) -> Tensor | None:
     return inputs["attention_mask"].bool() if isinstance(inputs, dict) else None
 
 
-def layer_pairs(text: str, teacher: nn.Module, student: nn.Module) -> Pairs:
-    """The pairs that `a:b/c` names (c stands for c:c), or the stages of both, evenly spread, where it is empty.
+def layer_pairs(named: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> Pairs:
+    """The pairs `named`, or the stages of both, evenly spread, where there are none.
 
     UserError for a layer that does not exist, with the names of those that do.
     """
-    if text:
-        found = [(one, other or one) for one, _, other in (pair.partition(":") for pair in text.split("/"))]
-        require("teacher", teacher, [one for one, _ in found])
-        require("student", student, [other for _, other in found])
-        return found
+    if named:
+        require("teacher", teacher, [one for one, _ in named])
+        require("student", student, [other for _, other in named])
+        return list(named)
     theirs, ours = stages(teacher), stages(student)
     count = min(len(theirs), len(ours))
     return [(theirs[i], ours[j]) for i, j in zip(evenly(len(theirs), count), evenly(len(ours), count), strict=True)]

@@ -18,7 +18,8 @@ from compression.methods.distill.response import Response
 from compression.nn.inputs import Inputs, forward
 from compression.params import param
 from compression.training.context import Context
-from compression.training.loop import Recipe, fit
+from compression.training.hyperparameters import Training
+from compression.training.loop import fit
 
 Outputs = Mapping[str, Tensor]  # layer name -> what it gave for a batch
 
@@ -49,14 +50,16 @@ class Layered(Response):
     The teacher is asked once a batch: outputs of layers are too large to keep.
     """
 
-    pairs: str = param(
-        "", "layers to compare, teacher's:student's with / between pairs; the last of each stage, or evenly, if empty"
+    pairs: tuple[tuple[str, str], ...] = param(
+        (), "layers to compare, teacher's:student's with / between pairs; the last of each stage, or evenly, if empty"
     )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
         comparison = self.comparison(teacher, student, context)
-        student = learn_layers(student, teacher, comparison, context, self, self.judge(context.task))
+        student = learn_layers(
+            student, teacher, comparison, context, self.training_for(context.task), self.judge(context.task)
+        )
         pictures.keep_softened(context, [teacher], student, self.temperature)
         pictures.keep_features(context, teacher, student, comparison.pairs)
         return student
@@ -77,7 +80,7 @@ def learn_layers(
     teacher: nn.Module,
     comparison: Comparison,
     context: Context,
-    recipe: Recipe,
+    training: Training,
     judge: Judge,
     name: str = "",
 ) -> nn.Module:
@@ -94,7 +97,7 @@ def learn_layers(
             answer = forward(runner, inputs)
         return judge(answer, [right], targets) + comparison(known, seen, there(inputs))
 
-    trained = fit(student, context, recipe, loss=loss, extra=comparison, name=name)
+    trained = fit(student, context, training, loss=loss, extra=comparison, name=name)
     taken.keep(context)
     return trained
 

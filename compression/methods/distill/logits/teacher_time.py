@@ -44,16 +44,16 @@ class TeacherTime:
     def keep(self, context: Context) -> None:
         """Record `teacher_time_share`, of all the time since this was made."""
         self.add_up()
-        context.lessons.append((self.seconds, time.perf_counter() - self.began))
-        keep_share(context, context.lessons[-1:])
+        context.teacher_times.append((self.seconds, time.perf_counter() - self.began))
+        keep_share(context, context.teacher_times[-1:])
 
 
 @contextlib.contextmanager
 def one_share(context: Context) -> Iterator[None]:
     """Several trainings within, each a child run: the share of the run they make up is that of all together."""
-    before = len(context.lessons)
+    before = len(context.teacher_times)
     yield
-    keep_share(context, context.lessons[before:])
+    keep_share(context, context.teacher_times[before:])
 
 
 def keep_share(context: Context, lessons: Sequence[tuple[float, float]]) -> None:

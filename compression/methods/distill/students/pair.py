@@ -12,17 +12,19 @@ from compression import models
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.students.copies import shallower, thinner
-from compression.params import param
+from compression.params import group, param
 from compression.tasks.task import Task
 from compression.training.context import Context
-from compression.training.loop import Recipe
+from compression.training.hyperparameters import Training
 
 
 @dataclass(frozen=True)
-class Distillation(Recipe, Method):
+class Distillation(Method):
     """A training with somebody else's answers."""
 
     family: ClassVar[str] = "distill"
+
+    training: Training = group(Training)
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class Learner(Distillation):
         if len(given) > 1:
             raise UserError(f"{' and '.join(given)} each say what the student is; give one of them.")
 
-    def defaults(self, task: Task) -> Mapping[str, Any]:
-        return {**task.recipe, **(task.from_scratch if self.student in models.MODELS else {})}
+    def training_defaults(self, task: Task) -> Mapping[str, Any]:
+        """Those of the task; of a student that begins untrained, those for training from scratch."""
+        return {**task.training, **(task.from_scratch if self.student in models.MODELS else {})}
 
     def learner(self, model: nn.Module, teacher: nn.Module, context: Context) -> nn.Module:
         """The student to train, on the device; `model` is the chain's."""
@@ -58,7 +61,7 @@ class Learner(Distillation):
             return thinner(teacher, self.width)
         if self.layers:
             return shallower(teacher, self.layers)
-        if context.changed:
+        if context.model_changed:
             return model
         return self.small(teacher, context)
 
@@ -86,11 +89,6 @@ class Pair(Learner):
 
     def check(self, model: nn.Module, context: Context) -> None:
         self.pair(model, context)
-
-
-def several(text: str) -> list[str]:
-    """The places that `a//b` names. Two slashes, as runs:/… and folders have single ones."""
-    return [place for place in text.split("//") if place]
 
 
 def frozen(teacher: nn.Module, context: Context) -> nn.Module:

@@ -9,30 +9,9 @@ from torch import nn
 
 from compression.errors import UserError
 from compression.methods.prune.masks import scores
-from compression.params import Interval
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
-VALID = Interval("[0, 1)")
 TOLERANCE = 0.02  # a sparsity further off is told
-
-
-def parse(text: str) -> dict[str, float]:
-    """Layer -> share of `conv1:0.3/fc:0.5`; UserError for a text that does not read so."""
-    return dict(_pair(part) for part in text.split("/")) if text else {}
-
-
-def _pair(part: str) -> tuple[str, float]:
-    name, _, share = part.partition(":")
-    try:
-        value = float(share)
-    except ValueError:
-        value = -1.0
-    if not name or value not in VALID:
-        raise UserError(
-            f"layers={part!r} is not an amount for a layer; it is written name:share, the share in {VALID.text}, "
-            "and / between layers: conv1:0.3/fc:0.5."
-        )
-    return name, value
 
 
 def resolve(given: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
@@ -60,14 +39,14 @@ def total(shares: Mapping[str, float], model: nn.Module) -> float:
     return sum(shares[name] * size for name, size in sizes.items()) / max(1, sum(sizes.values()))
 
 
-def report(before: Mapping[str, float], model: nn.Module, wanted: float, record: Record) -> None:
+def report(before: Mapping[str, float], model: nn.Module, wanted: float, record: RunLogger) -> None:
     """Leave the table; say so where more than `wanted` was pruned already."""
     record.table("sparsity", rows(before, model))
     if (already := total(before, model)) > wanted + TOLERANCE:
         record.warn(f"{already:.0%} of the weights were pruned before, more than the {wanted:.0%} asked for.")
 
 
-def prune(model: nn.Module, found: scores.Scores, wanted: float, record: Record) -> nn.Module:
+def prune(model: nn.Module, found: scores.Scores, wanted: float, record: RunLogger) -> nn.Module:
     """Mask the weights with the least scores in place, over all layers, and report."""
     before = sparsity(model)
     scores.prune(model, found, wanted)

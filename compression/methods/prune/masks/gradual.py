@@ -10,51 +10,58 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from compression import models, params
+from compression import models
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.prune.masks import amounts
-from compression.methods.prune.masks.schedule import SCHEDULES, curve, ramp, target
+from compression.methods.prune.masks.schedule import RISING, SCHEDULES, curve, ramp, target
 from compression.methods.prune.masks.scores import set_also
 from compression.nn import layers
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, complete, fit, require_training
+from compression.training.hyperparameters import Training, require_training
+from compression.training.loop import fit
+
+RAMPED = {"sparsity_schedule": RISING}
+LOTTERY = {"sparsity_schedule": ("lottery",)}
 
 
 @dataclass(frozen=True)
-class Gradual(Recipe, Method):
+class Gradual(Method):
     """Masks that come to their sparsity by a schedule. With `oneshot` nothing trains and the recipe is not used."""
 
     family: ClassVar[str] = "prune"
 
-    keep: str = param("last", "weights to keep: the last; the best epoch may lie before the target", choices=("last",))
     sparsity: float = param(0.5, "share of the weights to prune", interval="[0, 1)", search=(0.3, 0.95))
-    layers: str = param(
-        "", "shares of single layers or parts of the model, conv1:0.3/stages.0:0.5; the others get sparsity"
+    layers: Mapping[str, float] = param(
+        {},
+        "sparsity of single layers or parts of the model, conv1:0.3/stages.0:0.5; the others get `sparsity`",
+        interval="[0, 1)",
     )
     sparsity_schedule: str = param(
         "oneshot",
         "way to the sparsity: at once without training, linear, agp (cubic) or lottery (rewinding)",
         choices=tuple(SCHEDULES),
     )
-    ramp_start: float = param(0.0, "linear, agp: share of the training before pruning begins", interval="[0, 1)")
-    ramp_end: float = param(0.75, "linear, agp: share of the training after which nothing more goes", interval="(0, 1]")
-    updates: int = param(50, "linear, agp: times that masks are chosen anew on the way", interval="[1, inf)")
-    rounds: int = param(3, "lottery: times that weights are pruned and rewound", interval="[1, inf)")
-    rewind: int = param(0, "lottery: epoch to whose end weights rewind; 0 is before the first", interval="[0, inf)")
+    ramp_start: float = param(0.0, "share of the training before pruning begins", interval="[0, 1)", when=RAMPED)
+    ramp_end: float = param(
+        0.75, "share of the training after which the sparsity stays", interval="(0, 1]", when=RAMPED
+    )
+    updates: int = param(50, "number of mask updates on the way", interval="[1, inf)", when=RAMPED)
+    rounds: int = param(3, "times that weights are pruned and rewound", interval="[1, inf)", when=LOTTERY)
+    rewind: int = param(
+        0, "epoch to whose end weights are rewound; 0 = before the first", interval="[0, inf)", when=LOTTERY
+    )
+    # The last weights are kept: the best epoch may lie before the target sparsity.
+    training: Training = group(Training, fixed={"keep": "last"}, when={"sparsity_schedule": (*RISING, "lottery")})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        amounts.parse(self.layers)
         if self.ramp_start >= self.ramp_end:
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
 
-    def unused(self) -> frozenset[str]:
-        return frozenset(params.fields(Recipe)) if self.sparsity_schedule == "oneshot" else frozenset()
-
     @property
-    def restarts(self) -> bool:
+    def reinitializes(self) -> bool:
         return self.sparsity_schedule == "lottery"
 
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
@@ -64,7 +71,7 @@ class Gradual(Recipe, Method):
     def targets(self, model: nn.Module) -> dict[str, float]:
         """The sparsity that each layer is to end at; UserError where `layers` names none."""
         names = self.candidates(model)
-        return dict.fromkeys(names, self.sparsity) | amounts.resolve(amounts.parse(self.layers), names)
+        return dict.fromkeys(names, self.sparsity) | amounts.resolve(self.layers, names)
 
     def candidates(self, model: nn.Module) -> Iterable[str]:
         """The layers that this method prunes."""
@@ -96,7 +103,9 @@ class Course:
     def ramp(self, model: nn.Module) -> nn.Module:
         """Prune more and more during a training; what is pruned stays so, for its weights are zero."""
         method, points = self.method, [(0, 0.0, self.reached(model))]
-        require_training(method, self.context.task, f"sparsity_schedule={method.sparsity_schedule} prunes")
+        require_training(
+            method.training, self.context.task.training, f"sparsity_schedule={method.sparsity_schedule} prunes"
+        )
 
         def stage(step: int, steps: int) -> int:
             done = ramp(step / steps, method.ramp_start, 1 - method.ramp_end)
@@ -106,7 +115,7 @@ class Course:
             if stage(step, steps) != stage(step - 1, steps):
                 points.append((step, *self.prune(model, self.wanted(stage(step, steps) / method.updates))))
 
-        model = fit(model, self.context, method, on_step=on_step, extra=self.open_masks(model))
+        model = fit(model, self.context, method.training, on_step=on_step, extra=self.open_masks(model))
         points.append((points[-1][0] + 1, *self.prune(model, self.finals)))
         self.context.record.figure("sparsity-schedule", curve(points))
         return model
@@ -119,9 +128,9 @@ class Course:
         model, not a fine-tuned one, for Chen et al. 2020, arXiv:2007.12223.
         """
         method, model = self.method, beginning(model, self.context)
-        require_training(method, self.context.task, "sparsity_schedule=lottery draws tickets")
+        require_training(method.training, self.context.task.training, "sparsity_schedule=lottery draws tickets")
         early = Tensors(value.clone() for value in model.state_dict().values())
-        epochs = complete(method, self.context.task).epochs or 0
+        epochs = method.training_for(self.context.task).epochs or 0
         if method.rewind > epochs:
             raise UserError(f"rewind={method.rewind} lies after the last of {epochs} epochs; it must not.")
 
@@ -130,12 +139,12 @@ class Course:
                 early.copy(model.state_dict().values())
 
         points = [(0, 0.0, self.reached(model))]
-        fit(model, self.context, method, on_step=remember, extra=early, name="round-0")
+        fit(model, self.context, method.training, on_step=remember, extra=early, name="round-0")
         for number in range(1, method.rounds + 1):
             points.append((number, *self.prune(model, self.wanted(number / method.rounds))))
             model.load_state_dict(dict(zip(model.state_dict(), early.buffers(), strict=True)))
             layers.apply_masks(model)
-            fit(model, self.context, method, name=f"round-{number}")
+            fit(model, self.context, method.training, name=f"round-{number}")
         self.context.record.figure("sparsity-schedule", curve(points, "round"))
         return model
 
@@ -176,7 +185,7 @@ def beginning(model: nn.Module, context: Context) -> nn.Module:
     """The model as it was before it was first trained; UserError where an earlier step changed it since."""
     if hasattr(model, "config"):
         return model
-    if context.changed:
+    if context.model_changed:
         raise UserError("lottery goes back to the weights a training began with, so it must be the first step.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)

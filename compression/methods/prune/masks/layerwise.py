@@ -17,7 +17,7 @@ from compression.methods.prune.masks import amounts, scores
 from compression.nn import layers
 from compression.nn.inputs import Inputs, forward
 from compression.params import param
-from compression.training.context import Context, Record
+from compression.training.context import Context, RunLogger
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Layerwise(Method):
         if self.kept_of and self.sparsity not in (params.fields(type(self))["sparsity"].default, self.share):
             raise UserError(f"pattern={self.pattern} prunes {self.share:.0%}: leave sparsity={self.sparsity:g} out.")
 
-    def unused(self) -> frozenset[str]:
-        return frozenset({"sparsity"} if self.pattern else ())
+    def inactive(self) -> frozenset[str]:
+        return super().inactive() | ({"sparsity"} if self.pattern else set())
 
     @property
     def kept_of(self) -> tuple[int, int] | None:
@@ -66,7 +66,7 @@ class Layerwise(Method):
         amounts.report(before, model, self.share, context.record)
         return model
 
-    def fitting(self, model: nn.Module, record: Record) -> list[nn.Module]:
+    def fitting(self, model: nn.Module, record: RunLogger) -> list[nn.Module]:
         """The layers whose inputs divide into the pattern; UserError if there are none, the others are told."""
         found = layers.prunable(model)
         if not self.kept_of:

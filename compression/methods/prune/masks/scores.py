@@ -123,6 +123,6 @@ def started(model: nn.Module, context: Context, untrained: bool) -> nn.Module:
     """`model`, or its architecture with new random weights; UserError where those would undo an earlier step."""
     if not untrained:
         return model.to(context.device)
-    if context.changed:
+    if context.model_changed:
         raise UserError("untrained=true starts over with new weights, so it must be the first step of the chain.")
     return models.rebuild(models.spec_of(model)).to(context.device)

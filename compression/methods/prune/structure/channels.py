@@ -13,7 +13,7 @@ from compression.methods.prune.structure.removal import Block, Cut, ordered
 from compression.nn import layers, transformer
 from compression.nn.inputs import Inputs
 from compression.reporting import figures
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
 
 class Channels:
@@ -42,7 +42,7 @@ class Channels:
         """Output channels of each prunable layer."""
         return [{"layer": name, "channels": layers.weight(m).shape[0]} for name, m in layers.prunable(model).items()]
 
-    def show(self, before: list[Any], model: nn.Module, record: Record) -> None:
+    def show(self, before: list[Any], model: nn.Module, record: RunLogger) -> None:
         """Leave a picture of what each layer kept."""
         picture = figures.layers(before, self.sizes(model), "channels", "Channels by layer")
         record.figure("kept-channels", picture)

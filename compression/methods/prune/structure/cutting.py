@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compression.nn import transformer
 from compression.reporting import figures
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
 
 def cut_empty(model: nn.Module) -> nn.Module:
@@ -68,7 +68,7 @@ def sizes(model: nn.Module) -> list[Sizes]:
     return [Sizes(block.heads, block.neurons, hidden) for block in transformer.blocks(model)]
 
 
-def show(before: list[Sizes], model: nn.Module, record: Record) -> None:
+def show(before: list[Sizes], model: nn.Module, record: RunLogger) -> None:
     """Leave a table and a picture of what each layer kept."""
     after = sizes(model)
     record.table("kept", rows(before, after))

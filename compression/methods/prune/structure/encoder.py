@@ -13,20 +13,10 @@ from compression.methods.prune.structure.importance import Importance
 from compression.methods.prune.structure.removal import Block, Cut, runs
 from compression.nn import transformer
 from compression.nn.inputs import Inputs
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
 PARTS = ("heads", "ffn", "hidden")
 Scores = dict[tuple[int, str], Tensor]  # (layer, part) -> a score for each head, neuron or dimension
-
-
-def parts(text: str) -> tuple[str, ...]:
-    """The parts that `heads/ffn` names; UserError for one that does not exist."""
-    named = tuple(text.split("/"))
-    if unknown := [name for name in named if name not in PARTS]:
-        raise UserError(f"parts={text!r} names {unknown[0]!r}; it takes any of {', '.join(PARTS)} with / between them.")
-    if len(named) > len(set(named)):
-        raise UserError(f"parts={text!r} names a part twice; each counts once.")
-    return named
 
 
 class Encoder:
@@ -75,7 +65,7 @@ class Encoder:
         """Heads, neurons and hidden dimensions of each layer."""
         return cutting.sizes(model)
 
-    def show(self, before: list[Any], model: nn.Module, record: Record) -> None:
+    def show(self, before: list[Any], model: nn.Module, record: RunLogger) -> None:
         """Leave a table and a picture of what each layer kept."""
         cutting.show(before, model, record)
 

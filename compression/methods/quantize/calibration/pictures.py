@@ -13,7 +13,7 @@ from compression.methods.quantize.calibration.activations import observe
 from compression.nn.inputs import Inputs
 from compression.nn.quantized import Numbers, merge, split
 from compression.reporting.figures import AFTER, BEFORE, INK, canvas, styled
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
 SHOWN = 4  # histograms in one picture
 
@@ -38,7 +38,7 @@ def ends(numbers: Numbers) -> tuple[float, float]:
 
 
 def keep_trained(
-    record: Record,
+    record: RunLogger,
     model: nn.Module,
     weights: Mapping[str, tuple[Tensor, Numbers]],
     inputs: Mapping[str, Numbers],

@@ -25,18 +25,20 @@ class Scheme(Method):
     """How weights become integers, and which layers stay as they are."""
 
     family: ClassVar[str] = "quantize"
-    seals: ClassVar[bool] = True
+    terminal: ClassVar[bool] = True
 
     bits: int = param(8, "bits of a weight", interval="[1, 8]", search=(2, 8))
     granularity: str = param(
         "channel", "weights that share a scale", choices=("tensor", "channel", "group"), search=("tensor", "channel")
     )
-    group_size: int = param(32, "weights to a group, along the inputs, if granularity=group", interval="[2, inf)")
+    group_size: int = param(
+        32, "weights to a group, along the inputs", interval="[2, inf)", when={"granularity": ("group",)}
+    )
     symmetric: bool = param(True, "spread a weight's codes evenly around zero")
     weight_observer: str = param(
         "mse", "range of a weight: all of it, or that of the least squared error", choices=("minmax", "mse")
     )
-    skip: str = param("", SKIP)
+    skip: tuple[str, ...] = param((), SKIP)
 
     def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> Numbers:
         """The numbers of a layer's weight beside activations of so many bits (None: not quantized)."""
@@ -73,7 +75,12 @@ class Calibrated(Scheme):
 
     activation_bits: int = param(8, "bits of what goes into a layer", interval="[1, 8]", search=(4, 8))
     observer: str = param("minmax", "range of an activation", choices=OBSERVERS, search=OBSERVERS)
-    percentile: float = param(99.99, "share of an activation's values to cover, in percent", interval="(50, 100]")
+    percentile: float = param(
+        99.99,
+        "share of an activation's values to cover, in percent",
+        interval="(50, 100]",
+        when={"observer": ("percentile",)},
+    )
     calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")
 
     def input_bits(self, module: nn.Module) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
@@ -11,15 +11,15 @@ from compression.nn.quantized import Weighted
 from compression.nn.quantized.clustered import Clustered
 from compression.nn.quantized.half import Half
 from compression.nn.recurrent import BiLSTM
-from compression.training.context import Record
+from compression.training.context import RunLogger
 
-SKIP = "layers to leave in floats: names, or beginnings of names, separated by /"  # help of the field `skip`
+SKIP = "layers to leave in floats: names, or beginnings of names, with / between them"  # help of the field `skip`
 
 
 def chosen(
     model: nn.Module,
     candidates: Iterable[str],
-    skip: str,
+    skip: Sequence[str],
     kinds: str = "linear layer, convolution or embedding in floats",
 ) -> list[str]:
     """The layers among `candidates`, which are of `kinds`, that are to be quantized; UserError where none is left."""
@@ -33,7 +33,7 @@ def chosen(
     raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
 
 
-def tell_recurrent(model: nn.Module, record: Record) -> None:
+def tell_recurrent(model: nn.Module, record: RunLogger) -> None:
     """Say which recurrent layers a method has left in floats, which it quantizes all or not at all."""
     left = [
         name
@@ -47,13 +47,13 @@ def tell_recurrent(model: nn.Module, record: Record) -> None:
         )
 
 
-def named(text: str, candidates: list[str]) -> set[str]:
-    """The layers among `candidates` that `text` gives, names or beginnings of names separated by /.
+def named(skip: Sequence[str], candidates: list[str]) -> set[str]:
+    """The layers among `candidates` that `skip` gives, names or beginnings of names.
 
     UserError for a part that no layer has.
     """
     found: set[str] = set()
-    for part in filter(None, text.split("/")):
+    for part in skip:
         fitting = {name for name in candidates if name == part or name.startswith(f"{part}.")}
         if not fitting:
             raise UserError(f"skip={part!r} is no layer of the model; its layers are {', '.join(candidates)}.")

@@ -32,9 +32,10 @@ from compression.methods.quantize.wiring.between import join
 from compression.methods.quantize.wiring.folding import relu_before_pool
 from compression.methods.quantize.wiring.order import Order
 from compression.nn.inputs import Inputs, forward
-from compression.params import param
+from compression.params import group, param
 from compression.training.context import Context
-from compression.training.loop import Recipe, fit
+from compression.training.hyperparameters import Training
+from compression.training.loop import fit
 
 SAMPLES = 512  # training examples that show the ranges of what lies between the layers
 
@@ -61,16 +62,17 @@ def draw(model: nn.Module, context: Context, data: list[Inputs]) -> None:
 
 
 @dataclass(frozen=True)
-class Aware(Recipe, Method):
+class Aware(Method):
     """Training with every linear layer and convolution rounded; the first and the last more finely."""
 
     family: ClassVar[str] = "quantize"
-    seals: ClassVar[bool] = True
+    terminal: ClassVar[bool] = True
 
     edge_bits: int = param(
         8, "bits of the first and the last layer and their inputs, as in lsq; 0 keeps floats", interval="[0, 8]"
     )
-    skip: str = param("", SKIP)
+    skip: tuple[str, ...] = param((), SKIP)
+    training: Training = group(Training)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,7 +98,7 @@ class Aware(Recipe, Method):
         self.insert(model, order)
         with torch.no_grad():  # roundings choose their first numbers by the first values they meet
             forward(model.eval(), inputs)
-        model = fit(model, context, self, on_step=lambda step, steps: self.on_step(model))
+        model = fit(model, context, self.training, on_step=lambda step, steps: self.on_step(model))
         data = batches(context, SAMPLES)
         draw(model, context, data)
         return join(convert(model, order), data)

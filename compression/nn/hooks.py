@@ -1,0 +1,67 @@
+"""Watching the layers of a model during forward passes, with hooks that are always removed."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a named module: its positional inputs and its output (None while it has not returned yet)."""
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Any, ...]
+    output: Any = None
+
+    @property
+    def output_tensor(self) -> Tensor:
+        """The output, or its first element where the module returns a tuple, as transformer layers may."""
+        output: Tensor = self.output[0] if isinstance(self.output, tuple) else self.output
+        return output
+
+
+@contextlib.contextmanager
+def on_forward(
+    modules: Mapping[str, nn.Module], function: Callable[[Call], Any], before: bool = False
+) -> Iterator[None]:
+    """Call `function` after each forward call of one of `modules`, or before it, as long as the block lasts.
+
+    What `function` returns after a call replaces the module's output, and before a call its inputs, unless it is None.
+    Use it instead of `record_calls` where keeping every tensor would take too much memory, or where a later operation
+    in place (`nn.ReLU(inplace=True)`) would change the recorded inputs.
+    """
+
+    def after_call(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        return function(Call(name, module, inputs, output))
+
+    def before_call(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
+        return function(Call(name, module, inputs))
+
+    with contextlib.ExitStack() as hooks:
+        for name, module in modules.items():
+            if before:
+                handle = module.register_forward_pre_hook(partial(before_call, name))
+            else:
+                handle = module.register_forward_hook(partial(after_call, name))
+            hooks.callback(handle.remove)
+        yield
+
+
+@contextlib.contextmanager
+def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
+    """Record every call of `modules` in the forward passes within the block, in the order in which they return.
+
+    The tensors are those of the model, neither copied nor detached: gradients flow through them.
+    """
+    calls: list[Call] = []
+    with on_forward(modules, calls.append):
+        yield calls
