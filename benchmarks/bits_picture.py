@@ -12,7 +12,7 @@ import mlflow
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from compression.reporting import figures
+from compression.reporting.figures import style
 
 WIDTHS = (1, 2, 4, 8)
 
@@ -30,10 +30,10 @@ def points(experiment: str) -> tuple[dict[str, list[tuple[int, float]]], float]:
     return {method: sorted(line) for method, line in found.items()}, quantized[0].data.metrics["accuracy_before"]
 
 
-@figures.styled
+@style.styled
 def draw(lines: dict[str, list[tuple[int, float]]], before: float) -> Figure:
-    figure, [axes] = figures.canvas()
-    axes.axhline(before, color=figures.BEFORE, linestyle="--", label="32-bit floats")
+    figure, [axes] = style.canvas()
+    axes.axhline(before, color=style.BEFORE, linestyle="--", label="32-bit floats")
     for method, line in sorted(lines.items()):
         axes.plot(*zip(*line, strict=True), marker="o", label=method)
     axes.set(xlabel="bits of weights and activations", ylabel="accuracy", title="Accuracy against bits")

@@ -54,7 +54,7 @@ class Param:
 
 def param(
     default: Any,
-    help: str,  # noqa: A002
+    help: str,
     *,
     interval: str = "",
     choices: tuple[str, ...] = (),
@@ -271,7 +271,7 @@ class Field:
         if not _is(value, self.kind.item):
             raise UserError(f"{self.name}={value!r} is not {_SPOKEN[self.kind.item]}; {self.valid}.")
         p = self.param
-        if isinstance(value, float) and math.isnan(value) or p.interval and value not in p.interval:
+        if (isinstance(value, float) and math.isnan(value)) or (p.interval and value not in p.interval):
             raise UserError(f"{self.name}={value} is out of range; {self.valid}.")
         if p.choices and value not in p.choices:
             raise UserError(f"{self.name}={value!r} is unknown; {self.valid}.")
@@ -336,6 +336,7 @@ class Flat(type):
     """
 
     def __call__(cls, *args: Any, **given: Any) -> Any:
+        """Build an instance from flat keyword arguments."""
         known = fields(cls)
         for name in given.keys() & known.keys():
             if known[name].kind.container and isinstance(given[name], (str, list)):

@@ -42,7 +42,20 @@ def everywhere(path: Path) -> set[str]:
 
 # From the ground up: a room imports rooms before it, never one behind it. Files beside the rooms count as rooms.
 ROOMS = (
-    *("errors", "extras", "params", "nn", "models", "artifacts", "tasks", "deploy", "training", "tracking", "reporting"),
+    *(
+        "errors",
+        "files",
+        "extras",
+        "params",
+        "nn",
+        "models",
+        "artifacts",
+        "tasks",
+        "deploy",
+        "training",
+        "tracking",
+        "reporting",
+    ),
     *("methods", "runs", "backend", "tuning", "study", "cli"),
 )
 FIGURES = "compression.reporting.figures"  # all that methods know of reporting
@@ -83,6 +96,11 @@ def test_a_library_has_its_doors(library, doors):
 def test_methods_know_only_what_lies_below_them(name):
     used = {m for m in everywhere(FILES[name]) if m.startswith("compression.")}
     assert not [m for m in used if room(m) == "tracking" or (room(m) == "reporting" and not m.startswith(FIGURES))]
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.startswith(("compression.methods", "compression.tuning"))])
+def test_methods_and_tuning_leave_drawing_to_reporting(name):
+    assert "matplotlib" not in {module.split(".")[0] for module in everywhere(FILES[name])}
 
 
 @pytest.mark.parametrize(

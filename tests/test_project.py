@@ -21,7 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 # What is declared though no file of the lab imports it.
 NOT_IMPORTED = {
-    "datasets": "the import is a call, so that it can be patched",
+    "itsdangerous": "Starlette imports it for the cookie of a session",
     "onnxscript": "torch.onnx.export imports it",
     "kubernetes": "mlflow run -b kubernetes imports it",
     "optuna-dashboard": "a program of its own",
@@ -32,7 +32,9 @@ NOT_IMPORTED = {
 
 def names(lines):
     """Requirements by their normalized names, with their extras."""
-    return {re.sub(r"[-_.]+", "-", line.partition(";")[0].split(">")[0].split("<")[0]).strip().lower() for line in lines}
+    return {
+        re.sub(r"[-_.]+", "-", line.partition(";")[0].split(">")[0].split("<")[0]).strip().lower() for line in lines
+    }
 
 
 CORE = names(PROJECT["dependencies"])
@@ -116,7 +118,10 @@ def fail(error):
 
 def test_a_missing_package_of_an_extra_becomes_a_sentence_that_names_the_extra():
     missing = ModuleNotFoundError("No module named 'optuna.storages'", name="optuna.storages")
-    with pytest.raises(UserError, match=r"optuna, .*: pip install 'model-compression-lab\[tune\]'"), extras.explain_missing():
+    with (
+        pytest.raises(UserError, match=r"optuna, .*: pip install 'model-compression-lab\[tune\]'"),
+        extras.explain_missing(),
+    ):
         fail(missing)
 
 
@@ -141,7 +146,7 @@ from compression import cli, extras
 
 find = PathFinder.find_spec
 hidden = set(sys.argv[1].split(","))
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in hidden else find(name, *rest)
+PathFinder.find_spec = staticmethod(lambda name, *rest: None if name.partition(".")[0] in hidden else find(name, *rest))
 for command in sys.argv[2:]:
     try:
         cli.main(command.split())
@@ -151,8 +156,8 @@ for command in sys.argv[2:]:
 
 
 def run_without_extras(folder, *commands):
-    """What the commands print to standard error, without what mlflow brings itself."""
-    hidden = "fpdf,itsdangerous,optuna,psycopg2,transformers"
+    """What the commands print to standard error. Hidden is what mlflow does not bring of its own."""
+    hidden = "fpdf,optuna,psycopg2,transformers"
     words = [sys.executable, "-c", WITHOUT_EXTRAS, hidden, *commands]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True).stderr
@@ -164,7 +169,7 @@ def test_a_command_whose_extra_is_missing_says_so_in_one_line_and_exits_with_1(t
     )
     refusals = [
         f"Error: This needs the package {module}, which is not installed: pip install 'model-compression-lab[{extra}]'."
-        for module, extra in (("optuna", "tune"), ("transformers", "text"), ("itsdangerous", "study"))
+        for module, extra in (("optuna", "tune"), ("transformers", "text"), ("fpdf", "study"))
     ]
     assert said.splitlines() == [line for refusal in refusals for line in (refusal, "exit code 1")]
 

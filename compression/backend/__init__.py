@@ -1,1 +1,1 @@
-"""Where `mlflow run` runs an entry point: `-b host` in this Python, `-b docker` in the image, checked first."""
+"""MLflow project backends: `mlflow run -b host` runs an entry point in this Python, `-b docker` in the image."""

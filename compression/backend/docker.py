@@ -1,9 +1,9 @@
 """The MLflow project backend `docker`: `mlflow run . -b docker -e …` in the image of MLproject's `docker_env`.
 
-What plain `mlflow run .` does too, with three differences. Engine, image and GPU are looked at before a run is made
-that would stay RUNNING without them. What the run needs of this machine is mounted where it lies here: the folder of
-a SQLite store (its journal lies beside the file), the results of child runs, data. And names of variables alone stand
-on the command line, so that no password does.
+Differs from plain `mlflow run .` in three ways. It checks engine, image and GPU before it creates a run, which would
+stay RUNNING otherwise. It mounts what the run needs of this machine at the same paths: the folder of a SQLite store
+(SQLite's own journal is a file beside it), the artifacts of child runs, data. And `docker run` gets environment
+variables by name only, so that no password shows up on a command line.
 """
 
 from __future__ import annotations
@@ -11,23 +11,36 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from mlflow.projects._project_spec import Project
-from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.git_utils import get_git_commit
 
-from compression.backend.engine import BUILD, engine
-from compression.backend.process import Launch, ProcessBackend
+from compression.backend.engine import BUILD_HINT, connect
+from compression.backend.mlflow_internals import local_path
+from compression.backend.process_backend import ProcessBackend
 from compression.tracking import notify, server
 
-CODE = "/mlflow/projects/code"  # where the image has the project
-DATA = "COMPRESSION_DATA"
-HANDED_ON = ("MLFLOW_", "COMPRESSION_", "HF_", "OPTUNA_", "PG", "OMP_", "http_proxy", "https_proxy", "no_proxy")
-NOT_HANDED_ON = ("COMPRESSION_HOME",)  # the image's own, where MLproject mounts this machine's
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-SERVICES = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "COMPRESSION_STUDY_URL")
+if TYPE_CHECKING:
+    from compression.backend.mlflow_internals import Project
+    from compression.backend.process_backend import Launch
+
+PROJECT_FOLDER = "/mlflow/projects/code"  # of the project inside the image
+DATA_VARIABLE = "COMPRESSION_DATA"
+FORWARDED_PREFIXES = (
+    "MLFLOW_",
+    "COMPRESSION_",
+    "HF_",
+    "OPTUNA_",
+    "PG",
+    "OMP_",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
+NOT_FORWARDED = ("COMPRESSION_HOME",)  # the image sets its own, where MLproject mounts this machine's folder
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+SERVICE_VARIABLES = ("MLFLOW_TRACKING_URI", "OPTUNA_STORAGE", "COMPRESSION_STUDY_URL")
 
 
 class DockerBackend(ProcessBackend):
@@ -35,71 +48,80 @@ class DockerBackend(ProcessBackend):
 
     name = "docker"
 
-    def check(self, project: Project, folder: str, options: dict[str, Any]) -> None:
-        """Engine, image and, if one is asked for, GPU; UserError for what is missing."""
-        found = engine()
-        built, here = found.commit_of(project.docker_env["image"]), get_git_commit(folder)
-        if built and here and built != here:
-            notify(f"warning: the image has the code of commit {built[:7]}, this folder is at {here[:7]}; {BUILD}")
+    def check_requirements(self, project: Project, folder: str, options: dict[str, Any]) -> None:
+        """Raise UserError if the engine, the image or a requested GPU is missing; warn of an outdated image."""
+        engine = connect()
+        built, current = engine.image_commit(project.docker_env["image"]), get_git_commit(folder)
+        if built and current and built != current:
+            notify(
+                f"warning: the image has the code of commit {built[:7]}, this folder is at {current[:7]}; {BUILD_HINT}"
+            )
         if "gpus" in options:
-            found.require_gpu()
+            engine.require_gpu()
 
-    def process(self, launch: Launch) -> tuple[list[str], dict[str, str]]:
-        """`docker run` with what the entry point needs of this machine; of variables, the names alone."""
-        env = dict(launch.variables)
-        mounts = [*_declared(launch), *_store(launch), *_data(env), *_given(launch)]
-        handed_on = [name for name in sorted(env) if name.startswith(HANDED_ON) and name not in NOT_HANDED_ON]
-        words = ["docker", "run", "--rm", "--init", "--name", _container(launch)]
-        words += [word for mount in dict.fromkeys(mounts) for word in ("--volume", mount)]
-        words += [word for name in handed_on for word in ("--env", name)]
-        words += _as_owner()
-        if "network" not in launch.options and any(_on_loopback(env.get(name, "")) for name in SERVICES):
+    def child_command(self, launch: Launch) -> tuple[list[str], dict[str, str]]:
+        """Return a `docker run` command with volumes and names of variables, and the variables' values."""
+        env = dict(launch.environment)
+        if env.get(DATA_VARIABLE):
+            env[DATA_VARIABLE] = os.path.abspath(env[DATA_VARIABLE])
+        volumes = [
+            *_declared_volumes(launch), *_store_volumes(launch), *_data_volumes(env), *_parameter_volumes(launch)
+        ]  # fmt: skip
+        forwarded = [name for name in sorted(env) if name.startswith(FORWARDED_PREFIXES) and name not in NOT_FORWARDED]
+        words = ["docker", "run", "--rm", "--init", "--name", _container_name(launch)]
+        words += [word for volume in dict.fromkeys(volumes) for word in ("--volume", volume)]
+        words += [word for name in forwarded for word in ("--env", name)]
+        words += _user_options()
+        if "network" not in launch.options and any(_is_loopback(env.get(name, "")) for name in SERVICE_VARIABLES):
             words.append("--network=host")
         image = launch.project.docker_env["image"]
-        return [*words, *_arguments(launch.options), image, "bash", "-c", launch.command], env
+        return [*words, *_docker_options(launch.options), image, "bash", "-c", launch.command], env
 
-    def ended(self, launch: Launch) -> None:
-        engine().stop(_container(launch))  # where `docker run` was ended before it could
+    def on_exit(self, launch: Launch) -> None:
+        """Kill a container that is still running, because `docker run` was killed before it could stop it."""
+        connect().kill_container(_container_name(launch))
 
 
-def _container(launch: Launch) -> str:
+def _container_name(launch: Launch) -> str:
     return f"mlflow-{launch.run_id}"
 
 
-def _declared(launch: Launch) -> list[str]:
-    """The volumes of MLproject, which are written for the shell that plain `mlflow run` gives them to."""
+def _declared_volumes(launch: Launch) -> list[str]:
+    """The volumes of MLproject, which are written for a shell: plain `mlflow run` passes them to one."""
     return [text.strip('"').replace("$PWD", launch.folder) for text in launch.project.docker_env.get("volumes", [])]
 
 
-def _store(launch: Launch) -> list[str]:
-    """The folders of a SQLite store and of its artifacts; nothing for a server."""
+def _store_volumes(launch: Launch) -> list[str]:
+    """The folders of a SQLite store and of the artifacts of its runs; empty for a server."""
     uri = server.tracking_uri()
     if not uri.startswith(server.SQLITE):
         return []
-    runs = Path(local_file_uri_to_path(launch.artifacts)).parents[1]  # those of child runs too
-    runs.mkdir(parents=True, exist_ok=True)
-    return [f"{folder}:{folder}" for folder in (Path(uri.removeprefix(server.SQLITE)).parent, runs)]
+    artifacts = Path(local_path(launch.artifact_uri)).parents[1]  # of all runs of the experiment: children's too
+    artifacts.mkdir(parents=True, exist_ok=True)
+    return [f"{folder}:{folder}" for folder in (Path(uri.removeprefix(server.SQLITE)).parent, artifacts)]
 
 
-def _data(env: dict[str, str]) -> list[str]:
-    """The root of the data, to be read only; in `env` its full path."""
-    if not env.get(DATA):
-        return []
-    env[DATA] = os.path.abspath(env[DATA])
-    return [f"{env[DATA]}:{env[DATA]}:ro"]
+def _data_volumes(env: dict[str, str]) -> list[str]:
+    """The folder of COMPRESSION_DATA, read-only, if it is set."""
+    folder = env.get(DATA_VARIABLE)
+    return [f"{folder}:{folder}:ro"] if folder else []
 
 
-def _given(launch: Launch) -> list[str]:
-    """Files and folders among the parameters, where the entry point will look for them, to be read only."""
+def _parameter_volumes(launch: Launch) -> list[str]:
+    """Files and folders named by parameters, read-only, where the entry point will look for them."""
     texts = [value.removeprefix("@") for value in launch.params.values()]
-    found = [(Path(launch.folder, text).resolve(), posixpath.normpath(posixpath.join(CODE, text))) for text in texts]
-    return [f"{here}:{there}:ro" for here, there in found if here.exists() and there != CODE]
+    paths = [(Path(launch.folder, text).resolve(), _path_in_container(text)) for text in texts]
+    return [f"{source}:{target}:ro" for source, target in paths if source.exists() and target != PROJECT_FOLDER]
 
 
-def _as_owner() -> list[str]:
-    """Who the entry point runs as, so that the files are theirs: the owner of a SQLite store's folder, or the caller.
+def _path_in_container(text: str) -> str:
+    return posixpath.normpath(posixpath.join(PROJECT_FOLDER, text))
 
-    For root without a store here it is the image's own user.
+
+def _user_options() -> list[str]:
+    """Set the user that the entry point runs as, to whom its files will belong.
+
+    The owner of a SQLite store's folder, or the caller. For root with a server it is the image's own user.
     """
     uri = server.tracking_uri()
     if uri.startswith(server.SQLITE):
@@ -108,12 +130,12 @@ def _as_owner() -> list[str]:
     return ["--env", f"RUN_AS={os.getuid()}:{os.getgid()}"] if os.getuid() else []
 
 
-def _on_loopback(address: str) -> bool:
-    return urlsplit(address).hostname in LOOPBACK
+def _is_loopback(address: str) -> bool:
+    return urlsplit(address).hostname in LOOPBACK_HOSTS
 
 
-def _arguments(options: dict[str, Any]) -> list[str]:
-    """`-A name=value` and `-A name` as mlflow hands them to `docker run`."""
+def _docker_options(options: dict[str, Any]) -> list[str]:
+    """Write `-A name=value` and `-A name` as options of `docker run`, like mlflow does."""
     words = []
     for name, value in options.items():
         words.append(f"-{name}" if len(name) == 1 else f"--{name}")

@@ -1,92 +1,100 @@
-"""What a run needs of this machine, looked at, with what to do about what is missing."""
+"""Checks of what a run needs of this machine, with advice about what is missing: `compression doctor`."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compression import tracking
 from compression.backend import engine
 from compression.errors import UserError
 
-ROOM = 5e9  # bytes that a run's checkpoints, models and reports may take with room to spare
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MIN_FREE_BYTES = 5e9  # more than the checkpoints, models and reports of a usual run
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing looked at. What is `needed` and not `well` would make every run fail."""
+class CheckResult:
+    """The result of one check. Without what `is_required`, every run would fail."""
 
     name: str
-    well: bool
-    sentence: str
-    needed: bool = False
+    ok: bool
+    message: str
+    is_required: bool = False
 
 
-def examine() -> list[Finding]:
-    """Everything, in the order in which a run needs it. Takes some seconds and changes nothing."""
+def run_checks() -> list[CheckResult]:
+    """Run all checks, in the order in which a run needs things. Takes some seconds and changes nothing."""
     checks: list[tuple[str, Callable[[], str], bool]] = [
-        ("server", server, True),
-        ("runs", runs, False),
-        ("disk", disk, True),
-        ("data", data, False),
-        ("gpu", gpu, False),
-        ("engine", lambda: f"Docker {engine.engine().version()}", False),
-        ("image", image, False),
-        ("gpu in docker", docker_gpu, False),
+        ("server", check_server, True),
+        ("runs", check_runs, False),
+        ("disk", check_disk, True),
+        ("data", check_data, False),
+        ("gpu", check_gpu, False),
+        ("engine", lambda: f"Docker {engine.connect().version()}", False),
+        ("image", check_image, False),
+        ("gpu in docker", check_docker_gpu, False),
     ]
-    return [_finding(name, check, needed) for name, check, needed in checks]
+    return [_run_check(name, check, is_required) for name, check, is_required in checks]
 
 
-def _finding(name: str, check: Callable[[], str], needed: bool) -> Finding:
+def _run_check(name: str, check: Callable[[], str], is_required: bool) -> CheckResult:
     try:
-        return Finding(name, True, check(), needed)
+        return CheckResult(name, True, check(), is_required)
     except UserError as error:
-        return Finding(name, False, str(error), needed)
+        return CheckResult(name, False, str(error), is_required)
 
 
-def server() -> str:
+def check_server() -> str:
+    """Check the tracking server. Raises UserError if it does not answer or refuses the login."""
     tracking.check_server()
     return f"runs go to {tracking.redact_uri(tracking.tracking_uri())}"
 
 
-def runs() -> str:
-    if left := tracking.orphaned_runs():
+def check_runs() -> str:
+    """Look for runs whose container never started. Raises UserError if there are some."""
+    if orphaned := tracking.orphaned_runs():
         raise UserError(
-            f"{len(left)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when Docker "
-            "is down); close them with `compression doctor --close-runs`, and use `-b docker`, which looks first."
+            f"{len(orphaned)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when "
+            "Docker is down); close them with `compression doctor --close-runs`, and use `-b docker`, which checks "
+            "first."
         )
     return "none waits for a container that never came"
 
 
-def close_runs() -> int:
-    """Set the runs whose container never came to FAILED; how many."""
-    left = tracking.orphaned_runs()
-    for run in left:
-        tracking.mark_failed(run, "Its container never came: see `compression doctor`.")
-    return len(left)
+def fail_orphaned_runs() -> int:
+    """Set the runs whose container never started to FAILED; return how many."""
+    orphaned = tracking.orphaned_runs()
+    for run_id in orphaned:
+        tracking.mark_failed(run_id, "Its container never came: see `compression doctor`.")
+    return len(orphaned)
 
 
-def disk() -> str:
-    folder = tracking.home()
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if not os.access(there, os.W_OK):
-        raise UserError(f"{there} cannot be written; set COMPRESSION_HOME to a folder that can.")
-    if free < ROOM:
-        raise UserError(f"{there} has {free / 1e9:.1f} GB left; make room, or set COMPRESSION_HOME elsewhere.")
-    return f"{free / 1e9:.0f} GB free at {there}"
+def check_disk() -> str:
+    """Check the disk of COMPRESSION_HOME. Raises UserError if it is not writable or has less than 5 GB left."""
+    home = tracking.home()
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder} cannot be written; set COMPRESSION_HOME to a folder that can.")
+    if free < MIN_FREE_BYTES:
+        raise UserError(f"{folder} has {free / 1e9:.1f} GB left; make room, or set COMPRESSION_HOME elsewhere.")
+    return f"{free / 1e9:.0f} GB free at {folder}"
 
 
-def data() -> str:
+def check_data() -> str:
+    """Check where datasets come from. Raises UserError if only the task digits would have data."""
     root = os.environ.get("COMPRESSION_DATA", "")
     if root and not Path(root).is_dir():
         raise UserError(f"COMPRESSION_DATA={root} is no folder; set it to one that holds cifar10/ or glue/<name>/.")
     if root:
         return f"COMPRESSION_DATA={root} holds {', '.join(sorted(path.name for path in Path(root).iterdir()))}"
-    from compression.models import hub
+    from compression.models import hub  # imports the libraries of Hugging Face, which take a second
 
     if not hub.reachable():
         raise UserError(
@@ -96,19 +104,22 @@ def data() -> str:
     return "from the Hugging Face hub"
 
 
-def gpu() -> str:
-    import torch
+def check_gpu() -> str:
+    """Return the GPU's name. Raises UserError if torch finds none."""
+    import torch  # takes a second
 
     if not torch.cuda.is_available():
-        raise UserError("torch sees no NVIDIA GPU here: `-b host` runs on the processor.")
+        raise UserError("torch finds no NVIDIA GPU here: `-b host` runs on the processor.")
     return torch.cuda.get_device_name()
 
 
-def image() -> str:
-    commit = engine.engine().commit_of(engine.IMAGE)
+def check_image() -> str:
+    """Check the image of the lab. Raises UserError if there is no Docker engine or no image."""
+    commit = engine.connect().image_commit(engine.IMAGE)
     return f"{engine.IMAGE}, built from {commit[:7] or 'an unknown commit'}"
 
 
-def docker_gpu() -> str:
-    engine.engine().require_gpu()
+def check_docker_gpu() -> str:
+    """Check GPUs in containers. Raises UserError if there is no Docker engine, or containers get no GPU."""
+    engine.connect().require_gpu()
     return "`-A gpus=all` gives containers the GPUs"

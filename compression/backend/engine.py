@@ -1,4 +1,4 @@
-"""The Docker engine: whether it is there, has the image and GPUs, and the sentence when it does not."""
+"""The Docker engine: whether it answers, has the image and GPUs, with error messages for when it does not."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import docker
 from compression.errors import UserError, first_line
 
 IMAGE = "model-compression-lab"  # as MLproject names it
-PATIENCE = 10  # seconds that the engine has to answer
-COMMIT = "compression.commit"  # the label that says which code is in the image
-BUILD = "build it with `make image`"
-WITHOUT = "or run with `-b host`, which needs no Docker"
+TIMEOUT = 10  # seconds that the engine has to answer
+COMMIT_LABEL = "compression.commit"  # the image's label with the git commit of its code
+BUILD_HINT = "build it with `make image`"
+HOST_HINT = "or run with `-b host`, which needs no Docker"
 
 
 @dataclass(frozen=True)
@@ -24,39 +24,43 @@ class Engine:
     client: docker.DockerClient
 
     def version(self) -> str:
-        return self.client.version()["Version"]
+        """Return the engine's version."""
+        return str(self.client.version()["Version"])
 
-    def commit_of(self, image: str) -> str:
-        """The git commit that `image` was built from, as far as it says; UserError if there is no such image."""
+    def image_commit(self, image: str) -> str:
+        """Return the git commit that `image` was built from; empty if its label is missing.
+
+        Raises UserError if there is no such image.
+        """
         try:
-            return self.client.images.get(image).labels.get(COMMIT, "")
+            return str(self.client.images.get(image).labels.get(COMMIT_LABEL, ""))
         except ImageNotFound as error:
-            raise UserError(f"There is no image {image!r} on this machine; {BUILD}, {WITHOUT}.") from error
+            raise UserError(f"There is no image {image!r} on this machine; {BUILD_HINT}, {HOST_HINT}.") from error
 
     def require_gpu(self) -> None:
-        """UserError if a container can be given no NVIDIA GPU."""
-        facts = self.client.info()
-        devices = [device.get("ID", "") for device in facts.get("DiscoveredDevices") or []]
-        if "nvidia" not in facts.get("Runtimes", {}) and not any("nvidia.com/gpu" in device for device in devices):
+        """Raise UserError if the engine cannot give a container an NVIDIA GPU."""
+        info = self.client.info()
+        devices = [device.get("ID", "") for device in info.get("DiscoveredDevices") or []]
+        if "nvidia" not in info.get("Runtimes", {}) and not any("nvidia.com/gpu" in device for device in devices):
             raise UserError(
                 "The Docker engine has no NVIDIA runtime, so no container gets a GPU; install the driver and the "
                 "NVIDIA Container Toolkit, or leave `-A gpus=…` out to run on the processor."
             )
 
-    def stop(self, container: str) -> None:
-        """End a container, if it is still there."""
-        for found in self.client.containers.list(filters={"name": f"^{container}$"}):
-            found.kill()
+    def kill_container(self, name: str) -> None:
+        """Kill the container `name` if it is still running."""
+        for container in self.client.containers.list(filters={"name": f"^{name}$"}):
+            container.kill()
 
 
-def engine() -> Engine:
-    """The engine of DOCKER_HOST or of this machine; UserError if none answers."""
+def connect() -> Engine:
+    """Connect to the engine of DOCKER_HOST or of this machine. Raises UserError if none answers."""
     try:
-        client = docker.from_env(timeout=PATIENCE)
+        client = docker.from_env(timeout=TIMEOUT)
         client.ping()
     except (DockerException, requests.RequestException) as error:
         raise UserError(
             f"No Docker engine answers ({first_line(error)}); install Docker, or start it "
-            f"(`sudo systemctl start docker`), {WITHOUT}."
+            f"(`sudo systemctl start docker`), {HOST_HINT}."
         ) from error
     return Engine(client)

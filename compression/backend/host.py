@@ -1,7 +1,7 @@
 """The MLflow project backend `host`: `mlflow run . -b host -e …` in the Python that mlflow itself runs in.
 
-For containers and machines without Docker: the entry point runs as a child process, whatever environment the
-MLproject file names.
+For machines without Docker, and for use inside containers: the entry point runs as a child process, whatever
+environment the MLproject file names.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from compression.backend.process import Launch, ProcessBackend
+from compression.backend.process_backend import ProcessBackend
+
+if TYPE_CHECKING:
+    from compression.backend.process_backend import Launch
 
 
 class HostBackend(ProcessBackend):
@@ -19,11 +23,11 @@ class HostBackend(ProcessBackend):
 
     name = "host"
 
-    def process(self, launch: Launch) -> tuple[list[str], dict[str, str]]:
-        """The command in a shell that finds this Python as `python`."""
-        shim = Path(launch.scratch, "bin", "python")  # not every Python has a `python` beside it, nor its own there
+    def child_command(self, launch: Launch) -> tuple[list[str], dict[str, str]]:
+        """Return the entry point's command in a shell that finds this Python as `python`."""
+        shim = Path(launch.scratch, "bin", "python")  # some installations only have `python3`
         shim.parent.mkdir()
         shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
         shim.chmod(0o755)
         path = (str(shim.parent), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
-        return ["bash", "-c", launch.command], launch.variables | {"PATH": os.pathsep.join(path)}
+        return ["bash", "-c", launch.command], launch.environment | {"PATH": os.pathsep.join(path)}

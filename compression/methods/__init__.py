@@ -1,4 +1,4 @@
-"""The methods, by name. A new one is its file and its line here; nothing else knows it.
+"""The registry of methods. A new one is its file and its line here; nothing else names it.
 
 The values are `module:class`, so that listing the names imports none of them.
 """
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "train": "train the model itself",
-    "distill": "train a student on what a teacher knows",
-    "prune": "take away the weights, channels, heads or layers that matter least",
-    "quantize": "keep weights and activations in few bits",
-    "decompose": "write layers as products of smaller ones",
+    "distill": "train a student on a teacher's outputs or layers",
+    "prune": "remove the least important weights, channels, heads or layers",
+    "quantize": "store weights and activations in few bits",
+    "decompose": "factorize layers into smaller ones",
 }
 
 METHODS = {
@@ -68,11 +68,12 @@ METHODS = {
 
 
 def family(name: str) -> str:
-    """The family of a method, from where its file stands."""
+    """The family of a method: the folder of its file."""
     return METHODS[name].partition(".")[0]
 
 
 def of_family(wanted: str) -> list[str]:
+    """The names of the methods of a family."""
     return [name for name in METHODS if family(name) == wanted]
 
 
@@ -81,7 +82,8 @@ def method(name: str) -> type[Method]:
     if name not in METHODS:
         raise UserError(f"There is no method {name!r}; there are {', '.join(METHODS)}.")
     module, _, cls = METHODS[name].partition(":")
-    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    found: type[Method] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+    return found
 
 
 def name_of(step: Method) -> str:
@@ -91,12 +93,12 @@ def name_of(step: Method) -> str:
 
 
 def labels(steps: Sequence[Method]) -> list[str]:
-    """A name for each step that no other of the chain has: the method's, numbered from its second time on."""
+    """A unique label for each step of a chain: the method's name, numbered from its second occurrence on."""
     return numbered([name_of(step) for step in steps])
 
 
 def parse(recipe: str) -> tuple[Method, ...]:
-    """The steps of a chain: `structured:sparsity=0.5+response:temperature=4`, or `@` and a YAML file's path."""
+    """Parse a chain: `structured:sparsity=0.5+response:temperature=4`, or `@` and a YAML file's path."""
     return tuple(build(name, given) for name, given in written(recipe))
 
 
@@ -127,7 +129,7 @@ def check_order(steps: Sequence[Method]) -> None:
 
 
 def check_task(steps: Sequence[Method], task: Task) -> None:
-    """UserError where a step is made for another kind of model than the task has, or undoes the one before it."""
+    """Raise UserError if a step needs another kind of model than the task has, or undoes the steps before it."""
     for step in steps[1:]:
         if step.reinitializes and task.input_shape:  # a transformer goes back to the weights that it came with
             raise UserError(f"{name_of(step)} goes back to untrained weights here: it must be the first step.")

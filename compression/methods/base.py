@@ -54,7 +54,8 @@ class Method(metaclass=params.Flat):
 
     def resolved(self, task: Task) -> Self:
         """The method with its unset training fields filled in for `task`."""
-        return replace(self, training=self.training_for(task)) if hasattr(self, "training") else self
+        changes: dict[str, Any] = {"training": self.training_for(task)} if hasattr(self, "training") else {}
+        return replace(self, **changes)
 
     def check(self, model: nn.Module, context: Context) -> None:
         """Raise UserError if it cannot work on networks of the form of `model`; called before a baseline is trained.

@@ -14,7 +14,7 @@ SHAPE = "a recipe file is a list of steps, `- static` or `- structured: {sparsit
 
 
 def written(recipe: str) -> Written:
-    """What is written of every step, of a recipe as text or of the YAML file behind an `@`."""
+    """The methods and given fields of a recipe's steps; the recipe is a text, or `@` and the path of a YAML file."""
     if recipe.startswith("@"):
         return _listed(Path(recipe[1:]))
     return [_step(part.strip()) for part in recipe.split("+")]
@@ -54,7 +54,7 @@ def _entry(step: Any, path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def numbered(names: Sequence[str]) -> list[str]:
-    """The names, with a number from the second time on: finetune, structured, finetune_2."""
+    """Number repeated names from the second occurrence on: finetune, structured, finetune_2."""
     seen: Counter[str] = Counter()
     found = []
     for name in names:

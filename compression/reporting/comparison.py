@@ -10,7 +10,8 @@ from typing import Any
 
 from compression import tracking
 from compression.errors import UserError
-from compression.reporting import figures, report
+from compression.reporting import report
+from compression.reporting.figures.runs import quality_against_cost
 
 PARTS = ("comparison.json", "layers.csv", "figures")
 
@@ -52,7 +53,7 @@ def side_by_side(contents: list[dict[str, Any]]) -> str:
     first = contents[0]["metrics"]
     baseline = {"label": "before", "size_mb": first.get("size_mb_before"), metric: first.get(f"{metric}_before")}
     points = [content["metrics"] | {"label": content["title"]} for content in contents]
-    picture = figures.tradeoff([baseline, *points] if baseline["size_mb"] else points, metric, "size_mb")
+    picture = quality_against_cost([baseline, *points] if baseline["size_mb"] else points, metric, "size_mb")
     ratios = [f"{metric}_kept", "compression_ratio", "speedup", "macs_ratio"]
     columns = [metric, *ratios, "size_mb", "latency_ms", "seconds"]
     return report.page("comparison.html", contents=contents, columns=columns, picture=report.data_uri(picture))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def beats(one: Sequence[float], other: Sequence[float], more: Sequence[bool]) -> bool:
+def dominates(one: Sequence[float], other: Sequence[float], more: Sequence[bool]) -> bool:
     """Whether `one` is nowhere worse and somewhere better; `more` says where more is better."""
     gains = [(a - b) if up else (b - a) for a, b, up in zip(one, other, more, strict=True)]
     return min(gains) >= 0 and max(gains) > 0

@@ -13,9 +13,10 @@ from typing import Any
 from compression import params, tracking
 from compression.errors import UserError
 from compression.params import param
-from compression.reporting import figures, report
+from compression.reporting import report
 from compression.reporting.claims import findings
-from compression.reporting.pareto import beats
+from compression.reporting.figures.runs import quality_by_family
+from compression.reporting.pareto import dominates
 from compression.tracking import RunRecord
 
 COSTS = ("size_mb", "latency_ms")
@@ -61,7 +62,7 @@ def write(task: str, budget: Budget, output: str) -> tuple[Path, str]:
         front=[row(run) for run in best],
         budget=budget,
         advice=[row(run) for run in recommended(runs, budget, metric)],
-        pictures={cost: report.data_uri(figures.families(points(runs, best), metric, cost)) for cost in COSTS},
+        pictures={cost: report.data_uri(quality_by_family(points(runs, best), metric, cost)) for cost in COSTS},
     )
     path = Path(output)
     path.write_text(page)
@@ -91,7 +92,7 @@ def leading(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     """The runs that no other beats in quality, size and latency at once."""
     names, more = (metric, *COSTS), (True, *(False for _ in COSTS))
     figures = {run.id: [run.metrics[name] for name in names] for run in runs}
-    return [run for run in runs if not any(beats(other, figures[run.id], more) for other in figures.values())]
+    return [run for run in runs if not any(dominates(other, figures[run.id], more) for other in figures.values())]
 
 
 def by_method(runs: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:

@@ -1,4 +1,4 @@
-"""The command line that repeats a run, written from the same fields that it is read into."""
+"""The command that repeats a run, written from the fields that it is parsed into."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from compression.runs.settings import Settings
 
 
 def words(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> list[str]:
-    """The words after `compression`: a single method by its family, several as a chain."""
+    """The arguments of `compression`: a single method by its family, several as a chain."""
     if stage == "compress" and len(steps) == 1:
         [step] = steps
         return [step.family, methods.name_of(step), *options(step), *options(settings)]
@@ -28,7 +28,7 @@ def options(instance: Any) -> list[str]:
 
 
 def project_line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> str:
-    """The same as an MLflow Project: `mlflow run . -e distill -P method=response -P task=…`."""
+    """The command as an MLflow Project: `mlflow run . -e distill -P method=response -P task=…`."""
     if stage == "compress" and len(steps) == 1:
         entry, first = steps[0].family, [f"method={methods.name_of(steps[0])}"]
     else:
@@ -39,4 +39,5 @@ def project_line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -
 
 
 def line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> str:
+    """The command as one line for a shell: `compression distill response --task …`."""
     return shlex.join(["compression", *words(settings, stage, steps)])

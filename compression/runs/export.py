@@ -1,4 +1,4 @@
-"""A stored model as one file that other tools read."""
+"""Export a stored model as one file that other tools read."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def write(spec: str, kind: str, output: Path) -> Path:
 
 
 def onnx(model: nn.Module, path: Path) -> Path:
-    """What ONNX Runtime deploys: codes packed at their width."""
+    """Write the ONNX file that is measured and deployed: integer codes packed at their bit-width."""
     return export(model, models.example(model, 4), path)
 
 
 def exchange(model: nn.Module, path: Path) -> Path:
-    """Standard operators on 8-bit containers, as Brevitas writes them."""
+    """Write QCDQ: standard operators on 8-bit containers, as Brevitas does."""
     return qcdq.write(model, models.example(model, 4), path)
 
 
 def weights(model: nn.Module, path: Path) -> Path:
-    """The state dict, for `torch.load(…, weights_only=True)`."""
+    """Write the state dict, for `torch.load(…, weights_only=True)`."""
     torch.save(model.state_dict(), path)
     return path
 

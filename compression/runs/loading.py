@@ -37,9 +37,10 @@ def built_name(spec: str) -> str:
     if spec.startswith(("runs:/", "models:/")):
         whole = spec if spec.count("/") > 1 else f"{spec}/model"
         with tempfile.TemporaryDirectory() as scratch:
-            return storage.about(tracking.download(f"{whole}/{storage.STRUCTURE}", Path(scratch)).parent)["model"]
+            structure = tracking.download(f"{whole}/{storage.STRUCTURE}", Path(scratch))
+            return str(storage.about(structure.parent)["model"])
     folder = Path(spec)
-    return storage.about(folder)["model"] if (folder / storage.STRUCTURE).exists() else spec
+    return str(storage.about(folder)["model"]) if (folder / storage.STRUCTURE).exists() else spec
 
 
 @torch.no_grad()

@@ -26,20 +26,24 @@ LOGGED = ("torch", "torchvision", "transformers", "mlflow", "onnx", "onnxruntime
 
 @dataclass(frozen=True)
 class Machine:
+    """The device and threads of a run, and the process that logs where several run together."""
+
     accelerator: Accelerator
     threads: int
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        """The device to train on."""
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def main(self) -> bool:
         """Whether this is the process that measures and logs, when `accelerate launch` started several."""
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     def shared(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the main process, in every process."""
+        """Call `make` in the main process and return its result in every process."""
         made = [make() if self.main else None]
         if self.accelerator.num_processes > 1:
             broadcast_object_list(made)
@@ -63,12 +67,12 @@ class Machine:
 
 
 def _installed(name: str) -> bool:
-    """Whether a package is here: a container for processors may lack torchvision."""
+    """Whether a package is installed: an image without CUDA may lack torchvision."""
     return importlib.util.find_spec(name) is not None
 
 
 def prepare(settings: Settings) -> Machine:
-    """Set threads and seeds as the settings say, and take the device; UserError where it is not there."""
+    """Set threads and seeds and choose the device; UserError if it is not there."""
     cuda = torch.cuda.is_available()
     if settings.device == "cuda" and not cuda:
         raise UserError("device=cuda, but torch sees no GPU here; use device=auto, or a machine with an NVIDIA driver.")
@@ -79,7 +83,7 @@ def prepare(settings: Settings) -> Machine:
 
 
 def seed(number: int) -> None:
-    """Seed every generator that anybody may draw from."""
+    """Seed Python's, NumPy's and torch's generators."""
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
@@ -87,7 +91,7 @@ def seed(number: int) -> None:
 
 @functools.cache
 def accelerator(cpu: bool, precision: str) -> Accelerator:
-    """accelerate keeps one state a process, so one Accelerator is made and kept for each use of it."""
+    """The Accelerator of a device and precision: accelerate keeps one state per process, so each is made once."""
     if precision == "auto":
         # accelerate launch may have been told a precision already: it stands
         gpu = "no" if cpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"

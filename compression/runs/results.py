@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics, comparison.json, layers.csv, the model, the ONNX file, the report."""
+"""The artifacts of a run: metrics, comparison.json, layers.csv, the model, the ONNX file, figures, the report."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ import shutil
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from compression import tracking
 from compression.deploy.measure import Measurement, compare
 from compression.models import storage
 from compression.nn import transformer
-from compression.reporting import figures, report
+from compression.reporting import report
+from compression.reporting.figures import runs as figures
 from compression.tasks.task import Task
 
 CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
 
 
 def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[str, float]:
-    """The run's flat metrics: of [before, …, after] a comparison, of a single measurement its own figures."""
+    """The run's metrics by name: of [before, …, after] a comparison, of a single measurement its own.
+
+    `seconds` is the time spent in the steps.
+    """
     last = measured[-1]
     own = compare(measured[0], last, task.metric) if len(measured) > 1 else last.metrics() | last.onnx
     return own | {"seconds": seconds}
 
 
 def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
-    """What must be said loudly of the last model: a layer with nothing left, quality at chance, no other reader."""
+    """Warnings about the last model: empty layers, quality at chance, a config that transformers cannot read."""
     last, removed = measured[-1], transformer.removed(model)
     empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
     said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
@@ -39,7 +44,7 @@ def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> 
         )
     if task.outputs == 1 and not (last.logits - last.logits[0]).abs().max() > 0:
         said.append("The model answers the same number for everything: it has learned nothing.")
-    elif task.outputs > 1 and last.logits.argmax(1).unique().numel() == 1:
+    elif task.outputs > 1 and len(torch.unique(last.logits.argmax(1))) == 1:
         said.append("The model answers the same class for everything: it is at chance.")
     elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
         said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")
@@ -54,7 +59,7 @@ def keep(
     metrics: dict[str, float],
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """Write and send everything; the content of comparison.json."""
+    """Log metrics, figures, tables and files to `run`; the content of comparison.json."""
     folder = run.artifact_folder
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
@@ -82,7 +87,7 @@ def keep(
 
 
 def keep_model(run: tracking.Run, task: Task, model: nn.Module, about: dict[str, Any]) -> None:
-    """Keep the model as the artifact `model`, its tokenizer with it."""
+    """Log the model as the artifact `model`, with its tokenizer."""
     folder = storage.save(model, run.artifact_folder / "model", about)
     if task.tokenizer is not None:
         task.tokenizer.save_pretrained(folder)
@@ -91,7 +96,7 @@ def keep_model(run: tracking.Run, task: Task, model: nn.Module, about: dict[str,
 
 
 def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
-    """layers.csv: a row per layer of before or after; `<column>_before` beside each column."""
+    """The rows of layers.csv: one per layer before or after, with `<column>_before` next to each column."""
     earlier = {row["layer"]: row for row in measured[0].layers} if len(measured) > 1 else {}
     later = {row["layer"]: row for row in measured[-1].layers}
     rows = []
@@ -107,32 +112,32 @@ def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
 
 
 def after_each_step(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
-    """The figures before the first step and after each that was measured, each with its `label`."""
+    """The metrics before the first step and after each that was measured, each with its `label`."""
     labels = ["before", *(steps if len(steps) == len(measured) - 1 > 1 else ["after"])]
     return [{"label": label} | one.metrics() for label, one in zip(labels, measured, strict=True)]
 
 
 def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list[str]) -> None:
-    """The figures of the run."""
+    """Draw the figures that every run has."""
     before, after = (measured[0] if len(measured) > 1 else None), measured[-1]
     if before is not None:
         points = after_each_step(measured, steps)
-        run.figure("quality-against-size", figures.tradeoff(points, task.metric, "size_mb"))
-        run.figure("quality-against-latency", figures.tradeoff(points, task.metric, "latency_ms"))
+        run.figure("quality-against-size", figures.quality_against_cost(points, task.metric, "size_mb"))
+        run.figure("quality-against-latency", figures.quality_against_cost(points, task.metric, "latency_ms"))
     if task.outputs > 1:
         counts = [confusion(m, task.outputs) if m else None for m in (before, after)]
         assert counts[1] is not None
-        run.figure("confusion", figures.confusion(counts[0], counts[1], task.labels))
-        run.figure("per-class", figures.per_class(counts[0], counts[1], task.labels))
+        run.figure("confusion", figures.confusion_matrices(counts[0], counts[1], task.labels))
+        run.figure("per-class", figures.accuracy_by_class(counts[0], counts[1], task.labels))
     if "train_loss" in run.curves:
-        run.figure("training", figures.curves(run.curves, task.metric))
+        run.figure("training", figures.training_curves(run.curves, task.metric))
     rows = before.layers if before else None
-    run.figure("layers-params", figures.layers(rows, after.layers, "params", "Parameters by layer"))
+    run.figure("layers-params", figures.bars_by_layer(rows, after.layers, "params", "Parameters by layer"))
     if any(row["sparsity"] > 0.005 for row in after.layers):
-        run.figure("layers-sparsity", figures.layers(rows, after.layers, "sparsity", "Sparsity by layer"))
+        run.figure("layers-sparsity", figures.bars_by_layer(rows, after.layers, "sparsity", "Sparsity by layer"))
 
 
 def confusion(measurement: Measurement, classes: int) -> np.ndarray:
-    """Counts `(classes, classes)`: true class by row, predicted by column."""
+    """The confusion matrix: counts `(classes, classes)`, true class by row, predicted class by column."""
     pairs: Tensor = measurement.targets.long() * classes + measurement.logits.argmax(1)
     return pairs.bincount(minlength=classes * classes).reshape(classes, classes).numpy()

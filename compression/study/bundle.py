@@ -17,6 +17,7 @@ from typing import Any
 import compression
 from compression import tracking
 from compression.errors import UserError
+from compression.files import replace_file
 from compression.runs import export
 from compression.study import clock, notes, pdf, people, questionnaires, runs, sheets, stages, store, timesheet
 from compression.study.runs import PersonRun
@@ -160,16 +161,11 @@ def pack(id: str, folder: Path, output: Path) -> None:
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files
     }
     about = {"format": FORMAT, "participant": id, "made": now().isoformat(timespec="seconds"), "files": listed}
-    half = output.with_name(f"{output.name}.half")
-    try:
-        with zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(MANIFEST, json.dumps(about, indent=1))
-            for name in listed:
-                kind = zipfile.ZIP_STORED if name.endswith(STORED) else zipfile.ZIP_DEFLATED
-                archive.write(folder / name, name, kind)
-        half.replace(output)
-    finally:
-        half.unlink(missing_ok=True)
+    with replace_file(output) as half, zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, json.dumps(about, indent=1))
+        for name in listed:
+            kind = zipfile.ZIP_STORED if name.endswith(STORED) else zipfile.ZIP_DEFLATED
+            archive.write(folder / name, name, kind)
 
 
 def digest(path: Path) -> str:

@@ -16,9 +16,8 @@ from sqlalchemy.orm import Session
 from compression.errors import UserError, first_line
 from compression.study import launches, people, runs, store
 from compression.study.tables import OfParticipant, Participant
-from compression.tracking import server
+from compression.tracking import ViewType, server
 from compression.tracking.journal import JOURNAL_FILE
-from compression.tracking.records import ViewType
 from compression.tracking.run import runs_folder
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from compression.study.definition import Study
-from compression.tracking import server
-from compression.tracking.records import ViewType
+from compression.tracking import ViewType, server
 from compression.tracking.run import TIME_TAG
 
 PARENT = "mlflow.parentRunId"

@@ -11,6 +11,7 @@ from compression.tracking.lifecycle import fail_joined_run, start_child_run, sta
 from compression.tracking.null_run import NullRun
 from compression.tracking.records import (
     RunRecord,
+    ViewType,
     download,
     find_baseline,
     finished_runs,
@@ -28,6 +29,7 @@ __all__ = [
     "NullRun",
     "Run",
     "RunRecord",
+    "ViewType",
     "check_server",
     "download",
     "fail_joined_run",

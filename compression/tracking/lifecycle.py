@@ -227,7 +227,8 @@ def _end(run: Run, outbox: Outbox, sender: MlflowSender, status: str, failure: s
         run.end(status, failure, sender.metadata["began"])
     finally:
         if not outbox.close(END_TIMEOUT):
+            left, uri = count_undelivered(run.folder), sender.metadata["uri"]
             notify(
-                f"{count_undelivered(run.folder)} entries of run {run.id} could not be sent to {sender.metadata['uri']} "
-                f"({outbox.last_error}); they are kept in {run.folder}, and `compression sync` sends them later."
+                f"{left} entries of run {run.id} could not be sent to {uri} ({outbox.last_error}); "
+                f"they are kept in {run.folder}, and `compression sync` sends them later."
             )

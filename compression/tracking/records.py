@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow import pyfunc
-from mlflow.entities import ViewType
+from mlflow.entities import ViewType as ViewType  # which runs to search, deleted ones or not: exported
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENV

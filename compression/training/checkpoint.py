@@ -1,9 +1,8 @@
-"""The state of a training, written every epoch, from which a killed run goes on to the same weights."""
+"""Checkpoints: the state of a training after every epoch, from which a killed run resumes to the same weights."""
 
 from __future__ import annotations
 
 import copy
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError, first_line
+from compression.files import replace_file
 from compression.training.context import Context
 
 
@@ -23,18 +23,19 @@ class Best:
     state: dict[str, Tensor] | None = None
 
     def updated(self, quality: float, model: nn.Module) -> Best:
-        """The better of this and `model` (whose weights are copied); the earlier one on a tie."""
+        """The better of this and `model`, whose weights are then copied; the earlier one on a tie."""
         if not quality > self.quality:
             return self
         return Best(quality, {name: value.detach().clone() for name, value in model.state_dict().items()})
 
     def restore(self, model: nn.Module) -> None:
+        """Load the kept weights into `model`; nothing happens if none were kept."""
         if self.state is not None:
             model.load_state_dict(self.state)
 
 
 class Checkpoint:
-    """A file `<title>.pt` in the run's folder, replaced whole; read without executing anything in it."""
+    """The file `<title>.pt` in the run's folder; one of the run being resumed is read at once, if there is one."""
 
     def __init__(self, title: str, context: Context, model: nn.Module, optimizer: Any, scheduler: Any):
         self.path = context.folder / f"{title}.pt"
@@ -44,7 +45,7 @@ class Checkpoint:
             self.read(context.resume / self.path.name)
 
     def write(self, epoch: int, best: Best) -> None:
-        """Keep everything after `epoch` epochs, on the main process."""
+        """Save the state after `epoch` epochs, in the main process."""
         if not self.context.accelerator.is_main_process:
             return
         content = {
@@ -59,6 +60,7 @@ class Checkpoint:
         save_whole(content, self.path)
 
     def read(self, path: Path) -> None:
+        """Restore model, optimizer, scheduler and random state; UserError if they are another training's."""
         content = load_plain(path)
         try:
             self.model.load_state_dict(content["model"])
@@ -74,29 +76,28 @@ class Checkpoint:
         torch.set_rng_state(content["random"])
 
     def kept(self) -> str:
-        """Where the last good state is, in a sentence."""
+        """Name the checkpoint of the last whole epoch in a sentence; empty if there is none."""
         return f"The checkpoint of the last whole epoch is kept: {self.path}." if self.path.exists() else ""
 
 
 def save_whole(content: dict[str, Any], path: Path) -> None:
     """Write with torch.save so that `path` is either the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
     try:
-        torch.save(content, part)
-        os.replace(part, path)
+        with replace_file(path) as half:
+            torch.save(content, half)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         raise UserError(
             f"Could not write {path}: {first_line(error)}; free some space or set COMPRESSION_HOME."
         ) from error
 
 
 def load_plain(path: Path) -> dict[str, Any]:
-    """Read what `save_whole` wrote; tensors, numbers and texts only, nothing is executed."""
+    """Read a checkpoint: tensors, numbers and texts alone, so nothing is executed. Raises UserError if damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a damaged file
         raise UserError(
             f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
         ) from error
+    return content

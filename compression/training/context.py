@@ -119,7 +119,8 @@ class Context:
     @property
     def device(self) -> torch.device:
         """The device to train on."""
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def for_step(self, number: int, name: str) -> Context:
         """The context of step `number` (from 1) of a chain, the method `name`."""

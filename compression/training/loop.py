@@ -80,14 +80,14 @@ def fit(
             if on_step:
                 on_step(step, steps_per_epoch * training.epochs)
             if len(losses) % LOSS_CHECK == 0 or len(losses) == steps_per_epoch:
-                require_finite(losses, step - len(losses), scheduler.get_last_lr()[0], checkpoint)
+                require_finite(losses, step - len(losses), float(scheduler.get_last_lr()[0]), checkpoint)
             progress.step()
 
         quality = evaluate(model.eval(), validation, context.task)[context.task.metric]
         metrics = {
             "train_loss": torch.stack(losses).mean().item(),
             f"val_{context.task.metric}": quality,
-            "learning_rate": scheduler.get_last_lr()[0],
+            "learning_rate": float(scheduler.get_last_lr()[0]),
         }
         context.record.metrics(metrics | {"epoch_seconds": time.perf_counter() - started}, context.epochs.next())
         best = best.updated(quality, trained) if training.keep == "best" else best
@@ -193,7 +193,8 @@ def batch_indices(train: Split, context: Context, training: Training, generator:
     assert training.batch_size is not None
     order = torch.randperm(len(train), generator=generator)
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
-    batches = list(order[: len(order) // world * world][rank::world].split(max(1, training.batch_size // world)))
+    own = order[: len(order) // world * world][rank::world]
+    batches = list(torch.split(own, max(1, training.batch_size // world)))
     if len(batches) > 1 and len(batches[-1]) == 1:
         batches.pop()  # a batch norm has no variance to learn from a single example
     return batches

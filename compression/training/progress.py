@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar with the time left, or plain lines when nobody watches."""
+"""Progress of a training: a bar with the time left on a terminal, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Progress:
         )
 
     def step(self) -> None:
+        """Advance by one optimizer step."""
         self.bar.update()
 
     def epoch(self, epoch: int, figures: dict[str, float]) -> None:
@@ -38,4 +39,5 @@ class Progress:
             print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
+        """Take the bar off the terminal."""
         self.bar.close()

@@ -24,12 +24,12 @@ from compression.methods.base import Method
 from compression.models import storage
 from compression.runs.job import Job
 
-ROOM = 5e9  # bytes; beyond them the oldest entries go
-MOVES = ("models:/",)  # addresses whose content may change while their text stays
+MAX_BYTES = 5e9  # bytes; beyond them the oldest entries go
+MUTABLE_SCHEMES = ("models:/",)  # addresses whose content may change while their text stays
 
 
 @dataclass(frozen=True)
-class Cache:
+class StepCache:
     """Models after a number of steps, on this machine's disk."""
 
     folder: Path
@@ -56,32 +56,32 @@ class Cache:
             except OSError:
                 if not place.exists():  # else another worker was first, with the same
                     raise
-        trim(self.folder)
+        evict(self.folder)
 
     def _place(self, steps: Sequence[Method]) -> Path | None:
-        said = [described(step) for step in steps]
+        said = [step_key(step) for step in steps]
         if any(part is None for part in said):
             return None
         return self.folder / digest([self.start, said])
 
 
-def cache(job: Job, original: nn.Module) -> Cache:
+def open_cache(job: Job, original: nn.Module) -> StepCache:
     """The cache of what begins at `original` in `job`."""
     facts = job.machine.facts()
-    start = [job.task.name, job.task.digest, job.settings.seed, facts, source(), weights(original)]
-    return Cache(tracking.home() / "steps", digest(start))
+    start = [job.task.name, job.task.digest, job.settings.seed, facts, source_digest(), weights_digest(original)]
+    return StepCache(tracking.home() / "steps", digest(start))
 
 
-def described(step: Method) -> list[Any] | None:
+def step_key(step: Method) -> list[Any] | None:
     """All that a step is; None where it names something that may change under its name."""
     texts = params.texts(step)
     items = {name: params.items(text, slashes=True) for name, text in texts.items()}
-    if any(item.startswith(MOVES) for given in items.values() for item in given):
+    if any(item.startswith(MUTABLE_SCHEMES) for given in items.values() for item in given):
         return None
-    return [methods.name_of(step), texts, {name: [files(item) for item in given] for name, given in items.items()}]
+    return [methods.name_of(step), texts, {name: [files_digest(item) for item in given] for name, given in items.items()}]
 
 
-def files(text: str) -> str:
+def files_digest(text: str) -> str:
     """A digest of the file or folder that `text` names; nothing for other texts."""
     path = Path(text)
     if not text or not path.exists():
@@ -90,7 +90,7 @@ def files(text: str) -> str:
     return digest([[str(p), hashlib.sha256(p.read_bytes()).hexdigest()] for p in found])
 
 
-def weights(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
     """A digest of a model's state."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -99,22 +99,22 @@ def weights(model: nn.Module) -> str:
 
 
 @functools.cache
-def source() -> str:
+def source_digest() -> str:
     """A digest of this package's source."""
-    return files(str(Path(compression.__file__).parent))
+    return files_digest(str(Path(compression.__file__).parent))
 
 
 def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def trim(folder: Path) -> None:
+def evict(folder: Path) -> None:
     """Remove the entries that were used least recently, until the rest takes no more than ROOM."""
     whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
     whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
     entries = sorted(whole, key=lambda p: p.stat().st_mtime)
     sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in entries}
-    while sum(sizes.values()) > ROOM:
+    while sum(sizes.values()) > MAX_BYTES:
         oldest = next(iter(sizes))
         del sizes[oldest]
         shutil.rmtree(oldest, ignore_errors=True)  # another worker may be removing it too

@@ -12,11 +12,11 @@ from compression.params import Values, param
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "random", "grid", "gp")
 PRUNERS = ("none", "median", "hyperband")
-STORAGE = "OPTUNA_STORAGE"
+STORAGE_VARIABLE = "OPTUNA_STORAGE"
 
 
 @dataclass(frozen=True)
-class Plan(metaclass=params.Flat):
+class TuningConfig(metaclass=params.Flat):
     """The fields of `tune` besides the recipe and what every command is told."""
 
     objectives: tuple[str, ...] = param(
@@ -39,13 +39,13 @@ class Plan(metaclass=params.Flat):
         params.check(self)
 
 
-def storage() -> str:
+def storage_url() -> str:
     """Where Optuna keeps its studies; not a field, as it may hold a password."""
-    return os.environ.get(STORAGE, "sqlite:///optuna.db")
+    return os.environ.get(STORAGE_VARIABLE, "sqlite:///optuna.db")
 
 
 @dataclass(frozen=True)
-class Bound:
+class Constraint:
     """What a figure must be: at least `low`, at most `high`."""
 
     figure: str
@@ -58,7 +58,7 @@ class Bound:
         return max(self.low - value, value - self.high)
 
 
-def objectives(plan: Plan, metric: str) -> dict[str, bool]:
+def objectives(plan: TuningConfig, metric: str) -> dict[str, bool]:
     """The figures to optimise, and whether more of each is better."""
     names = list(plan.objectives) or [metric, "size_mb"]
     found = {name: _direction(name, metric) for name in names}
@@ -69,12 +69,12 @@ def objectives(plan: Plan, metric: str) -> dict[str, bool]:
     return found
 
 
-def bounds(plan: Plan, metric: str) -> list[Bound]:
+def bounds(plan: TuningConfig, metric: str) -> list[Constraint]:
     """The constraints."""
     return [_bound(name, text, metric) for name, text in plan.constraints.items()]
 
 
-def _bound(name: str, text: str, metric: str) -> Bound:
+def _bound(name: str, text: str, metric: str) -> Constraint:
     """The bound that `text`, low..high, puts on the figure `name`."""
     low, dots, high = text.partition("..")
     try:
@@ -86,7 +86,7 @@ def _bound(name: str, text: str, metric: str) -> Bound:
             f"The constraint {f'{name}={text}'!r} is written name=low..high, with one end or both: size_mb=..2."
         )
     _direction(name, metric)
-    return Bound(name, *ends)
+    return Constraint(name, *ends)
 
 
 def _direction(name: str, metric: str) -> bool:

@@ -17,7 +17,7 @@ from compression.methods.base import Method
 from compression.methods.recipe import numbered, written
 from compression.params import Field
 
-GRID = 5  # points that a grid takes of a range of floats
+GRID_POINTS = 5  # points that a grid takes of a range of floats
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Range:
         if self.field.type is int:
             return list(range(int(self.low), int(self.high) + 1))
         spread = np.geomspace if self.log else np.linspace
-        return [float(value) for value in spread(self.low, self.high, GRID)]
+        return [float(value) for value in spread(self.low, self.high, GRID_POINTS)]
 
     @property
     def repeats(self) -> bool:
@@ -103,8 +103,8 @@ def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
     for label, step, (name, texts) in zip(labels, steps, parts, strict=True):
         fields = params.fields(methods.method(name))
         wanted = {n: given[f"{label}.{n}"] for n in fields if f"{label}.{n}" in given}
-        own = {n: _own(f) for n, f in fields.items() if f.param.search and n not in texts and n not in wanted}
-        unused = _unused(step, own | wanted)
+        own = {n: _default_range(f) for n, f in fields.items() if f.param.search and n not in texts and n not in wanted}
+        unused = _inactive_fields(step, own | wanted)
         kept = {n: found for n, found in own.items() if n not in unused} | wanted
         ranges |= {f"{label}.{n}": kept[n] for n in fields if n in kept}
     if not ranges:
@@ -112,7 +112,7 @@ def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
     return Space(labels, steps, ranges)
 
 
-def _unused(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
+def _inactive_fields(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
     """The fields that change nothing, whatever the texts in `ranges` will be."""
     texts = {name: found.choices for name, found in ranges.items() if found.field.type is str}
     found = []
@@ -122,7 +122,7 @@ def _unused(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
     return frozenset.intersection(*found) if found else frozenset()
 
 
-def _own(field: Field) -> Range:
+def _default_range(field: Field) -> Range:
     search: Sequence[Any] = field.param.search or ()
     if isinstance(search[0], str):
         return Range(field, choices=tuple(search))

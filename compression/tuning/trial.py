@@ -16,18 +16,18 @@ from compression import methods, tracking
 from compression.deploy.measure import Measurement, examine, timed
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.reporting.pareto import beats
+from compression.reporting.pareto import dominates
 from compression.runs import baseline, chain, conclusion, results
 from compression.runs.job import Job
-from compression.tuning.cache import Cache
-from compression.tuning.plan import Bound
+from compression.tuning.cache import StepCache
+from compression.tuning.plan import Constraint
 from compression.tuning.space import Space
 
 # What a trial says of itself in Optuna.
-RUN, WORKER, RECIPE, FEASIBLE, REFUSED = "run", "worker", "recipe", "feasible", "refused"
+RUN_ATTR, WORKER_ATTR, RECIPE_ATTR, FEASIBLE_ATTR, REFUSED_ATTR = "run", "worker", "recipe", "is_feasible", "refused"
 
 
-class Watched:
+class PruningLogger:
     """A run as a trial's Record: Optuna hears of every epoch, and stops where it has seen enough."""
 
     def __init__(self, run: tracking.Run, trial: Trial, metric: str) -> None:
@@ -45,34 +45,34 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Objective:
     """What turns an Optuna trial into figures. `job.task` has the validation split in the place of the test split."""
 
     job: Job
     space: Space
     objectives: Mapping[str, bool]
-    bounds: Sequence[Bound]
+    bounds: Sequence[Constraint]
     prunes: bool
-    cache: Cache
+    cache: StepCache
     original: nn.Module
     before: Measurement
 
     def __call__(self, trial: Trial) -> list[float]:
-        trial.set_user_attr(WORKER, self.job.run.id)
+        trial.set_user_attr(WORKER_ATTR, self.job.run.id)
         steps = self.space.steps_of(trial)
         tags = self.job.tags("trial", steps) | {"split": "validation", "trial": str(trial.number)}
         tags |= {"study": trial.study.study_name}
         stopped = None
         with self.job.child(f"trial {trial.number}", tags) as run:
-            trial.set_user_attr(RUN, run.id)
-            trial.set_user_attr(RECIPE, methods.text(steps))
+            trial.set_user_attr(RUN_ATTR, run.id)
+            trial.set_user_attr(RECIPE_ATTR, methods.text(steps))
             try:
                 figures = self.figures(replace(self.job, run=run, stage="step"), steps, trial)
             except optuna.TrialPruned as stop:
                 stopped = stop
                 run.note(str(stop))
             except UserError as error:
-                trial.set_user_attr(REFUSED, str(error))  # the end of this trial, and not of the study
+                trial.set_user_attr(REFUSED_ATTR, str(error))  # the end of this trial, and not of the study
                 raise
             run.tag("trial.state", "PRUNED" if stopped else "COMPLETE")
         if stopped:
@@ -90,9 +90,9 @@ class Attempt:
         job.run.metrics(figures)
         for bound in self.bounds:
             trial.set_constraint(bound.figure, bound.excess(figures))
-        feasible = all(bound.excess(figures) <= 0 for bound in self.bounds)
-        trial.set_user_attr(FEASIBLE, feasible)
-        if feasible and self.leads([figures[name] for name in self.objectives], trial):
+        is_feasible = all(bound.excess(figures) <= 0 for bound in self.bounds)
+        trial.set_user_attr(FEASIBLE_ATTR, is_feasible)
+        if is_feasible and self.leads([figures[name] for name in self.objectives], trial):
             results.keep_model(job.run, job.task, model, conclusion.metadata(job, steps))
         return figures
 
@@ -102,7 +102,7 @@ class Attempt:
         job.run.metrics({"cached_steps": done, "cached_seconds": seconds})
         context = baseline.make_context(job, self.original)
         if self.prunes:
-            context = replace(context, record=Watched(job.run, trial, job.task.metric))
+            context = replace(context, record=PruningLogger(job.run, trial, job.task.metric))
         for number, step in enumerate(steps[done:], done + 1):
             step_context = context.for_step(number, methods.name_of(step))
             model, took = chain.apply_step(step, model.to(job.machine.device), step_context)
@@ -121,8 +121,8 @@ class Attempt:
         """Whether no finished trial beats these values: only such a one can be chosen in the end."""
         others = trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         more = list(self.objectives.values())
-        return not any(beats(other.values, values, more) for other in others if feasible(other))
+        return not any(dominates(other.values, values, more) for other in others if is_feasible(other))
 
 
-def feasible(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(FEASIBLE, False)
+def is_feasible(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(FEASIBLE_ATTR, False)

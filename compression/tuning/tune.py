@@ -18,22 +18,22 @@ from compression.reporting import report
 from compression.runs import baseline, conclusion, loading
 from compression.runs.job import Job, started
 from compression.runs.settings import Settings
-from compression.tuning.cache import cache, digest
-from compression.tuning.chosen import chosen, complete, front
+from compression.tuning.cache import open_cache, digest
+from compression.tuning.chosen import select_trials, completed_trials, pareto_front
 from compression.tuning.pictures import pictures
-from compression.tuning.plan import Plan, bounds, objectives
+from compression.tuning.plan import TuningConfig, bounds, objectives
 from compression.tuning.space import Space, space
-from compression.tuning.trial import RECIPE, REFUSED, RUN, WORKER, Attempt
-from compression.tuning.worker import Worker, finished, opened, quiet
+from compression.tuning.trial import RECIPE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR, Objective
+from compression.tuning.worker import Worker, is_finished, open_study, silence_optuna
 
 
-def tune(settings: Settings, recipe: str, plan: Plan) -> dict[str, Any]:
+def tune(settings: Settings, recipe: str, plan: TuningConfig) -> dict[str, Any]:
     """Search what `recipe` leaves open; what the run keeps as tuning.json.
 
     Trials are measured on the validation split; the test split is for the chosen ones. Raises UserError where every
     trial was refused.
     """
-    quiet()
+    silence_optuna()
     searched = space(recipe, plan.space)
     methods.check_order(searched.steps)
     with started(settings, "tune", searched.steps) as job:
@@ -41,25 +41,25 @@ def tune(settings: Settings, recipe: str, plan: Plan) -> dict[str, Any]:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
         wanted = objectives(plan, job.task.metric)
         job = baseline.with_baseline(job)
-        about = begun(job, recipe, plan, searched, wanted)
-        name = plan.study or named(about, searched)
+        about = study_definition(job, recipe, plan, searched, wanted)
+        name = plan.study or study_name(about, searched)
         job.run.params(params.values(plan) | {"recipe": recipe, "study": name})
         job.run.params({f"space.{key}": str(found) for key, found in searched.ranges.items()})
         job.run.tag("study", name)
-        study = opened(plan, name, searched, wanted, about, own=() if settings.baseline else ("baseline",))
+        study = open_study(plan, name, searched, wanted, about, own=() if settings.baseline else ("baseline",))
         job = replace(job, settings=replace(job.settings, baseline=study.user_attrs["about"]["baseline"]))
-        Worker(study, plan, attempt(job, searched, plan, wanted)).work()
+        Worker(study, plan, make_objective(job, searched, plan, wanted)).work()
         tracking.sync()  # the last words of workers that died on this machine
         return Conclusion(job, study, searched, wanted).content()
 
 
-def named(about: dict[str, Any], searched: Space) -> str:
+def study_name(about: dict[str, Any], searched: Space) -> str:
     """A name for a study: the same for the same question, so that asking it again goes on with it."""
     said = f"{about['task']}-{methods.text(searched.steps, brief=True)}-{digest(about)[:6]}"
     return re.sub(r"[/+]", "-", said)
 
 
-def begun(job: Job, recipe: str, plan: Plan, searched: Space, wanted: Mapping[str, bool]) -> dict[str, Any]:
+def study_definition(job: Job, recipe: str, plan: TuningConfig, searched: Space, wanted: Mapping[str, bool]) -> dict[str, Any]:
     """What all workers of a study must agree on."""
     return {
         "recipe": recipe,
@@ -73,15 +73,15 @@ def begun(job: Job, recipe: str, plan: Plan, searched: Space, wanted: Mapping[st
     }
 
 
-def attempt(job: Job, searched: Space, plan: Plan, wanted: Mapping[str, bool]) -> Attempt:
+def make_objective(job: Job, searched: Space, plan: TuningConfig, wanted: Mapping[str, bool]) -> Objective:
     """What every trial needs, made once: the original, and its figures on the validation split."""
     selecting = replace(job, task=replace(job.task, test=job.task.validation, also={}))
     original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
     before = examine(original, selecting.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
-    remembered = cache(job, original)
+    remembered = open_cache(job, original)
     original.to(job.machine.device)
     limits = bounds(plan, job.task.metric)
-    return Attempt(selecting, searched, wanted, limits, plan.pruner != "none", remembered, original, before)
+    return Objective(selecting, searched, wanted, limits, plan.pruner != "none", remembered, original, before)
 
 
 @dataclass(frozen=True)
@@ -96,12 +96,12 @@ class Conclusion:
     def content(self) -> dict[str, Any]:
         """Pictures, tables, the report; and the chosen trials on the test split, if this worker ended the study."""
         trials = self.study.get_trials(deepcopy=False)
-        done = complete(self.study)
+        done = completed_trials(self.study)
         if not done:
-            said = [t.user_attrs[REFUSED] for t in trials if REFUSED in t.user_attrs]
+            said = [t.user_attrs[REFUSED_ATTR] for t in trials if REFUSED_ATTR in t.user_attrs]
             raise UserError(f"No trial came to its end; {len(said)} were refused, the last: {said[-1:]}")
-        leading = front(done, self.objectives)
-        names = chosen(leading, self.objectives) if leading else {}
+        leading = pareto_front(done, self.objectives)
+        names = select_trials(leading, self.objectives) if leading else {}
         if not leading:
             self.job.run.warn("No trial meets the constraints: there is nothing to choose from.")
         tested = self.tested([t for t in leading if t.number in names], names) if self.mine(done) else []
@@ -112,7 +112,7 @@ class Conclusion:
         run.table("trials", [self.row(t) for t in trials])
         run.table("front", [self.row(t) | {"aliases": " ".join(names.get(t.number, ()))} for t in leading])
         run.table("chosen", tested)
-        run.metrics({"trials": sum(map(finished, trials)), "trials_on_front": len(leading)})
+        run.metrics({"trials": sum(map(is_finished, trials)), "trials_on_front": len(leading)})
         content = {
             "title": f"tune {methods.text(self.space.steps, brief=True)} on {self.job.task.name}",
             "run": run.id,
@@ -134,13 +134,13 @@ class Conclusion:
     def mine(self, done: Sequence[FrozenTrial]) -> bool:
         """Whether this worker concludes: the one that ended the last trial, or one that found all done."""
         last = max(done, key=lambda t: (t.datetime_complete, t.number))
-        workers = {t.user_attrs[WORKER] for t in done}
+        workers = {t.user_attrs[WORKER_ATTR] for t in done}
         me = self.job.run.id
-        return last.user_attrs[WORKER] == me or me not in workers
+        return last.user_attrs[WORKER_ATTR] == me or me not in workers
 
     def row(self, trial: FrozenTrial) -> dict[str, Any]:
         values = dict(zip(self.objectives, trial.values or [], strict=False))
-        said = {name: trial.user_attrs.get(name, "") for name in (RECIPE, RUN)}
+        said = {name: trial.user_attrs.get(name, "") for name in (RECIPE_ATTR, RUN_ATTR)}
         return {"trial": trial.number, **values, **trial.params, "state": trial.state.name, **said}
 
     def tested(self, trials: Sequence[FrozenTrial], names: Mapping[int, list[str]]) -> list[dict[str, Any]]:
@@ -151,20 +151,20 @@ class Conclusion:
         rows = []
         for trial in trials:
             aliases = names[trial.number]
-            steps = methods.parse(trial.user_attrs[RECIPE])
+            steps = methods.parse(trial.user_attrs[RECIPE_ATTR])
             tags = self.job.tags("chosen", steps) | {"study": self.study.study_name}
             tags |= {"trial": str(trial.number), "aliases": " ".join(aliases)}
             with self.job.child(f"trial {trial.number} tested: {', '.join(aliases)}", tags) as run:
-                model = loading.open_model(f"runs:/{trial.user_attrs[RUN]}/model", self.job.task)
+                model = loading.open_model(f"runs:/{trial.user_attrs[RUN_ATTR]}/model", self.job.task)
                 after = examine(model, self.job.task, folder / f"{trial.number}.onnx", threads)
                 measured = timed([before, after], self.job.task, threads)
-                seconds = tracking.get_run(trial.user_attrs[RUN]).metrics["seconds"]
+                seconds = tracking.get_run(trial.user_attrs[RUN_ATTR]).metrics["seconds"]
                 job = replace(self.job, run=run, stage="compress")
                 content = conclusion.conclude(job, steps, model, measured, seconds)
             figures = {name: content["metrics"].get(name) for name in self.objectives}
             version = self.registered(run.id, aliases)
             rows.append({"trial": trial.number, "aliases": " ".join(aliases), **figures, "version": version})
-            rows[-1] |= {RUN: run.id, "command": content["command"]}
+            rows[-1] |= {RUN_ATTR: run.id, "command": content["command"]}
         return rows
 
     def registered(self, run_id: str, aliases: Sequence[str]) -> str:

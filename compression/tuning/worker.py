@@ -20,28 +20,28 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from compression import tracking
 from compression.errors import UserError, first_line
-from compression.tuning.plan import STORAGE, Plan, storage
+from compression.tuning.plan import STORAGE_VARIABLE, TuningConfig, storage_url
 from compression.tuning.space import Space
-from compression.tuning.trial import REFUSED, WORKER, Attempt
+from compression.tuning.trial import REFUSED_ATTR, WORKER_ATTR, Objective
 
-PAUSE = 1.0  # seconds between looks at what other workers are doing
+POLL_SECONDS = 1.0  # seconds between looks at what other workers are doing
 SIGNS = 3  # signs of life that may fail to come before a worker is taken for dead
 RETRIES = 3
 
 
-def quiet() -> None:
+def silence_optuna() -> None:
     """Optuna says nothing of its own: every trial is a run."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2020
 
 
-def retrying() -> RetryHeartbeatStaleTrialCallback:
+def retry_callback() -> RetryHeartbeatStaleTrialCallback:
     """What puts another trial in the place of one whose worker died."""
     return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
-def opened(
-    plan: Plan,
+def open_study(
+    plan: TuningConfig,
     name: str,
     space: Space,
     objectives: Mapping[str, bool],
@@ -53,13 +53,13 @@ def opened(
     UserError where it was begun otherwise than `about` says, in anything but the seed and the `own` of each worker.
     """
     directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in objectives.values()]
-    settings: dict[str, Any] = {"storage": _storage(plan), "study_name": name, "pruner": pruner(plan)}
+    settings: dict[str, Any] = {"storage": _storage(plan), "study_name": name, "make_pruner": make_pruner(plan)}
     try:
-        study = optuna.create_study(directions=directions, sampler=sampler(plan, space, about["seed"]), **settings)
+        study = optuna.create_study(directions=directions, sampler=make_sampler(plan, space, about["seed"]), **settings)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(**settings)
         begun = _check_same(study, {name: value for name, value in about.items() if name not in ("seed", *own)})
-        study.sampler = sampler(plan, space, begun["seed"])  # the seed numbers the points of a grid: one for all
+        study.sampler = make_sampler(plan, space, begun["seed"])  # the seed numbers the points of a grid: one for all
         study.sampler.reseed_rng()  # and what is drawn, each worker draws otherwise
         return study
     study.set_metric_names(list(objectives))
@@ -67,17 +67,17 @@ def opened(
     return study
 
 
-def _storage(plan: Plan) -> RDBStorage:
+def _storage(plan: TuningConfig) -> RDBStorage:
     try:
         return RDBStorage(
-            storage(),
+            storage_url(),
             heartbeat_interval=plan.heartbeat,
             grace_period=SIGNS * plan.heartbeat,
-            heartbeat_stale_trial_callback=retrying(),
+            heartbeat_stale_trial_callback=retry_callback(),
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         raise UserError(
-            f"Optuna's storage {tracking.redact_uri(storage())} cannot be used: {first_line(error)}; see {STORAGE}."
+            f"Optuna's storage {tracking.redact_uri(storage_url())} cannot be used: {first_line(error)}; see {STORAGE_VARIABLE}."
         ) from error
 
 
@@ -95,11 +95,11 @@ def _check_same(study: Study, about: dict[str, Any]) -> dict[str, Any]:
 def _begun(study: Study) -> dict[str, Any]:
     """How the study was begun; its maker may be about to write it down."""
     if "about" not in study.user_attrs:
-        time.sleep(PAUSE)
+        time.sleep(POLL_SECONDS)
     return study.user_attrs.get("about", {})
 
 
-def sampler(plan: Plan, space: Space, seed: int) -> BaseSampler:
+def make_sampler(plan: TuningConfig, space: Space, seed: int) -> BaseSampler:
     made = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
@@ -111,7 +111,7 @@ def sampler(plan: Plan, space: Space, seed: int) -> BaseSampler:
     return made[plan.sampler]()
 
 
-def pruner(plan: Plan) -> BasePruner:
+def make_pruner(plan: TuningConfig) -> BasePruner:
     made = {
         "none": optuna.pruners.NopPruner,
         "median": optuna.pruners.MedianPruner,
@@ -125,8 +125,8 @@ class Worker:
     """Takes trials of `study` until it has `plan.trials`, over all workers, or this one's time is up."""
 
     study: Study
-    plan: Plan
-    attempt: Attempt
+    plan: TuningConfig
+    attempt: Objective
     seen: dict[int, float] = field(default_factory=dict)  # when a trial was first seen running for nobody
 
     def work(self) -> None:
@@ -135,12 +135,12 @@ class Worker:
             fail_stale_trials(self.study)
             self.retry_never_begun()
             counts = self.counts()
-            if counts["finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
+            if counts["is_finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
                 if self.plan.timeout and time.monotonic() - began > self.plan.timeout:
                     return
                 self.take_one()
             elif counts["running"]:
-                time.sleep(PAUSE)  # another worker's: should it die, its trial comes back
+                time.sleep(POLL_SECONDS)  # another worker's: should it die, its trial comes back
             else:
                 return
 
@@ -150,7 +150,7 @@ class Worker:
             self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
         except StorageInternalError as error:
             raise UserError(
-                f"Optuna's storage {tracking.redact_uri(storage())} went away; start this worker again when it is back, "
+                f"Optuna's storage {tracking.redact_uri(storage_url())} went away; start this worker again when it is back, "
                 "and it goes on with the study."
             ) from error
         except ValueError:
@@ -160,7 +160,7 @@ class Worker:
 
     def taken_for_dead(self) -> bool:
         """Whether the last trial that this worker began was ended by another."""
-        own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER) == self.attempt.job.run.id]
+        own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER_ATTR) == self.attempt.job.run.id]
         return bool(own) and own[-1].state == TrialState.FAIL
 
     def retry_never_begun(self) -> None:
@@ -169,27 +169,27 @@ class Worker:
         Optuna would take them for alive for ever. The clock is this worker's own: others' may be set otherwise.
         """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if WORKER in trial.user_attrs:
+            if WORKER_ATTR in trial.user_attrs:
                 continue
             first = self.seen.setdefault(trial.number, time.monotonic())
             if time.monotonic() - first > SIGNS * self.plan.heartbeat:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
-                retrying()(self.study, trial)
+                retry_callback()(self.study, trial)
 
     def exhausted(self) -> bool:
-        sampler = self.study.sampler
-        return isinstance(sampler, GridSampler) and sampler.is_exhausted(self.study)
+        make_sampler = self.study.sampler
+        return isinstance(make_sampler, GridSampler) and make_sampler.is_exhausted(self.study)
 
     def counts(self) -> dict[str, int]:
         """How many trials are finished (refused ones too), running, and waiting to be tried again."""
         trials = self.study.get_trials(deepcopy=False)
         return {
-            "finished": sum(finished(t) for t in trials),
+            "is_finished": sum(is_finished(t) for t in trials),
             "running": sum(t.state == TrialState.RUNNING for t in trials),
             "waiting": sum(t.state == TrialState.WAITING for t in trials),
         }
 
 
-def finished(trial: FrozenTrial) -> bool:
+def is_finished(trial: FrozenTrial) -> bool:
     """Whether a trial came to its end, a refusal included; one whose worker died did not: another is in its place."""
-    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or REFUSED in trial.user_attrs
+    return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or REFUSED_ATTR in trial.user_attrs

@@ -25,9 +25,9 @@ from mlflow.exceptions import ExecutionException
 from mlflow.projects.utils import load_project
 
 from compression import methods
-from compression.backend import child
+from compression.backend import child_process
 from compression.backend.docker import DockerBackend
-from compression.backend.process import Launch
+from compression.backend.process_backend import Launch
 
 ROOT = Path(__file__).parents[2]
 PROJECT = {
@@ -239,7 +239,7 @@ def send(monkeypatch):
 
 
 def test_processes_that_ignore_the_signal_are_killed_after_a_while(client, send, monkeypatch):
-    monkeypatch.setattr(child, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(child_process, "GRACE_SECONDS", 1.0)
     folder = project(FAMILY.format(code=DEAF) + DEAF)
     send(folder / "pids", signal.SIGTERM)
     result = mlflow_run()
@@ -249,7 +249,7 @@ def test_processes_that_ignore_the_signal_are_killed_after_a_while(client, send,
 
 
 def test_a_second_ctrl_c_does_not_wait_for_processes_that_ignore_the_first(client, send, monkeypatch):
-    monkeypatch.setattr(child, "GRACE_SECONDS", 3600.0)
+    monkeypatch.setattr(child_process, "GRACE_SECONDS", 3600.0)
     folder = project(FAMILY.format(code=DEAF) + DEAF)
     send(folder / "pids", signal.SIGINT, signal.SIGINT)
     assert mlflow_run().exit_code == 130
@@ -407,7 +407,7 @@ def test_a_container_is_told_names_of_secrets_and_where_things_lie(client, tmp_p
         str(tmp_path / "scratch"),
         {"gpus": "all"},
     )
-    words, env = DockerBackend().process(launch)
+    words, env = DockerBackend().child_command(launch)
     assert words[:4] == ["docker", "run", "--rm", "--init"]
     assert words[-6:] == ["--gpus", "all", "model-compression-lab", "bash", "-c", "python script.py"]
     assert "the-secret" not in " ".join(words)
@@ -433,4 +433,4 @@ def test_a_server_of_this_machine_is_reached_through_its_network(client, tmp_pat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
     launch = Launch("a" * 32, "0", "mlflow-artifacts:/0", load_project(str(folder)), str(folder), "true", {}, "", {})
-    assert ("--network=host" in DockerBackend().process(launch)[0]) == shared
+    assert ("--network=host" in DockerBackend().child_command(launch)[0]) == shared

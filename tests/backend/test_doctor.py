@@ -21,7 +21,7 @@ def here(tmp_path, monkeypatch):
 
 
 def found(name):
-    return next(finding for finding in doctor.examine() if finding.name == name)
+    return next(finding for finding in doctor.run_checks() if finding.name == name)
 
 
 def test_without_docker_runs_still_can_begin():
@@ -51,31 +51,31 @@ def test_runs_whose_container_never_came_are_found_and_closed(monkeypatch):
         store.create_run("0", start_time=1, tags=tags | {"stage": "compress"}),  # an entry point works on it
         store.create_run("0", start_time=1),  # somebody's own
     ]
-    assert "1 runs are RUNNING whose container never came" in found("runs").sentence
+    assert "1 runs are RUNNING whose container never came" in found("runs").message
     assert "Closed 1 runs." in CliRunner().invoke(cli, ["doctor", "--close-runs"]).output
     assert store.get_run(stuck).info.status == "FAILED"
     assert "container never came" in store.get_run(stuck).data.tags["mlflow.note.content"]
     assert {store.get_run(run.info.run_id).info.status for run in others} == {"RUNNING"}
-    assert found("runs").well
+    assert found("runs").ok
 
 
 def test_a_full_disk_is_needed(monkeypatch):
     monkeypatch.setattr(doctor, "ROOM", 1e18)
     finding = found("disk")
-    assert not finding.well
-    assert finding.needed
-    assert "make room" in finding.sentence
+    assert not finding.ok
+    assert finding.is_required
+    assert "make room" in finding.message
 
 
 def test_data_that_is_not_where_it_is_said_to_be(monkeypatch, here):
     monkeypatch.setenv("COMPRESSION_DATA", str(here / "nowhere"))
-    assert "is no folder; set it to one that holds" in found("data").sentence
+    assert "is no folder; set it to one that holds" in found("data").message
     (here / "data" / "cifar10").mkdir(parents=True)
     monkeypatch.setenv("COMPRESSION_DATA", str(here / "data"))
-    assert found("data").well
-    assert "cifar10" in found("data").sentence
+    assert found("data").ok
+    assert "cifar10" in found("data").message
 
 
 def test_an_engine_that_is_down_is_said_with_what_to_do():
     with pytest.raises(UserError, match=r"No Docker engine answers .*systemctl start docker"):
-        engine.engine()
+        engine.connect()

@@ -85,7 +85,7 @@ def test_a_signal_ends_the_container_and_the_run_is_killed(image, project):
     assert process.wait(60) == 130
     [run] = runs(project)
     assert run.info.status == "KILLED"
-    assert not engine.engine().client.containers.list(filters={"name": f"mlflow-{run.info.run_id}"})
+    assert not engine.connect().client.containers.list(filters={"name": f"mlflow-{run.info.run_id}"})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_signal_ends_the_container_and_the_run_is_killed(image, project):
     ids=["no engine", "no gpu"],
 )
 def test_what_is_missing_is_said_before_there_is_a_run(image, project, words, environment, sentence):
-    if "gpus=all" in words and "nvidia" in engine.engine().client.info()["Runtimes"]:
+    if "gpus=all" in words and "nvidia" in engine.connect().client.info()["Runtimes"]:
         pytest.skip("there is a GPU runtime")
     done = mlflow_run(*QUICK, "-b", "docker", *words, environment=environment)
     assert done.returncode == 1

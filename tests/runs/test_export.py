@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from compression import cli, methods, models
+from compression import methods, models
+from compression.cli import commands
 from compression.deploy.onnx import qcdq
 from compression.deploy.parity import parity
 from compression.deploy.session import Session
@@ -83,14 +84,14 @@ def test_a_folder_that_is_not_there_is_refused(stored, tmp_path):
 
 
 def test_the_command_offers_the_formats_there_are():
-    assert set(cli.kind.type.choices) == set(export.FORMATS)
+    assert set(commands.kind.type.choices) == set(export.FORMATS)
 
 
 def test_the_command_says_where_other_readers_may_answer_otherwise(stored, tmp_path, capsys):
     folder, _ = stored
-    cli.export(str(folder), "qcdq", str(tmp_path / "a.onnx"))
+    commands.export(str(folder), "qcdq", str(tmp_path / "a.onnx"))
     assert "the format onnx answers as the model does" in capsys.readouterr().err
-    cli.export(str(folder), "onnx", str(tmp_path / "b.onnx"))
+    commands.export(str(folder), "onnx", str(tmp_path / "b.onnx"))
     assert "answers" not in capsys.readouterr().err
 
 

@@ -180,7 +180,7 @@ def test_the_best_epoch_on_validation_is_kept(task, make_context):
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(task, make_context, tmp_path):
-    (tmp_path / "train.part").symlink_to("/dev/full")  # writes to it fail as on a disk without room
+    (tmp_path / "train.pt.half").symlink_to("/dev/full")  # writes to it fail as on a disk without room
     with pytest.raises(UserError, match="Could not write .*train.pt: .*COMPRESSION_HOME"):
         fit(built(task), make_context(task, built(task)), Training(epochs=1))
     assert not list(tmp_path.iterdir())

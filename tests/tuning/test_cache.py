@@ -12,14 +12,14 @@ from compression import methods, models
 from compression.models import storage
 from compression.tasks.task import predict
 from compression.tuning import cache as module
-from compression.tuning.cache import Cache, described, digest, files, trim, weights
+from compression.tuning.cache import StepCache, step_key, digest, files_digest, evict, weights_digest
 
 
 @pytest.fixture
 def kept(tmp_path, task):
     torch.manual_seed(0)
     model = models.build("digits_cnn", task).eval()
-    return Cache(tmp_path / "steps", "start"), model
+    return StepCache(tmp_path / "steps", "start"), model
 
 
 def test_what_is_kept_comes_back_with_its_seconds(kept, task):
@@ -30,7 +30,7 @@ def test_what_is_kept_comes_back_with_its_seconds(kept, task):
     found, seconds = cache.find(steps)
     assert seconds == 2.5
     assert torch.equal(predict(found, task.test)[0], predict(model, task.test)[0])
-    assert weights(found) == weights(model)
+    assert weights_digest(found) == weights_digest(model)
 
 
 def test_another_field_order_start_or_number_of_steps_finds_nothing(kept):
@@ -63,24 +63,24 @@ def test_a_teacher_in_a_folder_counts_with_its_content(kept, tmp_path, task):
 def test_an_address_whose_content_may_change_is_never_remembered(kept):
     cache, model = kept
     steps = methods.parse("response:teacher=models:/best@knee")
-    assert described(steps[0]) is None
+    assert step_key(steps[0]) is None
     cache.keep(steps, model, 1.0)
     assert cache.find(steps) is None
 
 
 def test_the_digest_of_weights_sees_one_changed_number(task):
     model = models.build("digits_cnn", task)
-    before = weights(model)
+    before = weights_digest(model)
     model.fc.bias.data[0] += 1e-6
-    assert weights(model) != before
+    assert weights_digest(model) != before
 
 
 def test_the_source_of_the_package_counts(tmp_path):
     (tmp_path / "a.py").write_text("x = 1")
-    before = files(str(tmp_path))
+    before = files_digest(str(tmp_path))
     (tmp_path / "a.py").write_text("x = 2")
-    assert files(str(tmp_path)) != before
-    assert module.source()
+    assert files_digest(str(tmp_path)) != before
+    assert module.source_digest()
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
@@ -92,7 +92,7 @@ def test_the_oldest_entries_make_room(kept, monkeypatch):
         os.utime(place, (time.time() - 100 + index,) * 2)
     one = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
     monkeypatch.setattr(module, "ROOM", 2.5 * one)
-    trim(cache.folder)
+    evict(cache.folder)
     assert cache.find(methods.parse("magnitude:sparsity=0.1")) is None
     assert cache.find(methods.parse("magnitude:sparsity=0.3")) is not None
 

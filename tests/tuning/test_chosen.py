@@ -4,9 +4,9 @@ import optuna
 import pytest
 from optuna.trial import create_trial
 
-from compression.reporting.pareto import beats
-from compression.tuning.chosen import chosen, complete, front, knee
-from compression.tuning.trial import FEASIBLE
+from compression.reporting.pareto import dominates
+from compression.tuning.chosen import select_trials, completed_trials, pareto_front, knee_trial
+from compression.tuning.trial import FEASIBLE_ATTR
 
 OBJECTIVES = {"accuracy": True, "size_mb": False}
 
@@ -15,54 +15,54 @@ def study_of(*values, feasible=None):
     study = optuna.create_study(directions=["maximize", "minimize"])
     for index, pair in enumerate(values):
         able = True if feasible is None else feasible[index]
-        study.add_trial(create_trial(values=list(pair), user_attrs={FEASIBLE: able}))
-    return complete(study)
+        study.add_trial(create_trial(values=list(pair), user_attrs={FEASIBLE_ATTR: able}))
+    return completed_trials(study)
 
 
 def test_one_beats_another_where_it_is_nowhere_worse_and_somewhere_better():
     more = [True, False]
-    assert beats([0.9, 1.0], [0.8, 1.0], more)
-    assert beats([0.9, 0.9], [0.9, 1.0], more)
-    assert not beats([0.9, 1.0], [0.9, 1.0], more)
-    assert not beats([0.9, 1.1], [0.8, 1.0], more)
+    assert dominates([0.9, 1.0], [0.8, 1.0], more)
+    assert dominates([0.9, 0.9], [0.9, 1.0], more)
+    assert not dominates([0.9, 1.0], [0.9, 1.0], more)
+    assert not dominates([0.9, 1.1], [0.8, 1.0], more)
 
 
 def test_the_front_holds_what_no_other_beats():
     trials = study_of((0.9, 2.0), (0.8, 1.0), (0.7, 1.5), (0.95, 3.0), (0.8, 1.0))
-    assert [t.number for t in front(trials, OBJECTIVES)] == [1, 0, 3]
+    assert [t.number for t in pareto_front(trials, OBJECTIVES)] == [1, 0, 3]
     everywhere = study_of((0.9, 2.0), (0.8, 1.0), (0.7, 1.5), (0.95, 3.0), (0.8, 1.0))
     study = optuna.create_study(directions=["maximize", "minimize"])
     study.add_trials(everywhere)
-    assert {tuple(t.values) for t in study.best_trials} == {tuple(t.values) for t in front(trials, OBJECTIVES)}
+    assert {tuple(t.values) for t in study.best_trials} == {tuple(t.values) for t in pareto_front(trials, OBJECTIVES)}
 
 
 def test_a_trial_that_breaks_a_constraint_is_on_no_front():
     trials = study_of((0.9, 2.0), (0.8, 1.0), feasible=[True, False])
-    assert [t.number for t in front(trials, OBJECTIVES)] == [0]
-    assert front(study_of((0.9, 1.0), feasible=[False]), OBJECTIVES) == []
+    assert [t.number for t in pareto_front(trials, OBJECTIVES)] == [0]
+    assert pareto_front(study_of((0.9, 1.0), feasible=[False]), OBJECTIVES) == []
 
 
 def test_the_best_by_each_objective_and_the_knee_have_names():
-    trials = front(study_of((0.5, 1.0), (0.88, 1.2), (0.9, 3.0)), OBJECTIVES)
-    assert chosen(trials, OBJECTIVES) == {2: ["best_accuracy"], 0: ["smallest"], 1: ["knee"]}
+    trials = pareto_front(study_of((0.5, 1.0), (0.88, 1.2), (0.9, 3.0)), OBJECTIVES)
+    assert select_trials(trials, OBJECTIVES) == {2: ["best_accuracy"], 0: ["smallest"], 1: ["knee"]}
 
 
 def test_one_trial_may_have_every_name():
-    trials = front(study_of((0.9, 1.0)), OBJECTIVES)
-    assert chosen(trials, OBJECTIVES) == {0: ["best_accuracy", "smallest", "knee"]}
+    trials = pareto_front(study_of((0.9, 1.0)), OBJECTIVES)
+    assert select_trials(trials, OBJECTIVES) == {0: ["best_accuracy", "smallest", "knee"]}
 
 
 def test_the_knee_is_nearest_to_the_best_of_all_at_once():
     # scaled to 0..1: (1, 0), (0.5, 0.25), (0, 1); distances 1, 0.56, 1
-    trials = front(study_of((0.0, 0.0), (0.5, 0.25), (1.0, 1.0)), OBJECTIVES)
-    assert knee(trials, OBJECTIVES).values == [0.5, 0.25]
+    trials = pareto_front(study_of((0.0, 0.0), (0.5, 0.25), (1.0, 1.0)), OBJECTIVES)
+    assert knee_trial(trials, OBJECTIVES).values == [0.5, 0.25]
 
 
 def test_of_a_single_objective_the_best_is_all_there_is():
     study = optuna.create_study(direction="minimize")
     for value in (2.0, 1.0, 3.0):
-        study.add_trial(create_trial(value=value, user_attrs={FEASIBLE: True}))
-    leading = front(complete(study), {"latency_ms": False})
+        study.add_trial(create_trial(value=value, user_attrs={FEASIBLE_ATTR: True}))
+    leading = pareto_front(completed_trials(study), {"latency_ms": False})
     assert [t.value for t in leading] == [1.0]
-    assert chosen(leading, {"latency_ms": False}) == {1: ["fastest"]}
+    assert select_trials(leading, {"latency_ms": False}) == {1: ["fastest"]}
     assert pytest.approx(leading[0].value) == study.best_value

@@ -3,25 +3,25 @@
 import pytest
 
 from compression.errors import UserError
-from compression.tuning.plan import Plan, bounds, objectives
+from compression.tuning.plan import TuningConfig, bounds, objectives
 
 
 def test_without_objectives_the_metric_and_the_size_are_optimised():
-    assert objectives(Plan(), "accuracy") == {"accuracy": True, "size_mb": False}
+    assert objectives(TuningConfig(), "accuracy") == {"accuracy": True, "size_mb": False}
 
 
 def test_the_direction_of_a_figure_is_known():
-    found = objectives(Plan(objectives="matthews_correlation, latency_ms,speedup,macs"), "matthews_correlation")
+    found = objectives(TuningConfig(objectives="matthews_correlation, latency_ms,speedup,macs"), "matthews_correlation")
     assert found == {"matthews_correlation": True, "latency_ms": False, "speedup": True, "macs": False}
 
 
 @pytest.mark.parametrize(
     ("plan", "said"),
     [
-        (Plan(objectives="acuracy"), "no figure 'acuracy'; the figures are accuracy, accuracy_kept"),
-        (Plan(objectives="size_mb,size_mb"), "names a figure twice"),
-        (Plan(pruner="median"), "pruner=median stops trials by their epochs: it takes objectives=accuracy alone"),
-        (Plan(pruner="hyperband", objectives="size_mb"), "objectives=accuracy alone"),
+        (TuningConfig(objectives="acuracy"), "no figure 'acuracy'; the figures are accuracy, accuracy_kept"),
+        (TuningConfig(objectives="size_mb,size_mb"), "names a figure twice"),
+        (TuningConfig(pruner="median"), "pruner=median stops trials by their epochs: it takes objectives=accuracy alone"),
+        (TuningConfig(pruner="hyperband", objectives="size_mb"), "objectives=accuracy alone"),
     ],
 )
 def test_objectives_that_cannot_be_are_refused(plan, said):
@@ -30,7 +30,7 @@ def test_objectives_that_cannot_be_are_refused(plan, said):
 
 
 def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
-    low, high = bounds(Plan(constraints="accuracy_kept=0.98..,size_mb=..2"), "accuracy")
+    low, high = bounds(TuningConfig(constraints="accuracy_kept=0.98..,size_mb=..2"), "accuracy")
     assert low.excess({"accuracy_kept": 0.98}) <= 0
     assert low.excess({"accuracy_kept": 0.97}) == pytest.approx(0.01)
     assert high.excess({"size_mb": 1.5}) == -0.5
@@ -40,10 +40,10 @@ def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
 @pytest.mark.parametrize("text", ["size_mb=2", "size_mb=..", "size_mb=3..2", "size_mb=a..", "size=..2"])
 def test_what_is_no_constraint_is_refused(text):
     with pytest.raises(UserError, match="constraint|no figure"):
-        bounds(Plan(constraints=text), "accuracy")
+        bounds(TuningConfig(constraints=text), "accuracy")
 
 
 @pytest.mark.parametrize("changes", [{"trials": 0}, {"sampler": "best"}, {"timeout": -1.0}, {"heartbeat": 0}])
 def test_a_plan_out_of_range_is_refused(changes):
     with pytest.raises(UserError):
-        Plan(**changes)
+        TuningConfig(**changes)

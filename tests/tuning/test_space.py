@@ -5,13 +5,13 @@ import pytest
 
 from compression import methods, params
 from compression.errors import UserError
-from compression.tuning.plan import Plan
-from compression.tuning.space import GRID, space
+from compression.tuning.plan import TuningConfig
+from compression.tuning.space import GRID_POINTS, space
 
 
 def ranges_of(text):
     """The space as the command line reads it."""
-    return params.fields(Plan)["space"].parse(text)
+    return params.fields(TuningConfig)["space"].parse(text)
 
 
 def test_what_is_written_is_fixed_and_what_is_left_out_is_searched():
@@ -124,7 +124,7 @@ def test_every_suggestion_lies_in_the_range_and_fills_the_step():
 def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
     found = space("response:learning_rate=0.1", ranges_of("response.epochs=1..3")).grid()
     assert found["response.epochs"] == [1, 2, 3]
-    assert len(found["response.alpha"]) == GRID
+    assert len(found["response.alpha"]) == GRID_POINTS
     assert found["response.temperature"][0] == 1.0
     assert found["response.temperature"][-1] == pytest.approx(16.0)
     assert found["response.temperature"][2] == pytest.approx(4.0)  # the middle on a log scale

@@ -24,8 +24,8 @@ from compression.runs import chain, loading
 from compression.runs.settings import Settings
 from compression.tracking.journal import JOURNAL_FILE
 from compression.tracking.run import run_folder
-from compression.tuning.plan import Plan
-from compression.tuning.trial import FEASIBLE, REFUSED, RUN, WORKER
+from compression.tuning.plan import TuningConfig
+from compression.tuning.trial import FEASIBLE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR
 from compression.tuning.tune import tune
 from tests.runs.test_runs import children, fetched, store  # noqa: F401
 
@@ -41,7 +41,7 @@ def quick(**changes):
 def tuned(store, monkeypatch_module):  # noqa: F811
     monkeypatch_module.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
     chain.train(quick(), methods.method("finetune")(epochs=10))
-    plan = Plan(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
+    plan = TuningConfig(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
     content = tune(quick(), RECIPE, plan)
     return content, mlflow.get_run(content["run"]), plan
 
@@ -60,10 +60,10 @@ def test_every_trial_is_a_child_run_with_its_figures_of_the_validation_split(tun
     content, run, _ = tuned
     runs = {r.info.run_id: r for r in children(run) if r.data.tags["stage"] == "trial"}
     found = trials_of("grid")
-    assert {t.user_attrs[RUN] for t in found} == set(runs)
+    assert {t.user_attrs[RUN_ATTR] for t in found} == set(runs)
     assert len(found) == 6
     for trial in found:
-        figures = runs[trial.user_attrs[RUN]].data
+        figures = runs[trial.user_attrs[RUN_ATTR]].data
         assert trial.values == pytest.approx([figures.metrics["accuracy"], figures.metrics["size_mb"]])
         assert figures.tags["split"] == "validation"
         assert figures.params["magnitude.sparsity"] == str(trial.params["magnitude.sparsity"])
@@ -128,27 +128,27 @@ def test_a_second_tune_of_the_name_goes_on(tuned):
 
 def test_a_study_that_was_begun_otherwise_is_refused(tuned):
     with pytest.raises(UserError, match="The study grid was begun with recipe=magnitude"):
-        tune(quick(), "magnitude", Plan(study="grid"))
+        tune(quick(), "magnitude", TuningConfig(study="grid"))
 
 
 def test_a_trial_that_cannot_be_is_its_own_failure(tuned):
     content = tune(
-        quick(), "structured:learning_rate=0.1,penalty=0.1,scope=global", Plan(trials=3, study="refused", space=WHOLE)
+        quick(), "structured:learning_rate=0.1,penalty=0.1,scope=global", TuningConfig(trials=3, study="refused", space=WHOLE)
     )
     found = trials_of("refused")
-    refused = [t for t in found if REFUSED in t.user_attrs]
+    refused = [t for t in found if REFUSED_ATTR in t.user_attrs]
     assert len(refused) == content["states"]["fail"] > 0
     assert len(found) == 3
-    failed = mlflow.get_run(refused[0].user_attrs[RUN])
+    failed = mlflow.get_run(refused[0].user_attrs[RUN_ATTR])
     assert failed.info.status == "FAILED"
-    assert refused[0].user_attrs[REFUSED] in failed.data.tags["mlflow.note.content"]
+    assert refused[0].user_attrs[REFUSED_ATTR] in failed.data.tags["mlflow.note.content"]
 
 
 WHOLE = "structured.criterion=l1/bn_scale,structured.sparsity=0.5"
 
 
 def test_bad_trials_are_stopped_by_their_epochs(tuned):
-    plan = Plan(
+    plan = TuningConfig(
         trials=1, pruner="median", objectives="accuracy", study="median", space="finetune.learning_rate=0.01..0.1"
     )
     tune(quick(), "finetune:epochs=2", plan)
@@ -167,22 +167,22 @@ def test_bad_trials_are_stopped_by_their_epochs(tuned):
     content = tune(quick(), "finetune:epochs=2", dataclasses.replace(plan, trials=7))
     assert content["states"]["pruned"] == 1
     [pruned] = [t for t in trials_of("median") if t.state == TrialState.PRUNED]
-    run = mlflow.get_run(pruned.user_attrs[RUN])
+    run = mlflow.get_run(pruned.user_attrs[RUN_ATTR])
     assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "PRUNED")
     assert "Stopped after epoch 1" in run.data.tags["mlflow.note.content"]
     assert list(pruned.intermediate_values) == [1]
 
 
 def test_where_nothing_meets_the_constraints_it_is_said_and_nothing_chosen(tuned):
-    plan = Plan(trials=1, study="none", constraints="size_mb=..0.000001", space=SPACE)
+    plan = TuningConfig(trials=1, study="none", constraints="size_mb=..0.000001", space=SPACE)
     content = tune(quick(), RECIPE, plan)
     assert not content["chosen"]
     assert "nothing to choose from" in content["warnings"][-1]
-    assert not any(t.user_attrs[FEASIBLE] for t in trials_of("none"))
+    assert not any(t.user_attrs[FEASIBLE_ATTR] for t in trials_of("none"))
 
 
 def test_a_trial_whose_worker_died_before_its_first_sign_of_life_is_tried_again(tuned):
-    plan = Plan(trials=2, study="never-begun", space=SPACE, sampler="random", heartbeat=1)
+    plan = TuningConfig(trials=2, study="never-begun", space=SPACE, sampler="random", heartbeat=1)
     tune(quick(), RECIPE, plan)
     study = optuna.load_study(study_name="never-begun", storage=os.environ["OPTUNA_STORAGE"])
     orphan = study.ask()  # and nobody goes on
@@ -197,7 +197,7 @@ def test_a_trial_whose_worker_died_before_its_first_sign_of_life_is_tried_again(
 def test_storage_that_cannot_be_used_is_said_without_the_password(tuned, monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg2://lab:secret@127.0.0.1:9/optuna")
     with pytest.raises(UserError, match="Optuna's storage .* cannot be used") as refused:
-        tune(quick(), RECIPE, Plan(trials=1, study="gone", space=SPACE))
+        tune(quick(), RECIPE, TuningConfig(trials=1, study="gone", space=SPACE))
     assert "secret" not in str(refused.value)
 
 
@@ -244,9 +244,9 @@ def kill_in_the_middle_of_a_trial(storage, workers):
             continue
         study = optuna.load_study(study_name="shared", storage=storage)
         trials = study.get_trials(deepcopy=False)
-        running = [t for t in trials if t.state == TrialState.RUNNING and {RUN, WORKER} <= set(t.user_attrs)]
+        running = [t for t in trials if t.state == TrialState.RUNNING and {RUN_ATTR, WORKER_ATTR} <= set(t.user_attrs)]
         if running and any(t.state == TrialState.COMPLETE for t in trials):
-            run = running[0].user_attrs[WORKER]
+            run = running[0].user_attrs[WORKER_ATTR]
             if killed(holder(run, workers), study, running[0].number):
                 return run
     raise AssertionError("no trial was seen running")
@@ -256,7 +256,7 @@ def killed(worker, study, number):
     """Kill a worker, unless its trial came to an end before it could be stopped."""
     worker.send_signal(signal.SIGSTOP)
     trial = study.get_trials()[number]
-    if trial.state == TrialState.RUNNING and lives(trial.user_attrs[RUN]):
+    if trial.state == TrialState.RUNNING and lives(trial.user_attrs[RUN_ATTR]):
         worker.kill()
         return True
     worker.send_signal(signal.SIGCONT)

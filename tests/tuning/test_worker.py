@@ -4,9 +4,9 @@ from itertools import cycle, islice
 
 import pytest
 
-from compression.tuning.plan import Plan
+from compression.tuning.plan import TuningConfig
 from compression.tuning.space import space
-from compression.tuning.worker import opened, quiet
+from compression.tuning.worker import open_study, silence_optuna
 
 SPACE = "magnitude.sparsity=0.1/0.3/0.5/0.7,static.bits=2/4/8"
 
@@ -14,15 +14,15 @@ SPACE = "magnitude.sparsity=0.1/0.3/0.5/0.7,static.bits=2/4/8"
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
     """The same study as three workers open it, each with a seed of its own."""
-    quiet()
+    silence_optuna()
     monkeypatch.setenv("OPTUNA_STORAGE", f"sqlite:///{tmp_path}/optuna.db")
 
     def worker(sampler, seed):
         about = {"recipe": "magnitude+static", "seed": seed}
-        return opened(Plan(sampler=sampler), sampler, searched, {"accuracy": True}, about)
+        return open_study(TuningConfig(sampler=sampler), sampler, searched, {"accuracy": True}, about)
 
     recipe = "magnitude:learning_rate=0.1+static:activation_bits=8,granularity=channel,observer=mse"
-    searched = space(recipe, Plan(space=SPACE).space)
+    searched = space(recipe, TuningConfig(space=SPACE).space)
     return lambda sampler: ([worker(sampler, seed) for seed in range(3)], searched)
 
 

@@ -1,1 +1,1 @@
-"""Layers as products of smaller layers."""
+"""Low-rank decomposition: layers written as products of smaller layers."""

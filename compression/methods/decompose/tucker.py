@@ -3,67 +3,74 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from tensorly import backend_context
 from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
-from compression.methods.decompose.factorization.candidate import Ranks
-from compression.methods.decompose.factorization.costs import Part, Places
+from compression.methods.decompose.factorization.costs import FactorSize, FeatureMapSizes
 from compression.methods.decompose.factorization.decomposition import Decomposition
-from compression.methods.decompose.factorization.factors import filled, relative_error
+from compression.methods.decompose.factorization.factors import Factorization, chain_of_layers, relative_error
 from compression.nn.layers import weight
 
-# Change of the relative error at which the iteration ends. It starts next to its end: on a random 512x512x3x3 kernel a
-# tenth of this took three times as long and lowered the error by two thousandths of it.
-SETTLED = 1e-3
+if TYPE_CHECKING:
+    from compression.methods.decompose.factorization.candidate import Ranks
+
+# Change of the relative error at which the iteration ends. It starts near its optimum: on a random 512x512x3x3 kernel a
+# tenth of this took three times as long and lowered the error by 0.2%.
+CONVERGED = 1e-3
 
 
 @dataclass(frozen=True)
 class Tucker(Decomposition):
-    """Each convolution as 1x1 to fewer channels, the kernel between these, 1x1 to the outputs.
+    """Replace convolutions by a 1x1 to fewer channels, a convolution between these, and a 1x1 to the outputs.
 
-    Kim et al. 2016, arXiv:1511.06530: Tucker-2 by higher-order orthogonal iteration, the two ranks by EVBMF. Where a
-    rank is all there is (the three colours), its 1x1 convolution is left out. Convolutions of 1x1 and of groups stay.
+    Kim et al. 2016, arXiv:1511.06530: Tucker-2 by higher-order orthogonal iteration, the two ranks by EVBMF. A 1x1
+    convolution that would not reduce the channels (three colours) is left out. Those of 1x1 and of groups stay.
     """
 
     kinds: ClassVar[str] = "convolution larger than 1x1 without groups"
 
-    def takes(self, layer: nn.Module) -> bool:
+    def can_decompose(self, layer: nn.Module) -> bool:
         return type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
         return [weight(layer).flatten(1), weight(layer).transpose(0, 1).flatten(1)]
 
-    def full(self, layer: nn.Module) -> Ranks:
+    def full_ranks(self, layer: nn.Module) -> Ranks:
         return tuple(min(matrix.shape) for matrix in self.unfoldings(layer))
 
-    def parts(self, layer: nn.Module, places: Places, ranks: Ranks) -> list[Part]:
+    def factor_sizes(self, layer: nn.Module, sizes: FeatureMapSizes, ranks: Ranks) -> list[FactorSize]:
         outputs, inputs, *kernel = weight(layer).shape
         inner_out, inner_in = ranks
-        core = inner_out * inner_in * kernel[0] * kernel[1]
-        found = [(inner_in * inputs, places.read), (core, places.written), (outputs * inner_out, places.written)]
-        return found[inner_in == inputs : 3 - (inner_out == outputs)]
+        factors = [
+            FactorSize(inner_in * inputs, sizes.input),
+            FactorSize(inner_out * inner_in * kernel[0] * kernel[1], sizes.output),
+            FactorSize(outputs * inner_out, sizes.output),
+        ]
+        return factors[inner_in == inputs : 3 - (inner_out == outputs)]
 
-    def factorised(self, layer: nn.Module, ranks: Ranks, seed: int) -> tuple[nn.Sequential, float, str]:
+    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
         factors = tucker2(weight(layer), ranks)
         assert isinstance(layer, nn.Conv2d)
-        return chain(layer, *factors), relative_error(weight(layer).double(), product(*factors)), ""
+        return Factorization(
+            factor_layers(layer, *factors), relative_error(weight(layer).double(), reconstruct(*factors))
+        )
 
 
 def tucker2(kernel: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
     """The core `(out', in', h, w)` and orthonormal factors `(out, out')`, `(in, in')` of a kernel `(out, in, h, w)`.
 
-    In double precision. The factor of a rank that is full is the identity.
+    `ranks` is (out', in'). Computed in double precision. At full rank a factor is the identity.
     """
     values = kernel.detach().double().cpu()
     modes = [mode for mode in (0, 1) if ranks[mode] < kernel.shape[mode]]
     factors = [torch.eye(size, dtype=torch.float64) for size in kernel.shape[:2]]
     if modes:
         with backend_context("numpy", local_threadsafe=True):
-            (core, found), _ = partial_tucker(values.numpy(), [ranks[mode] for mode in modes], modes, tol=SETTLED)
+            (core, found), _ = partial_tucker(values.numpy(), [ranks[mode] for mode in modes], modes, tol=CONVERGED)
         values = torch.from_numpy(core)
         for mode, factor in zip(modes, found, strict=True):
             factors[mode] = torch.from_numpy(factor)
@@ -71,13 +78,13 @@ def tucker2(kernel: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
     return values.to(kernel.device), outer, inner
 
 
-def product(core: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
-    """The kernel `(out, in, h, w)` that the factors stand for; Kim et al. 2016, eq. 2."""
+def reconstruct(core: Tensor, outer: Tensor, inner: Tensor) -> Tensor:
+    """The kernel `(out, in, h, w)` that the factors make up; Kim et al. 2016, eq. 2."""
     return torch.einsum("pqhw,op,iq->oihw", core, outer, inner)
 
 
-def chain(layer: nn.Conv2d, core: Tensor, outer: Tensor, inner: Tensor) -> nn.Sequential:
-    """The convolutions, eqs. 3 to 5: the middle one has the stride, padding and dilation of `layer`."""
+def factor_layers(layer: nn.Conv2d, core: Tensor, outer: Tensor, inner: Tensor) -> nn.Sequential:
+    """The convolutions, Kim et al. 2016, eqs. 3 to 5: the middle one has stride, padding and dilation of `layer`."""
     (inner_out, inner_in), bias = core.shape[:2], layer.bias is not None
     geometry: Any = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "padding_mode")}
     narrows, widens = inner_in < layer.in_channels, inner_out < layer.out_channels
@@ -88,4 +95,4 @@ def chain(layer: nn.Conv2d, core: Tensor, outer: Tensor, inner: Tensor) -> nn.Se
     if widens:
         made.append((nn.Conv2d(inner_out, layer.out_channels, 1, bias=bias), outer))
     layers, weights = zip(*made, strict=True)
-    return filled(layers, weights, layer.bias)
+    return chain_of_layers(layers, weights, layer.bias)

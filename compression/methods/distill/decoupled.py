@@ -36,12 +36,12 @@ class Decoupled(Pair):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         teacher, student = self.pair(model, context)
-        student = learn(student, [teacher], context, self, self.judge(context.task))
+        student = learn(student, [teacher], context, self.training_for(context.task), self.judge(context.task))
         pictures.keep_softened(context, [teacher], student, self.temperature)
         return student
 
     def judge(self, task: Task) -> Judge:
-        hard = label_loss(task, self)
+        hard = label_loss(task, self.training_for(task))
 
         def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
             target, others = decoupled_losses(answer, known[0], targets, self.temperature)

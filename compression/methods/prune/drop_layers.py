@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from compression.methods.prune.masks import scores
 from compression.nn import transformer
 from compression.nn.inputs import forward
 from compression.params import param
-from compression.reporting import figures
+from compression.reporting.figures.prune import dropped_layers
 from compression.training.context import Context
 
 ORDERS = ("every_other", "first", "last", "importance")
@@ -48,7 +48,7 @@ class DropLayers(Method):
             context.record.warn(f"{count} of {total} layers are dropped: sparsity={self.sparsity} is no whole number.")
         influence = block_influence(model, self.examples, context) if self.order == "importance" else torch.ones(total)
         gone = chosen(self.order, count, influence)
-        context.record.figure("dropped-layers", picture(influence, gone))
+        context.record.figure("dropped-layers", dropped_layers(influence.tolist(), gone))
         transformer.keep_layers(model, [layer for layer in range(total) if layer not in gone])
         return model
 
@@ -81,12 +81,3 @@ def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor
             sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()
         tokens += int(there.sum())
     return sums / tokens
-
-
-def picture(influence: Tensor, gone: list[int]) -> Any:
-    """The layers by what they change, the dropped ones in the colour of before."""
-    figure, [axes] = figures.canvas()
-    colours = [figures.BEFORE if layer in gone else figures.AFTER for layer in range(len(influence))]
-    axes.bar(range(len(influence)), influence.tolist(), color=colours)
-    axes.set(title="Layers dropped (pale) and kept", xlabel="layer", ylabel="1 - cosine of input and output")
-    return figure

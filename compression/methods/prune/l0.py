@@ -20,6 +20,7 @@ from compression.methods.prune.structure import cofi, cutting
 from compression.nn import transformer
 from compression.nn.inputs import Inputs, forward
 from compression.params import group, param
+from compression.reporting.figures.prune import sparsity_curve
 from compression.training.context import Context
 from compression.training.hyperparameters import Training, require_training
 from compression.training.loop import decay_groups, fit
@@ -78,7 +79,7 @@ class L0(Method):
         )
         model = cofi.detach(model, course.learned.masks, course.settled())
         cutting.show(before, model, context.record)
-        context.record.figure("sparsity-schedule", schedule.curve(course.points))
+        context.record.figure("sparsity-schedule", sparsity_curve(course.points))
         return model
 
 

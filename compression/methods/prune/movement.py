@@ -18,6 +18,7 @@ from compression.methods.prune.masks.clock import Clock
 from compression.nn import layers
 from compression.nn.inputs import Inputs, forward
 from compression.params import group, param
+from compression.reporting.figures.prune import sparsity_curve
 from compression.training.context import Context
 from compression.training.hyperparameters import Training, require_training
 from compression.training.loop import Loss, decay_groups, fit
@@ -190,7 +191,7 @@ class Course:
         possible = max(wanted, blocks.pruned_before(self.scored))
         self.context.record.metrics({"pruned_share": reached})
         if self.points:
-            self.context.record.figure("sparsity-schedule", schedule.curve(self.points))
+            self.context.record.figure("sparsity-schedule", sparsity_curve(self.points))
         if abs(reached - possible) > amounts.TOLERANCE:
             self.context.record.warn(
                 f"Blocks were too large to meet the target: {reached:.1%} of the weights went, not {wanted:.1%}."

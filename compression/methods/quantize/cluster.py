@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +16,7 @@ from compression.nn.quantized import geometry
 from compression.nn.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
 from compression.nn.recurrent import Gates
 from compression.params import group, param
-from compression.reporting import figures
+from compression.reporting.figures.quantize import bits_per_weight
 from compression.training.context import Context
 from compression.training.hyperparameters import Training
 from compression.training.loop import decay_groups, fit
@@ -80,7 +79,7 @@ class Cluster(Method):
         context.record.artifact(path)
         rows = table(model, sizes)
         context.record.table("huffman", rows)
-        context.record.figure("huffman-bits", picture(rows))
+        context.record.figure("huffman-bits", bits_per_weight(rows))
 
 
 def require_equal(found: dict[str, Tensor], model: nn.Module) -> None:
@@ -226,19 +225,3 @@ def table(model: nn.Module, sizes: dict[str, int]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-@figures.styled
-def picture(rows: list[dict[str, Any]]) -> Figure:
-    """Bits a weight takes in each layer: as an index, and in the coded file with the layer's values."""
-    figure, [axes] = figures.canvas(width=max(6.0, 0.22 * len(rows) + 2))
-    places = range(len(rows))
-    for offset, column, colour, label in (
-        (-0.2, "index_bits", figures.BEFORE, "index"),
-        (0.2, "coded_bits", figures.AFTER, "Huffman coded, with the values"),
-    ):
-        axes.bar([p + offset for p in places], [row[column] for row in rows], 0.4, color=colour, label=label)
-    axes.set_xticks(places, [row["layer"] for row in rows], rotation=90, fontsize=max(5, 9 - len(rows) // 20))
-    axes.set(title="Bits a weight")
-    axes.legend()
-    return figure

@@ -30,7 +30,7 @@ class Dynamic(Scheme):
             layers |= {
                 f"{name}.{below}": gates for below, gates in held.named_modules() if isinstance(gates, nn.Linear)
             }
-        context.record.figure("weight-ranges", self.weight_picture(model, list(layers), 8))
+        self.draw_weights(model, list(layers), 8, context.record)
         for name, layer in layers.items():
             if isinstance(layer, nn.Linear):
                 made: nn.Module = QuantLinear.from_float(layer, self.weight_numbers(layer, 8), DYNAMIC)

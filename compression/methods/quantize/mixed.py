@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
 from compression.errors import UserError
@@ -28,7 +26,7 @@ from compression.nn.layers import Add, macs, weight
 from compression.nn.quantized import Numbers, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
 from compression.params import param
-from compression.reporting import figures
+from compression.reporting.figures.quantize import bit_widths
 from compression.training.context import Context
 
 FLOATS = 32  # the width of a layer that stays as it is
@@ -113,7 +111,9 @@ class Mixed(Method):
             self.within_time(model, layers, found, at_widths, context) if self.latency else self.within(layers, found)
         )
         context.record.table("widths", table(layers, found, chosen, self.size))
-        context.record.figure("widths", picture(found, chosen, self.by))
+        costs = {(name, bits): losses[self.by] for (name, bits), losses in found.items() if bits != FLOATS}
+        title = "Rise of the loss, alone" if self.by == "loss" else "Fisher-weighted error, alone"
+        context.record.figure("widths", bit_widths(costs, chosen, title))
         return at_widths(chosen)
 
     def numbers(self, layer: nn.Module, bits: int) -> Numbers:
@@ -220,29 +220,3 @@ def table(
     for (name, bits), costs in found.items():
         rows[name] |= {f"{what}_{bits}": value for what, value in costs.items()}
     return list(rows.values())
-
-
-@figures.styled
-def picture(found: Sensitivity, chosen: dict[str, int], by: str) -> Figure:
-    """Cost of each width for each layer, and the widths chosen."""
-    names, widths = list(chosen), sorted({bits for _, bits in found} - {FLOATS})
-    figure, axes = figures.canvas(2, width=max(9.0, 0.35 * len(names) + 3), height=3.8)
-    places = np.arange(len(names))
-    for number, bits in enumerate(widths):
-        shade = figures.SHADES(1 - 0.8 * number / len(widths))
-        costs = [max(found[name, bits][by], 0.0) for name in names]
-        axes[0].bar(
-            places + 0.8 * (number + 0.5) / len(widths) - 0.4,
-            costs,
-            0.8 / len(widths),
-            color=shade,
-            label=f"{bits} bits",
-        )
-    axes[0].set_yscale("symlog", linthresh=1e-4)
-    axes[0].set(title="Rise of the loss, alone" if by == "loss" else "Fisher-weighted error, alone")
-    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(widths), borderaxespad=0.2)
-    axes[1].bar(places, [chosen[name] for name in names], 0.6, color=figures.AFTER)
-    axes[1].set(title="Bits chosen", yticks=sorted({*widths, *chosen.values()}))
-    for place in axes:
-        place.set_xticks(places, names, rotation=90, fontsize=max(5, 9 - len(names) // 20))
-    return figure

@@ -28,6 +28,7 @@ from compression.nn.quantized import (
     code_range,
 )
 from compression.params import param
+from compression.reporting.figures.quantize import histograms
 from compression.training.context import Context
 
 
@@ -98,16 +99,18 @@ class Static(Calibrated):
         """Pictures of some activations and weights with their ranges."""
         self.draw_inputs(model, seen, context)
         weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
-        context.record.figure("weight-ranges", self.weight_picture(model, weighted, self.activation_bits))
+        self.draw_weights(model, weighted, self.activation_bits, context.record)
 
     def draw_inputs(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
         """A picture of some activations with their ranges."""
         first = {name: held[0] for name, held in seen.items()}
         shown = pictures.spread(list(first))
         values = {name: first[name].sample.numpy() for name in shown}
-        bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
-        chosen = {name: tuple(map(float, self.bounds(first[name], bits[name]))) for name in shown}
-        context.record.figure("activation-ranges", pictures.ranges(values, chosen, "activation"))
+        ranges: dict[str, tuple[float, float]] = {}
+        for name in shown:
+            low, high = self.bounds(first[name], self.input_bits(model.get_submodule(name)))
+            ranges[name] = (float(low), float(high))
+        context.record.figure("activation-ranges", histograms(values, ranges, "activation"))
 
 
 def quantized(layer: nn.Module, weight: Numbers, activation: Numbers) -> Weighted:

@@ -28,7 +28,7 @@ class WeightOnly(Scheme):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         layers = self.layers(model, nn.Linear, Gates, nn.Embedding)
-        context.record.figure("weight-ranges", self.weight_picture(model, list(layers), None))
+        self.draw_weights(model, list(layers), None, context.record)
         for name, layer in layers.items():
             cls = QuantLinear if isinstance(layer, nn.Linear) else QuantEmbedding
             model.set_submodule(name, cls.from_float(layer, self.weight_numbers(layer, None)))  # type: ignore[arg-type]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from compression.methods.decompose.cp import Cp, balanced, cancellation, fitted, product
-from compression.methods.decompose.factorization.costs import Places
+from compression.methods.decompose.cp import Cp, balance_norms, cancellation, fit_cp, reconstruct
+from compression.methods.decompose.factorization.costs import FeatureMapSizes
 
 
 def planted(rank, shape=(12, 10, 3, 3)):
     torch.manual_seed(0)
-    return product([torch.randn(side, rank) for side in shape])
+    return reconstruct([torch.randn(side, rank) for side in shape])
 
 
 def convolution(kernel, **geometry):
@@ -21,15 +21,15 @@ def convolution(kernel, **geometry):
 
 def test_a_kernel_of_the_rank_is_met_but_for_the_ridge():
     kernel = planted(2)
-    factors, settled = fitted(kernel, 2, 200, 0)
-    assert settled
-    assert (product(factors) - kernel).norm() / kernel.norm() < 0.01
+    factors, converged = fit_cp(kernel, 2, 200, 0)
+    assert converged
+    assert (reconstruct(factors) - kernel).norm() / kernel.norm() < 0.01
 
 
 def test_components_keep_their_product_and_share_their_norm_evenly():
     factors = [torch.randn(side, 3).double() for side in (5, 4, 3, 2)]
-    even = balanced(factors, 2.0)
-    torch.testing.assert_close(product(even), 2 * product(factors))
+    even = balance_norms(factors, 2.0)
+    torch.testing.assert_close(reconstruct(even), 2 * reconstruct(factors))
     torch.testing.assert_close(even[0].norm(dim=0), even[3].norm(dim=0))
 
 
@@ -42,8 +42,8 @@ def test_orthogonal_components_do_not_cancel_and_opposite_ones_do():
 
 
 def test_a_fit_that_does_not_settle_is_said():
-    _, _, doubt = Cp(rounds=2).factorised(convolution(torch.randn(12, 10, 3, 3)), (8,), 0)
-    assert "did not settle in 2 rounds" in doubt
+    _, _, warning = Cp(rounds=2).factorize(convolution(torch.randn(12, 10, 3, 3)), (8,), 0)
+    assert "did not converge in 2 rounds" in warning
 
 
 def noise():
@@ -54,33 +54,33 @@ def noise():
 def test_components_that_cancel_are_said(monkeypatch):
     monkeypatch.setattr("compression.methods.decompose.cp.RIDGE", 1e-12)
     monkeypatch.setattr("compression.methods.decompose.cp.CONVERGED", 1e-9)
-    _, _, doubt = Cp(rounds=300).factorised(convolution(noise()), (40,), 0)
-    assert "times as large as what they add up to" in doubt
+    _, _, warning = Cp(rounds=300).factorize(convolution(noise()), (40,), 0)
+    assert "times as large as their sum" in warning
 
 
 def test_the_ridge_keeps_components_from_growing_at_no_cost(monkeypatch):
-    held, _ = fitted(noise(), 40, 100, 0)
+    held, _ = fit_cp(noise(), 40, 100, 0)
     monkeypatch.setattr("compression.methods.decompose.cp.RIDGE", 1e-12)
-    free, _ = fitted(noise(), 40, 100, 0)
+    free, _ = fit_cp(noise(), 40, 100, 0)
     assert cancellation(held) < 5 < cancellation(free)
-    errors = [(product(factors) - noise()).norm() for factors in (held, free)]
+    errors = [(reconstruct(factors) - noise()).norm() for factors in (held, free)]
     assert errors[0] < 1.1 * errors[1]
 
 
 def test_a_sound_fit_has_nothing_said_against_it():
-    _, error, doubt = Cp().factorised(convolution(planted(2)), (2,), 0)
-    assert doubt == ""
+    _, error, warning = Cp().factorize(convolution(planted(2)), (2,), 0)
+    assert warning == ""
     assert error < 0.01
 
 
 def test_a_kernel_of_zeros_stays_zero():
-    factors, _ = fitted(torch.zeros(4, 3, 3, 3), 2, 10, 0)
-    assert not product(factors).any()
+    factors, _ = fit_cp(torch.zeros(4, 3, 3, 3), 2, 10, 0)
+    assert not reconstruct(factors).any()
 
 
 def test_the_same_seed_gives_the_same_factors():
     kernel = torch.randn(6, 5, 3, 3)
-    one, other = (fitted(kernel, 8, 20, seed=3)[0] for _ in range(2))
+    one, other = (fit_cp(kernel, 8, 20, seed=3)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -97,28 +97,30 @@ def test_the_same_seed_gives_the_same_factors():
 )
 def test_the_four_convolutions_compute_what_one_with_the_fitted_kernel_does(geometry):
     layer = convolution(torch.randn(12, 10, 3, 5), **(geometry if geometry != {"padding": 1} else {"padding": (1, 2)}))
-    chain, _, _ = Cp(rounds=5).factorised(layer, (4,), 0)
+    chain, _, _ = Cp(rounds=5).factorize(layer, (4,), 0)
     assert [(part.kernel_size, part.groups) for part in chain] == [((1, 1), 1), ((3, 1), 4), ((1, 5), 4), ((1, 1), 1)]
-    layer.weight.data = product(fitted(layer.weight, 4, 5, 0)[0]).float()
+    layer.weight.data = reconstruct(fit_cp(layer.weight, 4, 5, 0)[0]).float()
     given = torch.randn(2, 10, 11, 9)
     torch.testing.assert_close(chain(given), layer(given), rtol=1e-4, atol=1e-4)
 
 
 def test_the_cost_that_is_foreseen_is_that_of_the_layers_made():
     layer = nn.Conv2d(10, 12, 3, stride=2)
-    chain, _, _ = Cp(rounds=1).factorised(layer, (4,), 0)
-    parts = Cp().parts(layer, Places(100, 50, 25), (4,))
-    assert [weights for weights, _ in parts] == [part.weight.numel() for part in chain]
-    assert [places for _, places in parts] == [100, 50, 25, 25]
+    chain, _, _ = Cp(rounds=1).factorize(layer, (4,), 0)
+    sizes = Cp().factor_sizes(layer, FeatureMapSizes(100, 50, 25), (4,))
+    assert [weights for weights, _ in sizes] == [part.weight.numel() for part in chain]
+    assert [positions for _, positions in sizes] == [100, 50, 25, 25]
 
 
 def test_at_the_full_rank_nothing_is_saved_and_just_below_it_something():
     layer = nn.Conv2d(10, 12, 3)
-    [full] = Cp().full(layer)
+    [full] = Cp().full_ranks(layer)
     for rank, grows in ((full, False), (full + 1, True)):
-        assert (sum(weights for weights, _ in Cp().parts(layer, Places(), (rank,))) > layer.weight.numel()) == grows
+        assert (
+            sum(weights for weights, _ in Cp().factor_sizes(layer, FeatureMapSizes(), (rank,))) > layer.weight.numel()
+        ) == grows
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, (1, 3)), nn.Conv2d(4, 4, 3, groups=2)])
 def test_convolutions_of_one_row_and_of_groups_stay(layer):
-    assert not Cp().takes(layer)
+    assert not Cp().can_decompose(layer)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compression.methods.decompose.factorization.evbmf import evbmf, free_energy, shrunk, threshold
+from compression.methods.decompose.factorization.evbmf import evbmf, free_energy, shrink, threshold
 
 
 def planted(rank, shape, deviation, seed=0, strength=10.0):
@@ -86,7 +86,7 @@ def test_the_threshold_is_the_papers():
 
 def test_a_value_that_is_just_kept_has_the_estimate_worked_out_by_hand():
     # L = M = 1, sigma = 1, gamma = 4: 4/2 (1 - 2/16 + sqrt((1 - 2/16)^2 - 4/256)) = 2 (0.875 + 0.8660254)
-    assert shrunk(np.array([16.0]), 1.0, 1, 1) == pytest.approx(2 * (0.875 + 0.75**0.5))
+    assert shrink(np.array([16.0]), 1.0, 1, 1) == pytest.approx(2 * (0.875 + 0.75**0.5))
 
 
 def test_the_free_energy_is_continuous_where_a_value_begins_to_be_kept():

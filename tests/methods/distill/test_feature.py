@@ -62,7 +62,7 @@ def test_the_regressors_learn_with_the_student(task, make_context):
     hints = step.comparison(teacher, student, context)
     assert [type(m) for m in hints.regressors] == [nn.Conv2d] * 2
     before = [copy.deepcopy(m.weight) for m in hints.regressors]
-    learn_layers(student, teacher, hints, context, step, step.judge(task))
+    learn_layers(student, teacher, hints, context, step.training_for(task), step.judge(task))
     assert not any(torch.equal(a, m.weight) for a, m in zip(before, hints.regressors, strict=True))
 
 

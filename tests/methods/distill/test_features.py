@@ -69,9 +69,9 @@ def test_pairs_are_named_in_one_word_that_a_chain_can_carry():
 @pytest.mark.parametrize(
     ("pairs", "sentence"),
     [
-        ("layer9", "The teacher has no layer 'layer9'; it has stem, stages, pool, fc, stem.conv"),
-        ("stages.0:body", "The student has no layer 'body'; it has stages, hidden, fc"),
-        ("stages.0/", "The teacher has no layer ''"),
+        ((("layer9", "layer9"),), "The teacher has no layer 'layer9'; it has stem, stages, pool, fc, stem.conv"),
+        ((("stages.0", "body"),), "The student has no layer 'body'; it has stages, hidden, fc"),
+        ((("stages.0", "stages.0"), ("", "")), "The teacher has no layer ''"),
     ],
 )
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(pairs, sentence):
@@ -130,7 +130,7 @@ def test_the_comparison_gets_both_sides_of_a_batch_and_learns_along(task, make_c
     teacher = network("digits_cnn").eval().requires_grad_(False)
     comparison = Constant([("stages.1", "stages.0")])
     student, context, step = network("digits_cnn_small"), make_context(task, teacher), method("feature")(epochs=1)
-    learn_layers(student, teacher, comparison, context, step, step.judge(task))
+    learn_layers(student, teacher, comparison, context, step.training_for(task), step.judge(task))
     known, seen, tokens = comparison.given
     assert (list(known), list(seen), tokens) == (["stages.1"], ["stages.0"], None)
     assert not known["stages.1"].requires_grad
@@ -145,7 +145,7 @@ def test_the_comparison_is_added_to_the_loss_of_response(task, make_context, mon
     )
     teacher, student = network("digits_cnn").eval(), network("digits_cnn_small").eval()
     step = method("feature")(temperature=2.0, alpha=0.3)
-    learn_layers(student, teacher, Constant([]), make_context(task, teacher), step, step.judge(task))
+    learn_layers(student, teacher, Constant([]), make_context(task, teacher), step.training_for(task), step.judge(task))
     inputs, targets = next(task.train.batches(16))
     expected = step.judge(task)(student(inputs), [teacher(inputs)], targets) + 1
     assert caught["loss"](student, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-5)

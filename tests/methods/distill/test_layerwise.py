@@ -128,7 +128,8 @@ def test_a_projection_starts_as_the_identity_and_learns(batch, compared, make_co
     plain, comparison = (compared(Layerwise(adaptive=a, epochs=1), teacher, student) for a in (False, True))
     assert term(comparison, teacher, student, batch) == pytest.approx(term(plain, teacher, student, batch), rel=1e-5)
     step, task = Layerwise(epochs=1), words_task()
-    learn_layers(student, teacher, comparison, make_context(task, teacher), step, step.judge(task))
+    context = make_context(task, teacher)
+    learn_layers(student, teacher, comparison, context, step.training_for(task), step.judge(task))
     assert not torch.equal(comparison.projections[0].weight, torch.eye(32))
 
 

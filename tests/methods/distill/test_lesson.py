@@ -110,5 +110,5 @@ def test_several_lessons_have_one_share_of_all_their_time(task, make_context):
     context = make_context(task, nn.Identity())
     context.teacher_times.append((9.0, 9.0))  # of an earlier step
     with one_share(context):
-        context.teacher_times += [(1.0, 2.0), (1.0, 6.0)]
+        context.teacher_times.extend([(1.0, 2.0), (1.0, 6.0)])
     assert context.record.history["teacher_time_share"] == [(None, 0.25)]

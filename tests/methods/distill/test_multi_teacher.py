@@ -93,9 +93,9 @@ def test_a_single_teacher_is_said_to_be_response(task, make_context):
     [
         ("teachers=a//b,weighting=weighted", "weighting=weighted takes a number for each"),
         ("teachers=a//b,weights=1/2", "do not go together"),
-        ("teachers=a//b,weighting=weighted,weights=1", "not one number for each of 2 teachers; give 2"),
-        ("teachers=a//b,weighting=weighted,weights=1/x", "takes numbers above 0"),
-        ("teachers=a//b,weighting=weighted,weights=1/-1", "takes numbers above 0"),
+        ("teachers=a//b,weighting=weighted,weights=1", "weights has 1 numbers for 2 teachers; give 2"),
+        ("teachers=a//b,weighting=weighted,weights=1/x", r"takes a list of numbers, a/b, each in \(0, inf\)"),
+        ("teachers=a//b,weighting=weighted,weights=1/-1", r"out of range; it takes a list of numbers, a/b, each in \(0, inf\)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(chain, sentence):

@@ -8,6 +8,7 @@ from compression.methods.prune.structure import cutting
 from compression.models import storage
 from compression.nn import transformer
 from compression.nn.inputs import forward
+from compression.reporting.figures.prune import layer_sizes
 from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 
@@ -64,6 +65,6 @@ def test_the_table_and_the_picture_show_what_each_layer_kept():
         "neurons": 8,
         "hidden": 16,
     }
-    heads, neurons = cutting.picture(before, after).axes
+    heads, neurons = layer_sizes([s._asdict() for s in before], [s._asdict() for s in after]).axes
     assert [bar.get_height() for bar in heads.patches] == [4, 4, 1, 4]
     assert [bar.get_height() for bar in neurons.patches] == [8, 8, 8, 3]

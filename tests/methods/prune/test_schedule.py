@@ -1,6 +1,7 @@
 import pytest
 
-from compression.methods.prune.masks.schedule import SCHEDULES, curve, ramp, target
+from compression.methods.prune.masks.schedule import SCHEDULES, ramp, target
+from compression.reporting.figures.prune import sparsity_curve
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -44,6 +45,6 @@ def test_a_ramp_without_a_span_is_a_step():
 
 
 def test_the_curve_shows_target_and_reached():
-    [axes] = curve([(0, 0.0, 0.0), (10, 0.5, 0.49)]).axes
+    [axes] = sparsity_curve([(0, 0.0, 0.0), (10, 0.5, 0.49)]).axes
     assert [line.get_label() for line in axes.lines] == ["target", "reached"]
     assert list(axes.lines[1].get_ydata()) == [0.0, 0.49]

@@ -1,4 +1,4 @@
-"""A layer that can be decomposed, and what is known of it before."""
+"""A layer that can be decomposed, with what the choice of its ranks needs."""
 
 from __future__ import annotations
 
@@ -6,24 +6,25 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from compression.methods.decompose.factorization.costs import Cost, Places, cost
+from compression.methods.decompose.factorization.costs import Cost, FactorSize, FeatureMapSizes, total_cost
 from compression.methods.decompose.factorization.spectrum import Spectrum
 from compression.nn import layers
 
-Ranks = tuple[int, ...]
+Ranks = tuple[int, ...]  # one for SVD and CP, (outputs, inputs) for Tucker-2
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A layer that a method can decompose: where it works, what it costs, what its unfoldings hold."""
+    """A layer that a method can decompose: its feature-map sizes and the spectra of its weight's unfoldings."""
 
     name: str
     layer: nn.Module
-    places: Places
+    sizes: FeatureMapSizes
     spectra: tuple[Spectrum, ...]
-    full: Ranks  # the ranks at which nothing is lost or nothing is saved
+    full_ranks: Ranks  # SVD, Tucker: those at which the factors are exact; CP: the largest that does not cost more
 
     @property
-    def before(self) -> Cost:
-        weights = layers.weight(self.layer).numel()
-        return cost([(weights, 0 if isinstance(self.layer, nn.Embedding) else self.places.written)])
+    def cost(self) -> Cost:
+        """The layer's cost before it is decomposed; an embedding multiplies nothing."""
+        positions = 0 if isinstance(self.layer, nn.Embedding) else self.sizes.output
+        return total_cost([FactorSize(layers.weight(self.layer).numel(), positions)])

@@ -1,22 +1,32 @@
-"""What layers cost before and after: parameters, and multiply-accumulates of one example."""
+"""Parameters and multiply-accumulates (MACs) of layers and of their factors, and a search for a wanted cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward
 
-Part = tuple[int, int]  # weights of a layer, and at how many places each is multiplied
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+
+class FactorSize(NamedTuple):
+    """Size of one layer of a factorization: its weights, and the positions at which each is multiplied."""
+
+    weights: int
+    positions: int
 
 
 @dataclass(frozen=True)
 class Cost:
+    """Parameters, and MACs of one example."""
+
     params: int = 0
     macs: int = 0
 
@@ -27,60 +37,58 @@ class Cost:
         return Cost(self.params - other.params, self.macs - other.macs)
 
 
-def cost(parts: Iterable[Part]) -> Cost:
-    """Of a chain of layers; biases, which stay what they are, left out."""
-    return sum((Cost(weights, weights * places) for weights, places in parts), Cost())
+def total_cost(factors: Iterable[FactorSize]) -> Cost:
+    """Cost of a chain of layers, without biases: a decomposition leaves these as they are."""
+    return sum((Cost(weights, weights * positions) for weights, positions in factors), Cost())
 
 
 @dataclass(frozen=True)
-class Places:
-    """Pixels or tokens of one example: those that a layer reads, those that it writes.
+class FeatureMapSizes:
+    """Positions (pixels, or tokens) of one example in the input and in the output of a layer.
 
-    `between` are those of a picture whose rows the layer's kernel has gone through, and whose columns not yet.
+    `between` counts those of the map between a vertical and a horizontal convolution: output rows x input columns.
     """
 
-    read: int = 0
+    input: int = 0
     between: int = 0
-    written: int = 0
+    output: int = 0
 
-    def __add__(self, other: Places) -> Places:
-        return Places(self.read + other.read, self.between + other.between, self.written + other.written)
+    def __add__(self, other: FeatureMapSizes) -> FeatureMapSizes:
+        return FeatureMapSizes(self.input + other.input, self.between + other.between, self.output + other.output)
 
 
-def places_of(layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> Places:
-    """Of one call of a convolution, linear layer or embedding on one example."""
+def feature_map_sizes(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> FeatureMapSizes:
+    """Sizes in one call of a convolution `(1, channels, height, width)`, or of a linear layer or embedding."""
     if isinstance(layer, nn.Conv2d):
-        (rows, columns), (out_rows, out_columns) = given[0].shape[2:], made.shape[2:]
-        return Places(rows * columns, out_rows * columns, out_rows * out_columns)
-    tokens = made.numel() // made.shape[-1]
-    return Places(tokens, tokens, tokens)
+        (rows, columns), (out_rows, out_columns) = inputs[0].shape[2:], output.shape[2:]
+        return FeatureMapSizes(rows * columns, out_rows * columns, out_rows * out_columns)
+    tokens = output.numel() // output.shape[-1]
+    return FeatureMapSizes(tokens, tokens, tokens)
 
 
 @torch.no_grad()
-def footprint(model: nn.Module, layers: Mapping[str, nn.Module], example: Inputs) -> tuple[dict[str, Places], int]:
-    """Where each of `layers` works in a forward pass of one example, and the MACs of the whole pass.
+def profile_layers(
+    model: nn.Module, layers: Mapping[str, nn.Module], example: Inputs
+) -> tuple[dict[str, FeatureMapSizes], int]:
+    """Feature-map sizes of each of `layers` in a forward pass of one example, and the MACs of the whole pass.
 
-    Layers that are never called are missing; one that is called twice has the places of both calls.
+    Layers that are never called are missing; the sizes of several calls of a layer are added up.
     """
-    found: dict[str, Places] = {}
+    sizes: dict[str, FeatureMapSizes] = {}
 
-    def look(name: str, layer: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        found[name] = found.get(name, Places()) + places_of(layer, given, made)
+    def add_call(call: Call) -> None:
+        earlier = sizes.get(call.name, FeatureMapSizes())
+        sizes[call.name] = earlier + feature_map_sizes(call.module, call.inputs, call.output)
 
-    handles = [layer.register_forward_hook(partial(look, name)) for name, layer in layers.items()]
-    try:
-        with FlopCounterMode(display=False) as counter:
-            forward(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found, counter.get_total_flops() // 2  # it counts two operations a multiply-accumulate
+    with on_forward(layers, add_call), FlopCounterMode(display=False) as counter:
+        forward(model, example)
+    return sizes, counter.get_total_flops() // 2  # it counts a multiply-accumulate as two operations
 
 
-def nearest(cost_at: Callable[[float], float], wanted: float, rounds: int = 50) -> float:
-    """The number in [0, 1] at which the non-decreasing `cost_at` comes nearest to `wanted`."""
+def bisect_share(cost_at: Callable[[float], float], wanted: float, rounds: int = 50) -> float:
+    """The share in [0, 1] at which the non-decreasing `cost_at` comes nearest to `wanted`."""
     low, high = 0.0, 1.0
     for _ in range(rounds):
         middle = (low + high) / 2
         low, high = (low, middle) if cost_at(middle) > wanted else (middle, high)
-    return min((low, high), key=lambda place: abs(cost_at(place) - wanted))
+    return min((low, high), key=lambda share: abs(cost_at(share) - wanted))

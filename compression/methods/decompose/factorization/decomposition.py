@@ -1,40 +1,53 @@
-"""What all decompositions share: which layers, at what ranks, and what is said of it."""
+"""The base of all decompositions: which layers are replaced, at which ranks, and what the run records of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.decompose.factorization import report
 from compression.methods.decompose.factorization.candidate import Candidate, Ranks
-from compression.methods.decompose.factorization.costs import Cost, Part, Places, cost, footprint, nearest
-from compression.methods.decompose.factorization.spectrum import Spectrum, rounded
+from compression.methods.decompose.factorization.costs import (
+    Cost,
+    FactorSize,
+    FeatureMapSizes,
+    bisect_share,
+    profile_layers,
+    total_cost,
+)
+from compression.methods.decompose.factorization.spectrum import Spectrum, round_rank
 from compression.nn import layers
 from compression.nn.inputs import map_inputs
+from compression.nn.selection import resolve_names
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from compression.methods.decompose.factorization.factors import Factorization
+    from compression.training.context import Context
 
 TARGETS = ("macs", "params")
-TOLERANCE = 0.02  # of the whole model: a target missed by more is said loudly
+TOLERANCE = 0.02  # of the whole model: a target missed by more is refused, or warned of
 
 
 @dataclass(frozen=True)
 class Decomposition(Method):
-    """How ranks are chosen, and which layers stay as they are."""
+    """Replace layers by their factors, at ranks that EVBMF, energy, a ratio or a target of the whole model chooses."""
 
     family: ClassVar[str] = "decompose"
-    kinds: ClassVar[str]  # what the method takes, in words
+    kinds: ClassVar[str]  # the layers it can decompose, in words
     needs_finetune: ClassVar[bool] = True
 
     rank: str = param(
         "evbmf",
-        "what chooses ranks: what stands out of noise, energy, ratio, or a target of the whole model's macs or params",
+        "how to choose ranks: by EVBMF (singular values above the noise), energy, ratio, or a target for the whole "
+        "model's macs or params",
         choices=("evbmf", "energy", "ratio", *TARGETS),
         search=("evbmf", "energy", "ratio"),
     )
@@ -50,152 +63,157 @@ class Decomposition(Method):
     )
     target: float = param(
         0.5,
-        "share of the whole model's macs or params to be left",
+        "share of the whole model's macs or params to keep",
         interval="(0, 1)",
         search=(0.2, 0.9),
         when={"rank": TARGETS},
     )
-    round_to: int = param(8, "ranks are rounded up to a multiple of it: 8 runs fast", interval="[1, inf)")
-    skip: tuple[str, ...] = param((), "layers to leave as they are: names, or beginnings of names, with / between them")
+    round_to: int = param(8, "round ranks up to a multiple of this: multiples of 8 run fast", interval="[1, inf)")
+    skip: tuple[str, ...] = param((), "layers not to decompose: names, or beginnings of names, with / between them")
 
-    def takes(self, layer: nn.Module) -> bool:
+    def can_decompose(self, layer: nn.Module) -> bool:
         """Whether the method is made for this layer."""
         raise NotImplementedError
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
-        """The matrices of the weight whose ranks are chosen."""
+        """The matrices `(rows, columns)` of the weight whose ranks are chosen."""
         raise NotImplementedError
 
-    def full(self, layer: nn.Module) -> Ranks:
+    def full_ranks(self, layer: nn.Module) -> Ranks:
         """The ranks that `ratio` is a share of."""
         raise NotImplementedError
 
-    def parts(self, layer: nn.Module, places: Places, ranks: Ranks) -> list[Part]:
-        """What the layers cost that take this one's place."""
+    def factor_sizes(self, layer: nn.Module, sizes: FeatureMapSizes, ranks: Ranks) -> list[FactorSize]:
+        """The sizes of the layers that would replace this one, in their order."""
         raise NotImplementedError
 
-    def factorised(self, layer: nn.Module, ranks: Ranks, seed: int) -> tuple[nn.Sequential, float, str]:
-        """The layers that take this one's place, ||W - W'|| / ||W||, and what is to be said against them."""
+    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+        """Fit the layers that replace this one; the same `seed` gives the same factors."""
         raise NotImplementedError
 
-    def joined(self, ranks: Ranks) -> Ranks:
-        """The ranks of the factors from those of the unfoldings."""
+    def combine_ranks(self, ranks: Ranks) -> Ranks:
+        """The ranks of the factorization from those of the unfoldings."""
         return ranks
 
-    def at(self, found: Candidate, share: float) -> Ranks:
-        """The ranks that a search tries: the larger `share` in [0, 1], the more is kept."""
-        return self.joined(tuple(spectrum.holding(share) for spectrum in found.spectra))
+    def ranks_at(self, candidate: Candidate, share: float) -> Ranks:
+        """The ranks that the search for a target tries: the larger `share` in [0, 1], the larger they are."""
+        return self.combine_ranks(tuple(spectrum.rank_for_energy(share) for spectrum in candidate.spectra))
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Replace, in place, every layer that its factors make smaller."""
         model = model.to(context.device).eval()
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
-        taken = self.taken(model)
-        places, macs = footprint(model, taken, example)
+        selected = self.select_layers(model)
+        sizes, macs = profile_layers(model, selected, example)
         before = Cost(layers.count_parameters(model), macs)
-        found = [self.candidate(name, taken[name], where) for name, where in places.items()]
-        chosen = self.chosen(found, before)
-        for sentence in report.doubts(model, found, chosen, self.rank):
+        candidates = [self.candidate(name, selected[name], of_layer) for name, of_layer in sizes.items()]
+        chosen = self.choose_ranks(candidates, before)
+        for sentence in report.diagnostics(model, candidates, chosen, self.rank):
             context.record.warn(sentence)
-        errors = {one.name: self.replaced(model, one, chosen[one.name], context) for one in found if one.name in chosen}
-        after = Cost(layers.count_parameters(model), footprint(model, {}, example)[1])
-        rows = [self.row(one, chosen.get(one.name), errors.get(one.name, 0.0)) for one in found]
-        context.record.table("decomposition", [*rows, report.whole(rows[0], before, after)])
-        report.draw(found, chosen, errors, context)
-        self.judge(before, after, context)
+        errors = {c.name: self.replace_layer(model, c, chosen[c.name], context) for c in candidates if c.name in chosen}
+        after = Cost(layers.count_parameters(model), profile_layers(model, {}, example)[1])
+        rows = [self.table_row(c, chosen.get(c.name), errors.get(c.name, 0.0)) for c in candidates]
+        context.record.table("decomposition", [*rows, report.whole_model_row(rows[0], before, after)])
+        report.record_figures(candidates, chosen, errors, context)
+        self.warn_of_missed_target(before, after, context)
         return model
 
-    def taken(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers to look at, by name; UserError if there are none, or `skip` names none."""
-        found = {name: layer for name, layer in model.named_modules() if self.takes(layer)}
-        for wanted in self.skip:
-            names = [name for name in found if name == wanted or name.startswith(f"{wanted}.")]
-            if not names:
-                raise UserError(f"skip={wanted!r} is no layer to decompose; those are {', '.join(found) or 'none'}.")
-            found = {name: layer for name, layer in found.items() if name not in names}
+    def select_layers(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers to consider, by name; raises UserError if there are none, or `skip` names none of them."""
+        found = {name: layer for name, layer in model.named_modules() if self.can_decompose(layer)}
+        skipped = resolve_names(self.skip, found, "skip", "decomposable layer")
+        found = {name: layer for name, layer in found.items() if name not in skipped}
         if not found:
             raise UserError(f"There is nothing to decompose: the model has no {self.kinds} that is not skipped.")
         return found
 
-    def candidate(self, name: str, layer: nn.Module, places: Places) -> Candidate:
-        spectra = tuple(Spectrum.of(matrix) for matrix in self.unfoldings(layer))
-        return Candidate(name, layer, places, spectra, self.full(layer))
+    def candidate(self, name: str, layer: nn.Module, sizes: FeatureMapSizes) -> Candidate:
+        """Compute the spectra of a layer, from which its ranks are chosen."""
+        spectra = tuple(Spectrum.of_matrix(matrix) for matrix in self.unfoldings(layer))
+        return Candidate(name, layer, sizes, spectra, self.full_ranks(layer))
 
-    def ranks(self, found: Candidate, share: float) -> Ranks:
-        """The ranks of one layer; `share` is what the search of a target turns."""
+    def ranks_of(self, candidate: Candidate, share: float) -> Ranks:
+        """The rounded ranks of one layer; `share` is the variable of the search for a target, unused otherwise."""
         if self.rank == "evbmf":
-            wanted = self.joined(tuple(spectrum.above_noise for spectrum in found.spectra))
+            wanted = self.combine_ranks(tuple(spectrum.evbmf_rank for spectrum in candidate.spectra))
         elif self.rank == "energy":
-            wanted = self.joined(tuple(spectrum.holding(self.energy) for spectrum in found.spectra))
+            wanted = self.combine_ranks(tuple(spectrum.rank_for_energy(self.energy) for spectrum in candidate.spectra))
         elif self.rank == "ratio":
-            wanted = tuple(math.ceil(self.ratio * full) for full in found.full)
+            wanted = tuple(math.ceil(self.ratio * full) for full in candidate.full_ranks)
         else:
-            wanted = self.at(found, share)
-        return tuple(rounded(rank, full, self.round_to) for rank, full in zip(wanted, found.full, strict=True))
+            wanted = self.ranks_at(candidate, share)
+        pairs = zip(wanted, candidate.full_ranks, strict=True)
+        return tuple(round_rank(rank, full, self.round_to) for rank, full in pairs)
 
-    def chosen(self, found: Sequence[Candidate], whole: Cost) -> dict[str, Ranks]:
-        """The ranks of the layers that get smaller; UserError for a target that no ranks reach."""
+    def choose_ranks(self, candidates: Sequence[Candidate], whole: Cost) -> dict[str, Ranks]:
+        """The ranks of the layers to replace, `whole` being the model's cost.
+
+        Raises UserError for a target that the lowest ranks miss by more than TOLERANCE.
+        """
         if self.rank not in TARGETS:
-            return self.smaller(found, 1.0)
+            return self.shrinking_ranks(candidates, 1.0)
 
-        def left(share: float) -> float:
-            saved = self.saved(found, self.smaller(found, share))
+        def remaining(share: float) -> float:
+            saved = self.saved_cost(candidates, self.shrinking_ranks(candidates, share))
             return 1 - getattr(saved, self.rank) / getattr(whole, self.rank)
 
-        if (least := left(0.0)) > self.target + TOLERANCE:
+        if (least := remaining(0.0)) > self.target + TOLERANCE:
             raise UserError(
                 f"target={self.target:g} of the {self.rank} cannot be reached: {least:.3f} stay at the lowest ranks "
                 f"of round_to={self.round_to}; take a larger target{' or a smaller round_to' * (self.round_to > 1)}."
             )
-        return self.smaller(found, nearest(left, self.target))
+        return self.shrinking_ranks(candidates, bisect_share(remaining, self.target))
 
-    def smaller(self, found: Sequence[Candidate], share: float) -> dict[str, Ranks]:
-        """The ranks of the layers that do not grow by them."""
-        ranks = {one.name: self.ranks(one, share) for one in found}
-        return {one.name: ranks[one.name] for one in found if self.shrinks(one, ranks[one.name])}
+    def shrinking_ranks(self, candidates: Sequence[Candidate], share: float) -> dict[str, Ranks]:
+        """The ranks of those layers that they make smaller, by name."""
+        ranks = {c.name: self.ranks_of(c, share) for c in candidates}
+        return {c.name: ranks[c.name] for c in candidates if self.is_smaller(c, ranks[c.name])}
 
-    def shrinks(self, found: Candidate, ranks: Ranks) -> bool:
-        """Whether a layer gets smaller in what the target counts; without a target, in both, if it has both."""
-        now, then = cost(self.parts(found.layer, found.places, ranks)), found.before
-        fewer, cheaper = now.params < then.params, now.macs < then.macs
+    def is_smaller(self, candidate: Candidate, ranks: Ranks) -> bool:
+        """Whether the factors cost less in what the target counts; without a target, in params and any macs."""
+        before, after = candidate.cost, self.cost_at(candidate, ranks)
+        fewer_params, fewer_macs = after.params < before.params, after.macs < before.macs
         if self.rank in TARGETS:
-            return fewer if self.rank == "params" else cheaper
-        return fewer and (cheaper or not then.macs)
+            return fewer_params if self.rank == "params" else fewer_macs
+        return fewer_params and (fewer_macs or not before.macs)
 
-    def saved(self, found: Sequence[Candidate], chosen: dict[str, Ranks]) -> Cost:
-        """What is gone of the whole model."""
-        replaced = [one for one in found if one.name in chosen]
-        now = (cost(self.parts(one.layer, one.places, chosen[one.name])) for one in replaced)
-        return sum((one.before for one in replaced), Cost()) - sum(now, Cost())
+    def cost_at(self, candidate: Candidate, ranks: Ranks) -> Cost:
+        """The cost of the layers that would replace a candidate."""
+        return total_cost(self.factor_sizes(candidate.layer, candidate.sizes, ranks))
 
-    def replaced(self, model: nn.Module, found: Candidate, ranks: Ranks, context: Context) -> float:
-        """Put the factors in a layer's place; the relative error of its weight."""
-        weight = layers.weight(found.layer)
-        made, error, doubt = self.factorised(found.layer, ranks, context.seed)
-        model.set_submodule(found.name, made.to(weight.device, weight.dtype))
-        if doubt:
-            context.record.warn(f"{found.name}: {doubt}")
+    def saved_cost(self, candidates: Sequence[Candidate], chosen: dict[str, Ranks]) -> Cost:
+        """The cost that replacing the layers in `chosen` saves."""
+        saved = (c.cost - self.cost_at(c, chosen[c.name]) for c in candidates if c.name in chosen)
+        return sum(saved, Cost())
+
+    def replace_layer(self, model: nn.Module, candidate: Candidate, ranks: Ranks, context: Context) -> float:
+        """Replace a layer by its factors, in the device and precision of its weight; returns the relative error."""
+        weight = layers.weight(candidate.layer)
+        made, error, warning = self.factorize(candidate.layer, ranks, context.seed)
+        model.set_submodule(candidate.name, made.to(weight.device, weight.dtype))
+        if warning:
+            context.record.warn(f"{candidate.name}: {warning}")
         return error
 
-    def row(self, found: Candidate, ranks: Ranks | None, error: float) -> dict[str, Any]:
-        """The layer's row of the table; without ranks it stayed."""
-        now = cost(self.parts(found.layer, found.places, ranks)) if ranks else found.before
+    def table_row(self, candidate: Candidate, ranks: Ranks | None, error: float) -> dict[str, Any]:
+        """The layer's row of the table `decomposition`; `ranks` is None for a layer that stays."""
         return {
-            "layer": found.name,
-            "shape": "x".join(map(str, layers.weight(found.layer).shape)),
+            "layer": candidate.name,
+            "shape": "x".join(map(str, layers.weight(candidate.layer).shape)),
             "rank": "x".join(map(str, ranks)) if ranks else "as it was",
-            "full rank": "x".join(map(str, found.full)),
+            "full rank": "x".join(map(str, candidate.full_ranks)),
             "error": error,
-            **report.costs("before", found.before),
-            **report.costs("after", now),
+            **report.cost_columns("before", candidate.cost),
+            **report.cost_columns("after", self.cost_at(candidate, ranks) if ranks else candidate.cost),
         }
 
-    def judge(self, before: Cost, after: Cost, context: Context) -> None:
-        """Say by how much a target was missed."""
+    def warn_of_missed_target(self, before: Cost, after: Cost, context: Context) -> None:
+        """Warn where the model's cost is further than TOLERANCE from the target."""
         if self.rank not in TARGETS:
             return
-        left = getattr(after, self.rank) / getattr(before, self.rank)
-        if abs(left - self.target) > TOLERANCE:
+        remaining = getattr(after, self.rank) / getattr(before, self.rank)
+        if abs(remaining - self.target) > TOLERANCE:
             context.record.warn(
-                f"{left:.1%} of the {self.rank} are left instead of {self.target:.1%}: ranks are multiples of "
+                f"{remaining:.1%} of the {self.rank} remain instead of {self.target:.1%}: ranks are multiples of "
                 f"round_to={self.round_to}."
             )

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Factorization(NamedTuple):
+    """The layers that replace one, ||W - W'|| / ||W||, and a warning about the fit (empty if it is sound)."""
+
+    layers: nn.Sequential
+    error: float
+    warning: str = ""
+
 
 @torch.no_grad()
-def filled(layers: Sequence[Any], weights: Sequence[Tensor], bias: Tensor | None) -> nn.Sequential:
-    """The layers in a chain, with these weights (anything that has their number of values), the last with `bias`."""
+def chain_of_layers(layers: Sequence[Any], weights: Sequence[Tensor], bias: Tensor | None) -> nn.Sequential:
+    """Put `weights` into `layers` (reshaped to fit, so their sizes must agree) and `bias` into the last one."""
     for layer, values in zip(layers, weights, strict=True):
         layer.weight.copy_(values.reshape(layer.weight.shape))
     if bias is not None:
@@ -20,5 +30,6 @@ def filled(layers: Sequence[Any], weights: Sequence[Tensor], bias: Tensor | None
 
 
 def relative_error(weight: Tensor, approximation: Tensor) -> float:
-    """||W - W'|| / ||W||; 0 for a weight of zeros that is met."""
-    return ((weight - approximation).norm() / weight.norm().clamp_min(torch.finfo(weight.dtype).tiny)).item()
+    """||W - W'|| / ||W||; 0 for a weight of zeros that is met exactly."""
+    smallest = torch.finfo(weight.dtype).tiny
+    return float((weight - approximation).norm() / weight.norm().clamp_min(smallest))

@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from compression.methods.decompose.factorization.evbmf import evbmf
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The singular values of a matrix of `shape`, all of them, the largest first."""
+    """All singular values `(min(shape),)` of a matrix of `shape`, the largest first."""
 
     values: np.ndarray
     shape: tuple[int, int]
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Spectrum:
-        """Of a matrix `(rows, columns)`, in double precision."""
+    def of_matrix(cls, matrix: Tensor) -> Spectrum:
+        """Compute the singular values of a matrix `(rows, columns)`, in double precision."""
         rows, columns = matrix.shape
         wide = matrix.detach().double() if rows <= columns else matrix.detach().double().T
         # Through the small square matrix: a convolution's unfolding is some ten times as long as it is high.
@@ -30,21 +33,21 @@ class Spectrum:
         return cls(squares.sqrt().flip(0).cpu().numpy(), (rows, columns))
 
     @cached_property
-    def energies(self) -> np.ndarray:
-        """The share of the squared norm that the first 1, 2, … singular values hold."""
+    def cumulative_energy(self) -> np.ndarray:
+        """The share of the squared norm in the first 1, 2, … singular values."""
         total = np.cumsum(self.values**2)
         return total / total[-1] if total[-1] else np.ones_like(total)
 
-    def holding(self, share: float) -> int:
-        """The least rank, at least 1, whose singular values hold `share` of the energy."""
-        return min(int(np.searchsorted(self.energies, share)) + 1, len(self.values))
+    def rank_for_energy(self, share: float) -> int:
+        """The least rank, at least 1, whose singular values have `share` of the energy."""
+        return min(int(np.searchsorted(self.cumulative_energy, share)) + 1, len(self.values))
 
     @cached_property
-    def above_noise(self) -> int:
-        """The rank by EVBMF; 0 if there is nothing but noise, which a single row or column cannot show."""
+    def evbmf_rank(self) -> int:
+        """The rank by EVBMF; 0 for nothing but noise, which a single row or column cannot show."""
         return 1 if len(self.values) == 1 else evbmf(self.values, self.shape).rank
 
 
-def rounded(rank: int, full: int, multiple: int) -> int:
-    """`rank` up to a multiple, within 1 to `full`; where `full` is less than the multiple, as it is."""
+def round_rank(rank: int, full: int, multiple: int) -> int:
+    """Round `rank` up to a multiple, within 1 to `full`; not rounded where `full` is less than the multiple."""
     return min(full, max(1, math.ceil(rank / multiple) * multiple if full >= multiple else rank))

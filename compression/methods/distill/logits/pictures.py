@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from compression.methods.distill.layers.features import Pairs, captured, there
 from compression.methods.distill.layers.heads import Parts, relations
 from compression.nn import transformer
 from compression.nn.inputs import Inputs, forward
-from compression.reporting.figures import AFTER, BEFORE, FAINT, SHADES, canvas, styled
+from compression.reporting.figures.distill import feature_maps, softened_outputs
 from compression.training.context import Context
 
-EXAMPLES, CLASSES, PAIRS = 4, 10, 3  # shown at most
+EXAMPLES, PAIRS = 4, 3  # shown at most
 
 
 @torch.no_grad()
@@ -30,33 +28,10 @@ def keep_softened(context: Context, teachers: Sequence[nn.Module], student: nn.M
     *known, answer = (forward(model, inputs).float().cpu() for model in (*teachers, student))
     labels = task.labels or [str(i) for i in range(task.outputs)]
     titles = [labels[i] for i in targets.tolist()]
-    context.record.figure("softened", softened(torch.stack(known), answer, temperature, labels, titles))
-
-
-@styled
-def softened(known: Tensor, answer: Tensor, temperature: float, labels: Sequence[str], titles: Sequence[str]) -> Figure:
-    """Softened outputs of teachers (their mean) and a student over the teachers' plain ones.
-
-    Logits `(teachers, examples, classes)` and `(examples, classes)`; `titles` are the true classes. Shown are the
-    classes that the teachers find likeliest, in the order of the labels.
-    """
-    figure, axes = canvas(len(titles), width=2.6 * len(titles) + 1, height=3.4)
-    plain, soft = known.softmax(2).mean(0), (known / temperature).softmax(2).mean(0)
-    bars = {
-        "teacher, as it answers": (plain, 0.0, 0.9, FAINT),
-        f"teacher at T = {temperature:g}": (soft, -0.2, 0.38, BEFORE),
-        f"student at T = {temperature:g}": ((answer / temperature).softmax(1), 0.2, 0.38, AFTER),
-    }
-    for number, (place, title) in enumerate(zip(axes, titles, strict=True)):
-        shown = plain[number].topk(min(CLASSES, plain.shape[1])).indices.sort().values
-        rows = np.arange(len(shown))
-        for label, (values, offset, height, colour) in bars.items():
-            place.barh(rows + offset, values[number, shown].numpy(), height=height, color=colour, label=label)
-        place.set_yticks(rows, [labels[i] for i in shown.tolist()], fontsize=8)
-        place.invert_yaxis()
-        place.set(title=title, xlim=(0, 1))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return figure
+    plain = torch.stack([logits.softmax(1) for logits in known]).mean(0).numpy()
+    soft = torch.stack([(logits / temperature).softmax(1) for logits in known]).mean(0).numpy()
+    own = (answer / temperature).softmax(1).numpy()
+    context.record.figure("softened", softened_outputs(plain, soft, own, temperature, labels, titles))
 
 
 @torch.no_grad()
@@ -72,10 +47,10 @@ def keep_features(context: Context, teacher: nn.Module, student: nn.Module, pair
     for theirs, ours in pairs[-PAIRS:]:
         maps[f"teacher\n{theirs}"] = look(teacher, theirs, inputs)
         maps[f"student\n{ours}"] = look(student, ours, inputs)
-    shown = {title: found.float().cpu() for title, found in maps.items() if found is not None}
+    shown = {title: found.float().cpu().numpy() for title, found in maps.items() if found is not None}
     if shown:
-        pixels = {"image": one.inputs[0].cpu()} if isinstance(one.inputs, Tensor) else {}
-        context.record.figure("features", side_by_side(pixels | shown))
+        pixels = {"image": one.inputs[0].cpu().numpy()} if isinstance(one.inputs, Tensor) else {}
+        context.record.figure("features", feature_maps(pixels | shown))
 
 
 def strength_map(model: nn.Module, layer: str, inputs: Inputs) -> Tensor | None:
@@ -95,15 +70,3 @@ def attention_map(model: nn.Module, layer: str, inputs: Inputs) -> Tensor | None
         forward(model, inputs)
     found = relations(seen[query], seen[key], parts.heads[layer], tokens).exp()[0].mean(0)
     return found[tokens[0]][:, tokens[0]]
-
-
-@styled
-def side_by_side(maps: dict[str, Tensor]) -> Figure:
-    """Maps `(height, width)`, or images `(channels, height, width)`, in a row under their titles."""
-    figure, axes = canvas(len(maps), width=1.9 * len(maps), height=2.4)
-    for place, (title, found) in zip(axes, maps.items(), strict=True):
-        pixels = found.permute(1, 2, 0) if found.ndim == 3 else found
-        place.imshow(pixels.numpy(), cmap=SHADES)
-        place.set_title(title, fontsize=8)
-        place.set_axis_off()
-    return figure

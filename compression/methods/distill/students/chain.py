@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
 from torch import nn
 
 from compression.nn.layers import count_parameters
-from compression.reporting.figures import AFTER, BEFORE, INK, canvas, styled
+from compression.reporting.figures.distill import quality_against_parameters
 from compression.tasks.task import evaluate
 from compression.training.context import Context
 
@@ -32,21 +29,4 @@ class Chain:
     def keep(self) -> None:
         """Leave the table and the figure `chain`."""
         self.context.record.table("chain", self.points)
-        self.context.record.figure("chain", curve(self.points, self.metric))
-
-
-@styled
-def curve(points: Sequence[dict[str, Any]], metric: str) -> Figure:
-    """Quality against parameters; a point is {model, params, <metric>}, the first the teacher."""
-    figure, [axes] = canvas()
-    sizes, qualities = ([point[key] for point in points] for key in ("params", metric))
-    axes.plot(sizes, qualities, color=AFTER, zorder=2)
-    axes.scatter(sizes, qualities, s=60, color=[BEFORE, *[AFTER] * (len(points) - 1)], zorder=3)
-    for point in points:
-        place = point["params"], point[metric]
-        axes.annotate(point["model"], place, (6, 6), textcoords="offset points", color=INK, fontsize=8)
-    axes.set(xlabel="parameters", ylabel=metric.replace("_", " "), title="From the teacher to the student")
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.margins(0.2)
-    axes.set_xlim(left=0)
-    return figure
+        self.context.record.figure("chain", quality_against_parameters(self.points, self.metric))

@@ -14,10 +14,11 @@ from compression import models
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.prune.masks import amounts
-from compression.methods.prune.masks.schedule import RISING, SCHEDULES, curve, ramp, target
+from compression.methods.prune.masks.schedule import RISING, SCHEDULES, ramp, target
 from compression.methods.prune.masks.scores import set_also
 from compression.nn import layers
 from compression.params import group, param
+from compression.reporting.figures.prune import sparsity_curve
 from compression.training.context import Context
 from compression.training.hyperparameters import Training, require_training
 from compression.training.loop import fit
@@ -97,7 +98,9 @@ class Course:
 
     def at_once(self, model: nn.Module) -> nn.Module:
         before = self.reached(model)
-        self.context.record.figure("sparsity-schedule", curve([(0, 0.0, before), (1, *self.prune(model, self.finals))]))
+        self.context.record.figure(
+            "sparsity-schedule", sparsity_curve([(0, 0.0, before), (1, *self.prune(model, self.finals))])
+        )
         return model
 
     def ramp(self, model: nn.Module) -> nn.Module:
@@ -117,7 +120,7 @@ class Course:
 
         model = fit(model, self.context, method.training, on_step=on_step, extra=self.open_masks(model))
         points.append((points[-1][0] + 1, *self.prune(model, self.finals)))
-        self.context.record.figure("sparsity-schedule", curve(points))
+        self.context.record.figure("sparsity-schedule", sparsity_curve(points))
         return model
 
     def lottery(self, model: nn.Module) -> nn.Module:
@@ -145,7 +148,7 @@ class Course:
             model.load_state_dict(dict(zip(model.state_dict(), early.buffers(), strict=True)))
             layers.apply_masks(model)
             fit(model, self.context, method.training, name=f"round-{number}")
-        self.context.record.figure("sparsity-schedule", curve(points, "round"))
+        self.context.record.figure("sparsity-schedule", sparsity_curve(points, "round"))
         return model
 
     def wanted(self, done: float) -> dict[str, float]:

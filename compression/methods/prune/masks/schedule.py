@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from matplotlib.figure import Figure
-
-from compression.reporting import figures
-
 
 def oneshot(done: float, initial: float, final: float) -> float:
     """All at once, before the first step."""
@@ -53,14 +47,3 @@ def ramp(progress: float, warmup: float, cooldown: float) -> float:
     if span <= 0:
         return float(progress >= warmup)
     return min(1.0, max(0.0, (progress - warmup) / span))
-
-
-def curve(points: Sequence[tuple[float, float, float]], unit: str = "step") -> Figure:
-    """The target against what was reached; a point is (step, target, reached)."""
-    steps, wanted, reached = zip(*points, strict=True)
-    figure, [axes] = figures.canvas()
-    axes.plot(steps, wanted, color=figures.BEFORE, linewidth=4, label="target")
-    axes.plot(steps, reached, color=figures.AFTER, marker="o", markersize=3, linewidth=1, label="reached")
-    axes.set(title="Sparsity during training", xlabel=unit, ylabel="sparsity", ylim=(0, 1))
-    axes.legend(loc="lower right")
-    return figure

@@ -12,7 +12,7 @@ from compression.methods.prune.structure.importance import Importance
 from compression.methods.prune.structure.removal import Block, Cut, ordered
 from compression.nn import layers, transformer
 from compression.nn.inputs import Inputs
-from compression.reporting import figures
+from compression.reporting.figures.runs import bars_by_layer
 from compression.training.context import RunLogger
 
 
@@ -44,7 +44,7 @@ class Channels:
 
     def show(self, before: list[Any], model: nn.Module, record: RunLogger) -> None:
         """Leave a picture of what each layer kept."""
-        picture = figures.layers(before, self.sizes(model), "channels", "Channels by layer")
+        picture = bars_by_layer(before, self.sizes(model), "channels", "Channels by layer")
         record.figure("kept-channels", picture)
 
     def cut(self, model: nn.Module, cut: Cut) -> None:

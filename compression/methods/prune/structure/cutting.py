@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from compression.nn import transformer
-from compression.reporting import figures
+from compression.reporting.figures.prune import layer_sizes
 from compression.training.context import RunLogger
 
 
@@ -72,7 +71,7 @@ def show(before: list[Sizes], model: nn.Module, record: RunLogger) -> None:
     """Leave a table and a picture of what each layer kept."""
     after = sizes(model)
     record.table("kept", rows(before, after))
-    record.figure("kept", picture(before, after))
+    record.figure("kept", layer_sizes([size._asdict() for size in before], [size._asdict() for size in after]))
 
 
 def rows(before: list[Sizes], after: list[Sizes]) -> list[dict[str, int]]:
@@ -80,19 +79,3 @@ def rows(before: list[Sizes], after: list[Sizes]) -> list[dict[str, int]]:
         {"layer": i} | {f"{name}_before": n for name, n in old._asdict().items()} | new._asdict()
         for i, (old, new) in enumerate(zip(before, after, strict=True))
     ]
-
-
-def picture(before: list[Sizes], after: list[Sizes]) -> Figure:
-    """Heads, neurons and hidden dimensions of each layer, before and after; the last where they differ."""
-    drawn = ["heads", "neurons", *(["hidden"] if before[0].hidden != after[0].hidden else [])]
-    figure, axes = figures.canvas(len(drawn), width=4.5 * len(drawn), height=3.2)
-    for place, name in zip(axes, drawn, strict=True):
-        for shift, found, color, label in (
-            (-0.2, before, figures.BEFORE, "before"),
-            (0.2, after, figures.AFTER, "after"),
-        ):
-            places = [index + shift for index in range(len(found))]
-            place.bar(places, [getattr(size, name) for size in found], 0.4, color=color, label=label)
-        place.set(title=f"{name.capitalize()} by layer", xlabel="layer", xticks=range(len(before)))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)  # not over the bars
-    return figure

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from compression.methods.quantize.calibration.activations import observe
 from compression.nn.inputs import Inputs
 from compression.nn.quantized import Numbers, merge, split
-from compression.reporting.figures import AFTER, BEFORE, INK, canvas, styled
+from compression.reporting.figures.quantize import histograms
 from compression.training.context import RunLogger
 
 SHOWN = 4  # histograms in one picture
@@ -48,29 +46,8 @@ def keep_trained(
     shown = {name: weights[name] for name in spread(list(weights))}
     steps = {name: in_steps(*held) for name, held in shown.items()}
     codes = {name: (numbers.low, numbers.high) for name, (_, numbers) in shown.items()}
-    record.figure("weight-ranges", ranges(steps, codes, "weight in steps"))
+    record.figure("weight-ranges", histograms(steps, codes, "weight in steps"))
     if watched := {name: model.get_submodule(name) for name in spread(list(inputs))}:
         seen = observe(model, watched, data)
         values = {name: held[0].sample.numpy() for name, held in seen.items()}
-        record.figure("activation-ranges", ranges(values, {n: ends(inputs[n]) for n in values}, "activation"))
-
-
-@styled
-def ranges(values: dict[str, np.ndarray], chosen: Mapping[str, Sequence[float]], what: str) -> Figure:
-    """A histogram for each name, counts on a log scale, with the ends of its chosen range as lines."""
-    names = spread(list(values))
-    figure, axes = canvas(len(names), width=3.0 * len(names) + 0.5, height=3.0)
-    for place, name in zip(axes, names, strict=True):
-        low, high = chosen[name]
-        held = values[name].ravel()
-        inside = (held >= low) & (held <= high)
-        edges: Any = np.linspace(min(held.min(), low), max(held.max(), high), 81)
-        for part, colour in ((held[inside], AFTER), (held[~inside], BEFORE)):
-            place.hist(part, edges, color=colour, histtype="stepfilled")  # a bar each takes seconds to draw
-        for end in (low, high):
-            place.axvline(end, color=INK, linewidth=1, linestyle="--")
-        place.set_yscale("log")
-        place.minorticks_off()
-        place.set_title(name, fontsize=8)
-        place.set_xlabel(f"{what}; {(~inside).mean():.2%} clipped", fontsize=8)
-    return figure
+        record.figure("activation-ranges", histograms(values, {n: ends(inputs[n]) for n in values}, "activation"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from matplotlib.figure import Figure
 from torch import nn
 
 from compression.methods.base import Method
@@ -16,6 +15,8 @@ from compression.methods.quantize.calibration.weights import weight_numbers
 from compression.nn.layers import Add, weight
 from compression.nn.quantized import Numbers
 from compression.params import param
+from compression.reporting.figures.quantize import histograms
+from compression.training.context import RunLogger
 
 SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
 
@@ -52,15 +53,15 @@ class Scheme(Method):
             self.weight_observer,
         )
 
-    def weight_picture(self, model: nn.Module, names: list[str], activation_bits: int | None) -> Figure:
-        """Histograms of some of the weights in steps of their scales, with the range of the codes."""
+    def draw_weights(self, model: nn.Module, names: list[str], activation_bits: int | None, record: RunLogger) -> None:
+        """Log histograms of some of the weights in steps of their scales, with the range of the codes."""
         values, codes = {}, {}
         for name in pictures.spread(names):
             layer = model.get_submodule(name)
             numbers = self.weight_numbers(layer, activation_bits)
             values[name] = pictures.in_steps(weight(layer), numbers)
             codes[name] = (numbers.low, numbers.high)
-        return pictures.ranges(values, codes, "weight in steps")
+        record.figure("weight-ranges", histograms(values, codes, "weight in steps"))
 
     def layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
         """The layers of exactly these kinds by name, without the skipped ones; UserError if none are left."""
