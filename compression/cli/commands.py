@@ -69,7 +69,7 @@ def compress(recipe: str, **given: Any) -> None:
 def tune(recipe: str, **given: Any) -> None:
     """Search with Optuna what a RECIPE leaves open: structured+finetune:epochs=2+static."""
     from compression.tuning import tune
-    from compression.tuning.plan import TuningConfig
+    from compression.tuning.config import TuningConfig
 
     content = tune.tune(settings(given), recipe, pick(TuningConfig, given))
     click.echo(f"\n{content['title']}\n\n{tune.table(content)}\n")
@@ -147,7 +147,7 @@ def in_project() -> bool:
 
 def tune_options() -> Sequence[type]:
     """The dataclasses whose fields `tune` takes."""
-    from compression.tuning.plan import TuningConfig
+    from compression.tuning.config import TuningConfig
 
     return [TuningConfig, Settings]
 

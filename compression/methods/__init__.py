@@ -131,8 +131,8 @@ def check_order(steps: Sequence[Method]) -> None:
 def check_task(steps: Sequence[Method], task: Task) -> None:
     """Raise UserError if a step needs another kind of model than the task has, or undoes the steps before it."""
     for step in steps[1:]:
-        if step.reinitializes and task.input_shape:  # a transformer goes back to the weights that it came with
+        if step.reinitializes and task.takes_images:  # a transformer goes back to the weights that it came with
             raise UserError(f"{name_of(step)} goes back to untrained weights here: it must be the first step.")
     for step in steps:
-        if step.requires == "text" and task.input_shape:
+        if step.requires == "text" and task.takes_images:
             raise UserError(f"{name_of(step)} works on transformers alone, and {task.name} has images.")

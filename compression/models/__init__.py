@@ -28,6 +28,8 @@ class Target(Protocol):
     @property
     def input_shape(self) -> tuple[int, ...]: ...
     @property
+    def takes_images(self) -> bool: ...
+    @property
     def tokenizer(self) -> Any: ...
 
 
@@ -54,11 +56,11 @@ def build(name: str, task: Target) -> nn.Module:
 
     Raises UserError for a name that is unknown, that does not suit the task, or that cannot be fetched.
     """
-    fitting = IMAGE_MODELS if task.input_shape else TEXT_MODELS
+    fitting = IMAGE_MODELS if task.takes_images else TEXT_MODELS
     if name in MODELS and name not in fitting:
         raise UserError(f"The model {name} is not for {task.name}; take {described(fitting)}.")
-    if name in fitting or task.input_shape:
-        takes = {"input_shape": list(task.input_shape)} if task.input_shape else {"vocabulary": len(task.tokenizer)}
+    if name in fitting or task.takes_images:
+        takes = {"input_shape": list(task.input_shape)} if task.takes_images else {"vocabulary": len(task.tokenizer)}
         return _ours(name, {"outputs": task.outputs, **takes, "width": 1.0})
     from compression.models import huggingface
 

@@ -17,9 +17,9 @@ from compression.nn.quantized import (
     QuantInput,
     Quantize,
     QuantLinear,
-    Weighted,
+    QuantWeightLayer,
 )
-from compression.nn.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.nn.quantized.clustered import ClusteredLayer, ClusteredConv2d, ClusteredLinear
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
 
 COMPRESSED = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
@@ -104,7 +104,7 @@ def bits(module: nn.Module) -> int:
 
 def count_parameters(model: nn.Module) -> int:
     """Learned numbers of the model, each counted once; an integer weight is a buffer, and counts."""
-    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (Weighted, Clustered)))
+    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (QuantWeightLayer, ClusteredLayer)))
     return sum(p.numel() for p in model.parameters()) + integers
 
 

@@ -92,6 +92,11 @@ class Task:
     also: dict[str, Split] = field(default_factory=dict)  # further test splits, measured as `<metric>_<name>`
     tokenizer: Any = None  # of a text task
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether the inputs are images; if not, they are token ids."""
+        return bool(self.input_shape)
+
     def splits(self) -> dict[str, Split]:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 

@@ -1,5 +1,5 @@
-"""Optuna over any recipe: what is written in it is fixed, what is left out is searched.
+"""Tuning with Optuna: fields given in a recipe are fixed, fields left out are searched.
 
-`plan` is what was asked, `space` what is searched, `cache` what trials share, `trial` one attempt, `worker` the loop
-over them, `chosen` what comes of it, `pictures` how it looks, `tune` the whole.
+`config` has the options, `space` the search space, `cache` models that trials share, `trial` the objective function,
+`worker` the loop over trials, `selection` the Pareto front, `study_figures` the figures, and `tune` runs it all.
 """

@@ -1,7 +1,7 @@
-"""What trials share: the model after the same steps from the same start, computed once.
+"""A cache of the models that trials share: the same steps applied to the same weights are computed once.
 
-An entry is found by all that decides it: the weights it began from, the data, every field of every step, the seed, the
-machine's way of computing, and this package's own source. Nothing is ever looked up by a name alone.
+The key of an entry is a digest of all that decides the result: the initial weights, the data, every field of every
+step, the seed, the machine, and the source code of this package.
 """
 
 from __future__ import annotations
@@ -11,87 +11,92 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 import compression
 from compression import methods, params, tracking
-from compression.methods.base import Method
 from compression.models import storage
-from compression.runs.job import Job
 
-MAX_BYTES = 5e9  # bytes; beyond them the oldest entries go
-MUTABLE_SCHEMES = ("models:/",)  # addresses whose content may change while their text stays
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from compression.methods.base import Method
+    from compression.runs.job import Job
+
+MAX_BYTES = 5e9  # above this, the least recently used entries are deleted
+MUTABLE_SCHEMES = ("models:/",)  # URIs whose content may change: an alias of the registry moves
 
 
 @dataclass(frozen=True)
 class StepCache:
-    """Models after a number of steps, on this machine's disk."""
+    """Models after the first steps of a recipe, on this machine's disk."""
 
     folder: Path
-    start: str  # a digest of everything but the steps
+    start: str  # digest of everything but the steps
 
     def find(self, steps: Sequence[Method]) -> tuple[nn.Module, float] | None:
-        """The model after `steps` and the seconds they had taken, or None."""
-        place = self._place(steps)
-        if place is None or not place.exists():
+        """Return the model after `steps` and how long they took (s), or None if there is no entry."""
+        entry = self._entry_folder(steps)
+        if entry is None or not entry.exists():
             return None
-        place.touch()
-        return storage.load(place), storage.about(place)["seconds"]
+        entry.touch()  # its time of change is that of its last use: see `evict`
+        return storage.load(entry), storage.about(entry)["seconds"]
 
-    def keep(self, steps: Sequence[Method], model: nn.Module, seconds: float) -> None:
-        """Remember the model after `steps`."""
-        place = self._place(steps)
-        if place is None or place.exists():
+    def save(self, steps: Sequence[Method], model: nn.Module, seconds: float) -> None:
+        """Store the model after `steps`, which took `seconds`."""
+        entry = self._entry_folder(steps)
+        if entry is None or entry.exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
-            made = storage.save(model, Path(scratch) / "model", {"seconds": seconds})
+            written = storage.save(model, Path(scratch) / "model", {"seconds": seconds})
             try:
-                made.rename(place)
+                written.rename(entry)
             except OSError:
-                if not place.exists():  # else another worker was first, with the same
+                if not entry.exists():  # if it does, another worker has just saved the same model
                     raise
         evict(self.folder)
 
-    def _place(self, steps: Sequence[Method]) -> Path | None:
-        said = [step_key(step) for step in steps]
-        if any(part is None for part in said):
-            return None
-        return self.folder / digest([self.start, said])
+    def _entry_folder(self, steps: Sequence[Method]) -> Path | None:
+        keys = [step_key(step) for step in steps]
+        return None if None in keys else self.folder / digest([self.start, keys])
 
 
 def open_cache(job: Job, original: nn.Module) -> StepCache:
-    """The cache of what begins at `original` in `job`."""
+    """Return the cache for steps applied to `original` in `job`."""
     facts = job.machine.facts()
     start = [job.task.name, job.task.digest, job.settings.seed, facts, source_digest(), weights_digest(original)]
     return StepCache(tracking.home() / "steps", digest(start))
 
 
 def step_key(step: Method) -> list[Any] | None:
-    """All that a step is; None where it names something that may change under its name."""
+    """Return what identifies a step: method, fields, and digests of the files they name.
+
+    None if a field names something that may change under its name: such a step is not cached.
+    """
     texts = params.texts(step)
     items = {name: params.items(text, slashes=True) for name, text in texts.items()}
     if any(item.startswith(MUTABLE_SCHEMES) for given in items.values() for item in given):
         return None
-    return [methods.name_of(step), texts, {name: [files_digest(item) for item in given] for name, given in items.items()}]
+    files = {name: [files_digest(item) for item in given] for name, given in items.items()}
+    return [methods.name_of(step), texts, files]
 
 
 def files_digest(text: str) -> str:
-    """A digest of the file or folder that `text` names; nothing for other texts."""
+    """Return a digest of the file or folder that `text` names; empty if it names none."""
     path = Path(text)
     if not text or not path.exists():
         return ""
-    found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return digest([[str(p), hashlib.sha256(p.read_bytes()).hexdigest()] for p in found])
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return digest([[str(p), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
 
 
 def weights_digest(model: nn.Module) -> str:
-    """A digest of a model's state."""
+    """Return a digest of a model's parameters and buffers."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
@@ -100,21 +105,21 @@ def weights_digest(model: nn.Module) -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """A digest of this package's source."""
+    """Return a digest of this package's source code."""
     return files_digest(str(Path(compression.__file__).parent))
 
 
 def digest(content: Any) -> str:
+    """Return the SHA-256 of `content` as JSON, in hexadecimal."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def evict(folder: Path) -> None:
-    """Remove the entries that were used least recently, until the rest takes no more than ROOM."""
-    whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
-    whole = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
-    entries = sorted(whole, key=lambda p: p.stat().st_mtime)
+    """Delete the least recently used entries until the others take at most MAX_BYTES."""
+    complete = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
+    entries = sorted(complete, key=lambda p: p.stat().st_mtime)
     sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in entries}
     while sum(sizes.values()) > MAX_BYTES:
         oldest = next(iter(sizes))
         del sizes[oldest]
-        shutil.rmtree(oldest, ignore_errors=True)  # another worker may be removing it too
+        shutil.rmtree(oldest, ignore_errors=True)  # another worker may be deleting it too

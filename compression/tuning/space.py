@@ -1,23 +1,27 @@
-"""What a tuning searches: the fields of a recipe that were left out, over their own ranges or narrower ones."""
+"""The search space of tuning: the fields that a recipe leaves out, over their default or narrower ranges."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from optuna import Trial
 
 from compression import methods, params
 from compression.errors import UserError
-from compression.methods.base import Method
 from compression.methods.recipe import numbered, written
-from compression.params import Field
 
-GRID_POINTS = 5  # points that a grid takes of a range of floats
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from optuna import Trial
+
+    from compression.methods.base import Method
+    from compression.params import Field
+
+GRID_POINTS = 5  # that a grid takes of a range of floats
 
 
 @dataclass(frozen=True)
@@ -30,27 +34,29 @@ class Range:
     choices: tuple[Any, ...] = ()
 
     def suggest(self, trial: Trial, name: str) -> Any:
+        """Let Optuna suggest a value under `name`."""
         if self.choices:
             return trial.suggest_categorical(name, self.choices)
         if self.field.type is int:
-            return trial.suggest_int(name, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
+            return trial.suggest_int(name, int(self.low), int(self.high), log=self.is_log)
+        return trial.suggest_float(name, self.low, self.high, log=self.is_log)
 
     @property
-    def log(self) -> bool:
+    def is_log(self) -> bool:
+        """Whether the range is sampled on a logarithmic scale."""
         return self.field.param.log and self.low > 0
 
-    def grid(self) -> list[Any]:
-        """The values that a grid takes of it."""
+    def grid_values(self) -> list[Any]:
+        """Return the values for a grid: all choices or integers, GRID_POINTS of a range of floats."""
         if self.choices:
             return list(self.choices)
         if self.field.type is int:
             return list(range(int(self.low), int(self.high) + 1))
-        spread = np.geomspace if self.log else np.linspace
+        spread = np.geomspace if self.is_log else np.linspace
         return [float(value) for value in spread(self.low, self.high, GRID_POINTS)]
 
     @property
-    def repeats(self) -> bool:
+    def is_discrete(self) -> bool:
         """Whether two trials are likely to take the same value."""
         return bool(self.choices) or self.field.type is int
 
@@ -60,41 +66,44 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """A recipe with holes: steps as far as they are written, and a range for every field left out."""
+    """A recipe with open fields: the steps as far as they are given, and a range for every field left out."""
 
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # of the steps: the method's name, with a number if it occurs again
     steps: tuple[Method, ...]
     ranges: Mapping[str, Range]  # label.field -> range
 
-    def steps_of(self, trial: Trial) -> list[Method]:
-        """The steps with values that the sampler suggests."""
-        return self.filled({name: found.suggest(trial, name) for name, found in self.ranges.items()})
+    def suggest_steps(self, trial: Trial) -> list[Method]:
+        """Return the steps with the values that Optuna suggests."""
+        return self.fill({name: values.suggest(trial, name) for name, values in self.ranges.items()})
 
-    def filled(self, values: Mapping[str, Any]) -> list[Method]:
-        """The steps with the values of `label.field`."""
+    def fill(self, values: Mapping[str, Any]) -> list[Method]:
+        """Return the steps with `values`: label.field -> value, as Optuna stores it."""
         return [
-            replace(step, **{field: self.value(label, field, values) for field in self.searched(label)})
+            replace(step, **{field: self._parse(f"{label}.{field}", values) for field in self.searched_fields(label)})
             for label, step in zip(self.labels, self.steps, strict=True)
         ]
 
-    def value(self, label: str, name: str, values: Mapping[str, Any]) -> Any:
-        """The value of a field among those that Optuna stores: a list or mapping is read from its text."""
-        field, stored = self.ranges[f"{label}.{name}"].field, values[f"{label}.{name}"]
-        return field.parse(stored) if field.kind.container else stored
+    def _parse(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Return the field's value; Optuna stores scalars only, so lists and mappings are parsed from text."""
+        field = self.ranges[name].field
+        return field.parse(values[name]) if field.kind.container else values[name]
 
-    def searched(self, label: str) -> list[str]:
+    def searched_fields(self, label: str) -> list[str]:
+        """Return the names of the fields of a step that are searched."""
         return [name.partition(".")[2] for name in self.ranges if name.partition(".")[0] == label]
 
-    def repeats(self, number: int) -> bool:
-        """Whether trials are likely to share their first `number` steps."""
-        return all(self.ranges[f"{la}.{f}"].repeats for la in self.labels[:number] for f in self.searched(la))
+    def can_share(self, number: int) -> bool:
+        """Whether trials are likely to have their first `number` steps in common, so that caching them pays."""
+        names = [f"{label}.{field}" for label in self.labels[:number] for field in self.searched_fields(label)]
+        return all(self.ranges[name].is_discrete for name in names)
 
-    def grid(self) -> dict[str, list[Any]]:
-        return {name: found.grid() for name, found in self.ranges.items()}
+    def grid_values(self) -> dict[str, list[Any]]:
+        """Return the values of every searched field for a grid, by label.field."""
+        return {name: values.grid_values() for name, values in self.ranges.items()}
 
 
 def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
-    """The space of a recipe, `narrowed` as in Plan.space; UserError where there is nothing to search."""
+    """The space of a recipe, `narrowed` as in TuningConfig.space; UserError where there is nothing to search."""
     parts = written(recipe)
     labels = tuple(numbered([name for name, _ in parts]))
     steps = tuple(methods.build(name, texts) for name, texts in parts)
@@ -113,16 +122,17 @@ def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
 
 
 def _inactive_fields(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
-    """The fields that change nothing, whatever the texts in `ranges` will be."""
-    texts = {name: found.choices for name, found in ranges.items() if found.field.type is str}
-    found = []
-    for values in itertools.product(*texts.values()):
-        with contextlib.suppress(UserError):  # what cannot be combined is said of the trial that tries it
-            found.append(replace(step, **dict(zip(texts, values, strict=True))).inactive())
-    return frozenset.intersection(*found) if found else frozenset()
+    """Return the fields that have no effect, whatever values the text fields in `ranges` will take."""
+    texts = {name: values.choices for name, values in ranges.items() if values.field.type is str}
+    inactive = []
+    for combination in itertools.product(*texts.values()):
+        with contextlib.suppress(UserError):  # invalid combinations are reported by the trial that tries one
+            inactive.append(replace(step, **dict(zip(texts, combination, strict=True))).inactive())
+    return frozenset.intersection(*inactive) if inactive else frozenset()
 
 
 def _default_range(field: Field) -> Range:
+    """Return the range that the field declares."""
     search: Sequence[Any] = field.param.search or ()
     if isinstance(search[0], str):
         return Range(field, choices=tuple(search))

@@ -1,17 +1,14 @@
-"""A worker of a study: it takes trials until there are enough, whoever else works along, and whoever dies."""
+"""A worker of a study: runs trials until there are enough, together with other workers, any of which may die."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna import Study
 from optuna.exceptions import StorageInternalError
-from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.study import StudyDirection
@@ -20,176 +17,194 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from compression import tracking
 from compression.errors import UserError, first_line
-from compression.tuning.plan import STORAGE_VARIABLE, TuningConfig, storage_url
-from compression.tuning.space import Space
+from compression.tuning.config import STORAGE_VARIABLE, TuningConfig, storage_url
 from compression.tuning.trial import REFUSED_ATTR, WORKER_ATTR, Objective
 
-POLL_SECONDS = 1.0  # seconds between looks at what other workers are doing
-SIGNS = 3  # signs of life that may fail to come before a worker is taken for dead
-RETRIES = 3
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from optuna import Study
+    from optuna.pruners import BasePruner
+
+    from compression.tuning.space import Space
+
+POLL_SECONDS = 1.0  # between looks at what other workers are doing
+MISSED_HEARTBEATS = 3  # after which a worker counts as dead
+MAX_RETRIES = 3  # of a trial whose worker died
+DEFINITION_ATTEMPTS = 10  # to read a study's definition, POLL_SECONDS apart
 
 
 def silence_optuna() -> None:
-    """Optuna says nothing of its own: every trial is a run."""
+    """Stop Optuna's own log and warnings: every trial logs to a run."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats are, since 2020
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats count as experimental
 
 
 def retry_callback() -> RetryHeartbeatStaleTrialCallback:
-    """What puts another trial in the place of one whose worker died."""
-    return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+    """Return the callback that queues the trial of a dead worker again."""
+    return RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 
 
 def open_study(
-    plan: TuningConfig,
+    config: TuningConfig,
     name: str,
     space: Space,
     objectives: Mapping[str, bool],
-    about: dict[str, Any],
-    own: Sequence[str] = (),
+    definition: dict[str, Any],
+    own_keys: Sequence[str] = (),
 ) -> Study:
-    """The study `name`, new or gone on with; `user_attrs["about"]` says how it was begun.
+    """Create the study `name`, or open it to continue it. `user_attrs["about"]` holds its definition.
 
-    UserError where it was begun otherwise than `about` says, in anything but the seed and the `own` of each worker.
+    Raises UserError if the study exists with another definition; the seed and `own_keys` may differ between workers.
+    Also if the storage cannot be used.
     """
-    directions = [StudyDirection.MAXIMIZE if more else StudyDirection.MINIMIZE for more in objectives.values()]
-    settings: dict[str, Any] = {"storage": _storage(plan), "study_name": name, "make_pruner": make_pruner(plan)}
+    directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in objectives.values()]
+    settings: dict[str, Any] = {"storage": _storage(config), "study_name": name, "pruner": make_pruner(config)}
+    sampler = make_sampler(config, space, definition["seed"])
     try:
-        study = optuna.create_study(directions=directions, sampler=make_sampler(plan, space, about["seed"]), **settings)
+        study = optuna.create_study(directions=directions, sampler=sampler, **settings)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(**settings)
-        begun = _check_same(study, {name: value for name, value in about.items() if name not in ("seed", *own)})
-        study.sampler = make_sampler(plan, space, begun["seed"])  # the seed numbers the points of a grid: one for all
-        study.sampler.reseed_rng()  # and what is drawn, each worker draws otherwise
+        shared = {key: value for key, value in definition.items() if key not in ("seed", *own_keys)}
+        stored = _check_definition(study, shared)
+        study.sampler = make_sampler(config, space, stored["seed"])  # the seed orders a grid: the same for all workers
+        study.sampler.reseed_rng()  # but random draws must differ between workers
         return study
     study.set_metric_names(list(objectives))
-    study.set_user_attr("about", about)
+    study.set_user_attr("about", definition)
     return study
 
 
-def _storage(plan: TuningConfig) -> RDBStorage:
+def _storage(config: TuningConfig) -> RDBStorage:
     try:
         return RDBStorage(
             storage_url(),
-            heartbeat_interval=plan.heartbeat,
-            grace_period=SIGNS * plan.heartbeat,
+            heartbeat_interval=config.heartbeat,
+            grace_period=MISSED_HEARTBEATS * config.heartbeat,
             heartbeat_stale_trial_callback=retry_callback(),
         )
     except (SQLAlchemyError, ImportError, ValueError) as error:
+        url = tracking.redact_uri(storage_url())
         raise UserError(
-            f"Optuna's storage {tracking.redact_uri(storage_url())} cannot be used: {first_line(error)}; see {STORAGE_VARIABLE}."
+            f"Optuna's storage {url} cannot be used: {first_line(error)}; see {STORAGE_VARIABLE}."
         ) from error
 
 
-def _check_same(study: Study, about: dict[str, Any]) -> dict[str, Any]:
-    """How the study was begun; UserError where that was otherwise than `about` says."""
-    begun = next(filter(None, (_begun(study) for _ in range(10))), {})
-    for name, value in about.items():
-        if begun.get(name) != value:
+def _check_definition(study: Study, shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study's stored definition. Raises UserError if it differs from `shared`."""
+    stored = _stored_definition(study)
+    for key, value in shared.items():
+        if stored.get(key) != value:
             raise UserError(
-                f"The study {study.study_name} was begun with {name}={begun.get(name)}; take another name: study=NAME."
+                f"The study {study.study_name} was begun with {key}={stored.get(key)}; take another name: study=NAME."
             )
-    return begun
+    return stored
 
 
-def _begun(study: Study) -> dict[str, Any]:
-    """How the study was begun; its maker may be about to write it down."""
-    if "about" not in study.user_attrs:
+def _stored_definition(study: Study) -> dict[str, Any]:
+    """Return the study's definition, or {}. Waits for it: the worker that creates a study writes it a bit later."""
+    for _ in range(DEFINITION_ATTEMPTS):
+        if definition := study.user_attrs.get("about"):
+            return dict(definition)
         time.sleep(POLL_SECONDS)
-    return study.user_attrs.get("about", {})
+    return dict(study.user_attrs.get("about", {}))
 
 
-def make_sampler(plan: TuningConfig, space: Space, seed: int) -> BaseSampler:
-    made = {
+def make_sampler(config: TuningConfig, space: Space, seed: int) -> BaseSampler:
+    """Return the sampler that `config` names."""
+    samplers: dict[str, Callable[[], BaseSampler]] = {
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed),
         "nsga3": lambda: optuna.samplers.NSGAIIISampler(seed=seed),
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        "grid": lambda: GridSampler(space.grid(), seed=seed),
+        "grid": lambda: GridSampler(space.grid_values(), seed=seed),
         "gp": lambda: optuna.samplers.GPSampler(seed=seed),
     }
-    return made[plan.sampler]()
+    return samplers[config.sampler]()
 
 
-def make_pruner(plan: TuningConfig) -> BasePruner:
-    made = {
+def make_pruner(config: TuningConfig) -> BasePruner:
+    """Return the pruner that `config` names."""
+    pruners: dict[str, Callable[[], BasePruner]] = {
         "none": optuna.pruners.NopPruner,
         "median": optuna.pruners.MedianPruner,
         "hyperband": optuna.pruners.HyperbandPruner,
     }
-    return made[plan.pruner]()
+    return pruners[config.pruner]()
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Takes trials of `study` until it has `plan.trials`, over all workers, or this one's time is up."""
+    """Runs trials of `study` until all workers together have `config.trials`, or this one's time is up."""
 
     study: Study
-    plan: TuningConfig
-    attempt: Objective
-    seen: dict[int, float] = field(default_factory=dict)  # when a trial was first seen running for nobody
+    config: TuningConfig
+    objective: Objective
+    first_seen: dict[int, float] = field(default_factory=dict)  # trial -> when it was first seen without a worker, s
 
-    def work(self) -> None:
+    def run(self) -> None:
+        """Run trials until there are enough. Raises UserError if the storage fails."""
         began = time.monotonic()
-        while not self.exhausted():
+        while not self.is_grid_exhausted():
             fail_stale_trials(self.study)
-            self.retry_never_begun()
-            counts = self.counts()
-            if counts["is_finished"] + counts["running"] < self.plan.trials or counts["waiting"]:
-                if self.plan.timeout and time.monotonic() - began > self.plan.timeout:
+            self.retry_orphaned_trials()
+            counts = self.count_trials()
+            if counts["finished"] + counts["running"] < self.config.trials or counts["waiting"]:
+                if self.config.timeout and time.monotonic() - began > self.config.timeout:
                     return
-                self.take_one()
+                self.run_trial()
             elif counts["running"]:
-                time.sleep(POLL_SECONDS)  # another worker's: should it die, its trial comes back
+                time.sleep(POLL_SECONDS)  # wait for other workers: if one dies, its trial is queued again
             else:
                 return
 
-    def take_one(self) -> None:
-        """Do a trial; UserError where the storage goes away meanwhile."""
+    def run_trial(self) -> None:
+        """Run one trial. Raises UserError if the storage fails meanwhile."""
         try:
-            self.study.optimize(self.attempt, n_trials=1, catch=(UserError,))
+            self.study.optimize(self.objective, n_trials=1, catch=(UserError,))
         except StorageInternalError as error:
             raise UserError(
-                f"Optuna's storage {tracking.redact_uri(storage_url())} went away; start this worker again when it is back, "
-                "and it goes on with the study."
+                f"Optuna's storage {tracking.redact_uri(storage_url())} went away; start this worker again when it is "
+                "back, and it continues the study."
             ) from error
-        except ValueError:
-            if not self.taken_for_dead():
+        except ValueError:  # Optuna's, for a trial that is finished already
+            if not self.was_declared_dead():
                 raise
-            tracking.notify("Another worker took this one for dead, and does its trial again.")
+            tracking.notify("Another worker took this one for dead, and repeats its trial.")
 
-    def taken_for_dead(self) -> bool:
-        """Whether the last trial that this worker began was ended by another."""
-        own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER_ATTR) == self.attempt.job.run.id]
+    def was_declared_dead(self) -> bool:
+        """Whether another worker ended the last trial that this one began."""
+        own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER_ATTR) == self.objective.job.run.id]
         return bool(own) and own[-1].state == TrialState.FAIL
 
-    def retry_never_begun(self) -> None:
-        """Have the trials tried again whose worker died before its first sign of life.
+    def retry_orphaned_trials(self) -> None:
+        """Queue trials again whose worker died before its first heartbeat.
 
-        Optuna would take them for alive for ever. The clock is this worker's own: others' may be set otherwise.
+        Optuna never finds these. Measured by this worker's own clock: those of other machines may differ.
         """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if WORKER_ATTR in trial.user_attrs:
                 continue
-            first = self.seen.setdefault(trial.number, time.monotonic())
-            if time.monotonic() - first > SIGNS * self.plan.heartbeat:
+            first_seen = self.first_seen.setdefault(trial.number, time.monotonic())
+            if time.monotonic() - first_seen > MISSED_HEARTBEATS * self.config.heartbeat:
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 retry_callback()(self.study, trial)
 
-    def exhausted(self) -> bool:
-        make_sampler = self.study.sampler
-        return isinstance(make_sampler, GridSampler) and make_sampler.is_exhausted(self.study)
+    def is_grid_exhausted(self) -> bool:
+        """Whether the study samples a grid of which every point has been tried."""
+        sampler = self.study.sampler
+        return isinstance(sampler, GridSampler) and sampler.is_exhausted(self.study)
 
-    def counts(self) -> dict[str, int]:
-        """How many trials are finished (refused ones too), running, and waiting to be tried again."""
+    def count_trials(self) -> dict[str, int]:
+        """Count the trials that are finished (refused ones too), running, and waiting to be repeated."""
         trials = self.study.get_trials(deepcopy=False)
         return {
-            "is_finished": sum(is_finished(t) for t in trials),
+            "finished": sum(is_finished(t) for t in trials),
             "running": sum(t.state == TrialState.RUNNING for t in trials),
             "waiting": sum(t.state == TrialState.WAITING for t in trials),
         }
 
 
 def is_finished(trial: FrozenTrial) -> bool:
-    """Whether a trial came to its end, a refusal included; one whose worker died did not: another is in its place."""
+    """Whether a trial ended: completed, pruned, or refused. The failed trial of a dead worker does not count."""
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or REFUSED_ATTR in trial.user_attrs

@@ -60,7 +60,7 @@ def test_runs_whose_container_never_came_are_found_and_closed(monkeypatch):
 
 
 def test_a_full_disk_is_needed(monkeypatch):
-    monkeypatch.setattr(doctor, "ROOM", 1e18)
+    monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1e18)
     finding = found("disk")
     assert not finding.ok
     assert finding.is_required

@@ -51,13 +51,13 @@ def assert_equal_answers(model, path):
 
 def half(layer):
     made = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None)
-    return made.hold(layer.weight, layer.bias)
+    return made.set_weight(layer.weight, layer.bias)
 
 
 def clustered(layer):
     made = ClusteredLinear(layer.in_features, layer.out_features, layer.bias is not None, bits=3)
     indices = torch.randint(8, layer.weight.shape, generator=torch.Generator().manual_seed(3))
-    return made.hold(indices, torch.linspace(-0.3, 0.3, 8), layer.bias)
+    return made.set_indices(indices, torch.linspace(-0.3, 0.3, 8), layer.bias)
 
 
 def in_groups(layer):

@@ -53,7 +53,7 @@ def quantized_block(bits=8, activation_bits=8, granularity="channel", group_size
     model.first = QuantConv2d.from_float(model.first, numbers(model.first), signed)
     model.second = QuantConv2d.from_float(model.second, numbers(model.second), positive)
     model.fc = QuantLinear.from_float(model.fc, numbers(model.fc), positive)
-    model.add, model.pool = QuantAdd.from_numbers(signed, positive), QuantAvgPool2d.from_float(model.pool, positive)
+    model.add, model.pool = QuantAdd.from_qparams(signed, positive), QuantAvgPool2d.from_float(model.pool, positive)
     return model
 
 
@@ -137,7 +137,7 @@ def test_odd_activations_answer_alike(tmp_path):
         16, 16, (3, 3), padding=(1, 1), bits=1, levels="odd", activation="odd", activation_bits=1
     )
     model.second.input = binary
-    model.second.hold(torch.randint(-1, 1, (16, 16, 3, 3)), torch.full((16, 1), 0.1), torch.zeros(16, 1))
+    model.second.set_codes(torch.randint(-1, 1, (16, 16, 3, 3)), torch.full((16, 1), 0.1), torch.zeros(16, 1))
     _, ours, theirs = both(model, IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
@@ -178,7 +178,7 @@ ENDS = torch.tensor([-64, 64]).repeat(8)  # of the codes of a weight, output by 
 def linear(ends, activation):
     """A layer all of whose weights are at the end of their codes, in steps of 1."""
     layer = QuantLinear(64, len(ends), bias=False, activation=activation)
-    return layer.hold(ends.unsqueeze(1).expand(-1, 64), torch.ones(len(ends), 1), torch.zeros(len(ends), 1))
+    return layer.set_codes(ends.unsqueeze(1).expand(-1, 64), torch.ones(len(ends), 1), torch.zeros(len(ends), 1))
 
 
 @pytest.mark.parametrize("activation", ["affine", "dynamic"])
@@ -191,10 +191,10 @@ def test_the_largest_sums_are_exact_in_onnx_runtime(activation, tmp_path):
 
 def test_the_largest_sums_of_a_convolution_are_exact_in_onnx_runtime(tmp_path):
     layer = QuantConv2d(64, 16, (3, 3), bias=False, activation="affine")
-    layer.hold(ENDS.view(-1, 1, 1, 1).expand(-1, 64, 3, 3), torch.ones(16, 1), torch.zeros(16, 1))
+    layer.set_codes(ENDS.view(-1, 1, 1, 1).expand(-1, 64, 3, 3), torch.ones(16, 1), torch.zeros(16, 1))
     sums = (576 * 255 * ENDS).float()
     step = 576 * 255 * 64 / 120
-    after = Quantize.of(input_numbers(-128 * step, 127 * step))
+    after = Quantize.from_scheme(input_numbers(-128 * step, 127 * step))
     images = torch.full((2, 64, 5, 5), 255.0)
     path = export(nn.Sequential(layer, after), images, tmp_path / "model.onnx")
     assert optimised(path)["QLinearConv"] == 1

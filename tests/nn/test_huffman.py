@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compression.nn.quantized.huffman import Coded, canonical, code_lengths, decode, encode
+from compression.nn.quantized.huffman import HuffmanCoded, canonical, code_lengths, decode, encode
 
 
 def test_lengths_of_a_code_by_hand():
@@ -47,12 +47,12 @@ def test_the_longest_codes_come_back():
     codes = canonical(lengths)
     text = "".join(format(int(codes[s]), f"0{lengths[s]}b") for s in symbols)
     bits = np.packbits(np.array([int(bit) for bit in text], dtype=np.uint8)).tobytes()
-    assert decode(Coded(lengths, len(symbols), bits)).tolist() == symbols.tolist()
+    assert decode(HuffmanCoded(lengths, len(symbols), bits)).tolist() == symbols.tolist()
 
 
 def test_bits_that_end_early_are_refused():
     coded = encode(np.arange(40) % 5, 5)
     with pytest.raises(ValueError, match="end before the last symbol"):
-        decode(Coded(coded.lengths, 400, coded.bits))
+        decode(HuffmanCoded(coded.lengths, 400, coded.bits))
     with pytest.raises(ValueError, match="not those of the symbols"):
-        decode(Coded(coded.lengths, 20, coded.bits))
+        decode(HuffmanCoded(coded.lengths, 20, coded.bits))

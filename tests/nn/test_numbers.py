@@ -2,36 +2,36 @@ import pytest
 import torch
 
 from compression.nn.quantized import (
-    Numbers,
-    choose_range,
+    QParams,
+    calc_qparams,
     code_range,
     dequantize,
-    merge,
+    merge_groups,
     pack,
     quantize,
-    split,
+    split_groups,
     unpack,
-    weight_range,
+    weight_code_range,
 )
-from compression.nn.quantized.numbers import PAIR_SUM, require_exact
+from compression.nn.quantized.qparams import MAX_PAIR_SUM, require_exact_sums
 from tests.deploy.chosen import weight_numbers
 
 BITS = range(1, 9)
 
 
 def test_a_scale_and_zero_point_by_hand():
-    scale, zero_point = choose_range(torch.tensor(-1.0), torch.tensor(4.1), 0, 255, symmetric=False)
+    scale, zero_point = calc_qparams(torch.tensor(-1.0), torch.tensor(4.1), 0, 255, symmetric=False)
     assert scale.item() == pytest.approx(0.02)
     assert zero_point.item() == 50
-    scale, zero_point = choose_range(torch.tensor(-1.0), torch.tensor(0.5), -64, 64, symmetric=True)
+    scale, zero_point = calc_qparams(torch.tensor(-1.0), torch.tensor(0.5), -64, 64, symmetric=True)
     assert (scale.item(), zero_point.item()) == (1 / 64, 0)
-    scale, zero_point = choose_range(torch.tensor(-1.0), torch.tensor(2.54), 0, 255, symmetric=True)
+    scale, zero_point = calc_qparams(torch.tensor(-1.0), torch.tensor(2.54), 0, 255, symmetric=True)
     assert scale.item() == pytest.approx(0.02)
     assert zero_point.item() == 128
 
 
 def test_zero_is_always_a_level():
-    scale, zero_point = choose_range(torch.tensor([2.0, -3.0]), torch.tensor([5.0, -1.0]), 0, 15, symmetric=False)
+    scale, zero_point = calc_qparams(torch.tensor([2.0, -3.0]), torch.tensor([5.0, -1.0]), 0, 15, symmetric=False)
     zeros = torch.zeros(2)
     assert torch.equal(dequantize(quantize(zeros, scale, zero_point, 0, 15), scale, zero_point), zeros)
 
@@ -54,12 +54,12 @@ def test_what_comes_back_differs_by_half_a_step_at_most(bits, symmetric, granula
     weight = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(bits))
     numbers = weight_numbers(weight, bits, granularity, size, symmetric)
     scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
-    groups = split(weight, granularity, size)
+    groups = split_groups(weight, granularity, size)
     back = dequantize(quantize(groups, scale, zero_point, numbers.low, numbers.high), scale, zero_point)
     # The zero point is rounded too, so an affine range can end up to half a step early.
     worst = scale * (0.5 if symmetric else 1.0)
     assert (back - groups).abs().le(worst * 1.0001).all()
-    torch.testing.assert_close(merge(groups, weight.shape), weight)
+    torch.testing.assert_close(merge_groups(groups, weight.shape), weight)
     assert numbers.granularity == granularity
 
 
@@ -82,23 +82,23 @@ def test_packing_by_hand():
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("activation_bits", BITS)
 def test_the_codes_of_a_weight_never_saturate_a_pair(bits, activation_bits):
-    low, high = weight_range(bits, activation_bits)
-    assert 2 * max(-low, high) * (2**activation_bits - 1) <= PAIR_SUM
-    assert weight_range(8, 8) == (-64, 64)
-    assert weight_range(8, None) == (-128, 127)
+    low, high = weight_code_range(bits, activation_bits)
+    assert 2 * max(-low, high) * (2**activation_bits - 1) <= MAX_PAIR_SUM
+    assert weight_code_range(8, 8) == (-64, 64)
+    assert weight_code_range(8, None) == (-128, 127)
 
 
 def test_codes_that_could_saturate_are_refused():
-    require_exact(torch.full((1, 4), 64), 255)
+    require_exact_sums(torch.full((1, 4), 64), 255)
     with pytest.raises(ValueError, match="codes up to 65 beside activations up to 255 saturate.*use codes up to 64"):
-        require_exact(torch.full((1, 4), 65), 255)
+        require_exact_sums(torch.full((1, 4), 65), 255)
     with pytest.raises(ValueError, match="overflows 32 bits"):
-        require_exact(torch.full((1, 70_000), 64), 255)
+        require_exact_sums(torch.full((1, 70_000), 64), 255)
 
 
 def test_numbers_say_what_they_are():
     one = torch.ones(1, 1)
-    assert Numbers(8, one, 0 * one, -64, 64).granularity == "tensor"
-    assert Numbers(8, one.expand(3, 1), 0 * one, -64, 64).granularity == "channel"
-    assert Numbers(4, one.expand(3, 2), 0 * one, -8, 7, group_size=16).granularity == "group"
-    assert [Numbers(8, one, z * one, -64, 64).levels for z in (0, 3, -0.5)] == ["symmetric", "affine", "odd"]
+    assert QParams(8, one, 0 * one, -64, 64).granularity == "tensor"
+    assert QParams(8, one.expand(3, 1), 0 * one, -64, 64).granularity == "channel"
+    assert QParams(4, one.expand(3, 2), 0 * one, -8, 7, group_size=16).granularity == "group"
+    assert [QParams(8, one, z * one, -64, 64).qscheme for z in (0, 3, -0.5)] == ["symmetric", "affine", "odd"]

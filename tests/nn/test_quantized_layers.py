@@ -11,7 +11,7 @@ from compression.deploy.measure import layer_table, structure
 from compression.models import storage
 from compression.nn import layers
 from compression.nn.quantized import DYNAMIC, QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear
-from compression.nn.quantized.numbers import PAIR_SUM
+from compression.nn.quantized.qparams import MAX_PAIR_SUM
 from tests.deploy.chosen import input_numbers, weight_numbers
 
 
@@ -41,10 +41,10 @@ def test_codes_are_spread_over_bytes_that_add_up_exactly(bits, activation_bits, 
     numbers = weight_numbers(layer.weight, bits, symmetric=symmetric, activation_bits=activation_bits)
     made = QuantLinear.from_float(layer, numbers, input_numbers(-2, 2, activation_bits))
     low, high = numbers.low, numbers.high
-    ends = [made.multiple * (2 * code + 1 if bits == 1 else code) for code in (low, high)]
+    ends = [made.code_step * (2 * code + 1 if bits == 1 else code) for code in (low, high)]
     assert -128 <= min(ends) <= max(ends) <= 127
-    assert 2 * max(map(abs, ends)) * made.input.highest <= PAIR_SUM
-    step = made.unit.flatten() * made.input.scale
+    assert 2 * max(map(abs, ends)) * made.input.largest_code <= MAX_PAIR_SUM
+    step = made.kernel_scale.flatten() * made.input.scale
     assert ((made.bias - layer.bias).abs() <= step / 2 * 1.001).all()
     if bits + activation_bits < 8:
         assert max(map(abs, ends)) > 64
@@ -68,14 +68,14 @@ def test_an_embedding_looks_up_what_its_integers_mean():
 
 def test_a_dynamic_range_follows_the_formula_of_onnx():
     values = torch.tensor([-1.0, 0.3, 4.1])
-    rounded = Quantize.of(DYNAMIC)(values)
+    rounded = Quantize.from_scheme(DYNAMIC)(values)
     torch.testing.assert_close(rounded, torch.tensor([-1.0, 0.3, 4.1]))
-    assert Quantize("dynamic").numbers(values)[0].item() == pytest.approx(5.1 / 255)
-    assert Quantize("dynamic").numbers(values)[1].item() == 50
+    assert Quantize("dynamic").calc_qparams(values)[0].item() == pytest.approx(5.1 / 255)
+    assert Quantize("dynamic").calc_qparams(values)[1].item() == 50
 
 
 def test_a_sum_rounds_both_sides():
-    add = QuantAdd.from_numbers(input_numbers(0, 255), input_numbers(0, 510))
+    add = QuantAdd.from_qparams(input_numbers(0, 255), input_numbers(0, 510))
     assert add(torch.tensor([1.4]), torch.tensor([3.2])).item() == pytest.approx(1 + 4)
 
 

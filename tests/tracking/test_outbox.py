@@ -291,10 +291,10 @@ def test_a_file_is_whole_or_as_it_was_before(tmp_path):
     code = """if True:
         import io, signal, sys
         from pathlib import Path
-        from compression.tracking.journal import write_whole
+        from compression.tracking.journal import write_atomic
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(100)))
-        write_whole(Path(sys.argv[1]) / "file", io.BytesIO(bytes(5000)))
+        write_atomic(Path(sys.argv[1]) / "file", io.BytesIO(bytes(100)))
+        write_atomic(Path(sys.argv[1]) / "file", io.BytesIO(bytes(5000)))
     """
     process = python(code, tmp_path, stderr=subprocess.PIPE, preexec_fn=limited(1000))
     assert "UserError: Cannot write to" in process.communicate()[1]

@@ -487,7 +487,7 @@ class Server:
 CRASHING = """
 import sys, time
 from compression import tracking
-with tracking.start("crashes", {"stage": "train"}) as run:
+with tracking.start_run("crashes", {"stage": "train"}) as run:
     print(run.id, flush=True)
     run.params({"seed": 7})
     run.note("Their note.")

@@ -1,11 +1,11 @@
-"""What is searched: the fields left out, over their own ranges or narrower ones."""
+"""The search space: the fields that a recipe leaves out, over their default or narrower ranges."""
 
 import optuna
 import pytest
 
 from compression import methods, params
 from compression.errors import UserError
-from compression.tuning.plan import TuningConfig
+from compression.tuning.config import TuningConfig
 from compression.tuning.space import GRID_POINTS, space
 
 
@@ -14,7 +14,7 @@ def ranges_of(text):
     return params.fields(TuningConfig)["space"].parse(text)
 
 
-def test_what_is_written_is_fixed_and_what_is_left_out_is_searched():
+def test_given_fields_are_fixed_and_fields_left_out_are_searched():
     found = space("response:temperature=3,learning_rate=0.1", ranges_of(""))
     assert set(found.ranges) == {"response.alpha"}
     [step] = found.steps
@@ -36,7 +36,7 @@ def test_the_space_narrows_and_adds():
     assert (found["static.calibration_samples"].low, found["static.calibration_samples"].high) == (64, 128)
 
 
-def test_a_method_that_comes_twice_is_narrowed_apart():
+def test_the_ranges_of_a_method_that_occurs_twice_are_narrowed_separately():
     found = space("finetune:learning_rate=0.1+structured+finetune", ranges_of("finetune_2.epochs=1/2")).ranges
     assert found["finetune_2.epochs"].choices == (1, 2)
     assert "finetune.epochs" not in found
@@ -73,7 +73,7 @@ def test_the_recipe_of_a_pruner_is_searched_where_it_trains(recipe, narrowed, tr
         ("response:alpha=0", "temperature"),
     ],
 )
-def test_what_changes_nothing_is_not_searched(recipe, field):
+def test_a_field_without_effect_is_not_searched(recipe, field):
     label = recipe.partition(":")[0]
     assert f"{label}.{field}" not in space(f"{recipe}+finetune", ranges_of("")).ranges
 
@@ -82,11 +82,11 @@ def test_what_changes_nothing_is_not_searched(recipe, field):
     ("recipe", "narrowed"),
     [("progressive:assistants=0.5", ""), ("multi_teacher", "multi_teacher.weighting=mean/weighted")],
 )
-def test_texts_that_do_not_go_together_are_left_to_their_trials(recipe, narrowed):
+def test_invalid_combinations_of_texts_are_left_to_their_trials(recipe, narrowed):
     assert space(recipe, ranges_of(narrowed)).ranges
 
 
-def test_what_would_change_nothing_is_searched_if_asked_for():
+def test_a_field_without_effect_is_searched_if_requested():
     assert "magnitude.learning_rate" in space("magnitude", ranges_of("magnitude.learning_rate=0.1/0.2")).ranges
 
 
@@ -105,7 +105,7 @@ def test_what_would_change_nothing_is_searched_if_asked_for():
         ("finetune:learning_rate=0.1", "", "leaves nothing to search"),
     ],
 )
-def test_a_space_that_cannot_be_is_refused(recipe, narrowed, said):
+def test_an_invalid_space_is_refused(recipe, narrowed, said):
     with pytest.raises(UserError, match=said):
         space(recipe, ranges_of(narrowed))
 
@@ -114,7 +114,7 @@ def test_every_suggestion_lies_in_the_range_and_fills_the_step():
     found = space("response:learning_rate=0.1+static", ranges_of("static.bits=2..4"))
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
-        first, second = found.steps_of(study.ask())
+        first, second = found.suggest_steps(study.ask())
         assert 1 <= first.temperature <= 16
         assert 0 <= first.alpha <= 1
         assert second.bits in (2, 3, 4)
@@ -122,7 +122,7 @@ def test_every_suggestion_lies_in_the_range_and_fills_the_step():
 
 
 def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
-    found = space("response:learning_rate=0.1", ranges_of("response.epochs=1..3")).grid()
+    found = space("response:learning_rate=0.1", ranges_of("response.epochs=1..3")).grid_values()
     assert found["response.epochs"] == [1, 2, 3]
     assert len(found["response.alpha"]) == GRID_POINTS
     assert found["response.temperature"][0] == 1.0
@@ -130,7 +130,7 @@ def test_a_grid_takes_every_whole_number_every_choice_and_a_few_floats():
     assert found["response.temperature"][2] == pytest.approx(4.0)  # the middle on a log scale
 
 
-def test_trials_share_only_beginnings_whose_values_come_again():
+def test_trials_share_only_first_steps_with_discrete_fields():
     found = space("structured:sparsity=0.5,learning_rate=0.1,criterion=l1,penalty=0.1+response", ranges_of(""))
-    assert found.repeats(1)
-    assert not found.repeats(2)
+    assert found.can_share(1)
+    assert not found.can_share(2)

@@ -24,7 +24,7 @@ from compression.runs import chain, loading
 from compression.runs.settings import Settings
 from compression.tracking.journal import JOURNAL_FILE
 from compression.tracking.run import run_folder
-from compression.tuning.plan import TuningConfig
+from compression.tuning.config import TuningConfig
 from compression.tuning.trial import FEASIBLE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR
 from compression.tuning.tune import tune
 from tests.runs.test_runs import children, fetched, store  # noqa: F401
@@ -41,9 +41,9 @@ def quick(**changes):
 def tuned(store, monkeypatch_module):  # noqa: F811
     monkeypatch_module.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
     chain.train(quick(), methods.method("finetune")(epochs=10))
-    plan = TuningConfig(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
-    content = tune(quick(), RECIPE, plan)
-    return content, mlflow.get_run(content["run"]), plan
+    config = TuningConfig(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")
+    content = tune(quick(), RECIPE, config)
+    return content, mlflow.get_run(content["run"]), config
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_shared_steps_are_computed_once(tuned):
     assert cached == {0: 3, 1: 3}  # three sparsities, two widths after each
 
 
-def test_the_chosen_trials_alone_are_measured_on_the_test_split_and_registered(tuned):
+def test_only_selected_trials_are_measured_on_the_test_split_and_registered(tuned):
     content, run, _ = tuned
     tested = [r for r in children(run) if r.data.tags["stage"] == "chosen"]
     assert {r.info.run_id for r in tested} == {row["run"] for row in content["chosen"]}
@@ -97,7 +97,7 @@ def test_the_chosen_trials_alone_are_measured_on_the_test_split_and_registered(t
             assert again["accuracy"] == pytest.approx(row["accuracy"])
 
 
-def test_the_command_of_a_chosen_trial_repeats_it(tuned):
+def test_the_command_of_a_selected_trial_reproduces_it(tuned):
     content, *_ = tuned
     row = content["chosen"][0]
     [recipe] = [part for part in row["command"].split() if part.startswith("magnitude")]
@@ -106,7 +106,7 @@ def test_the_command_of_a_chosen_trial_repeats_it(tuned):
     assert again["metrics"]["size_mb"] == pytest.approx(row["size_mb"])
 
 
-def test_the_study_is_left_as_pictures_and_tables(tuned):
+def test_figures_tables_and_report_are_logged(tuned):
     content, run, _ = tuned
     names = {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id, "figures")}
     wanted = {"pareto-front", "history-accuracy", "importances-size_mb", "parallel-accuracy"}
@@ -119,21 +119,23 @@ def test_the_study_is_left_as_pictures_and_tables(tuned):
     assert json.loads(fetched(run, "tuning.json").read_text())["states"]["complete"] == 6
 
 
-def test_a_second_tune_of_the_name_goes_on(tuned):
-    content, _, plan = tuned
-    again = tune(quick(), RECIPE, plan)
+def test_tuning_again_under_the_same_name_continues_the_study(tuned):
+    content, _, config = tuned
+    again = tune(quick(), RECIPE, config)
     assert again["states"] == content["states"]
     assert [row["trial"] for row in again["chosen"]] == [row["trial"] for row in content["chosen"]]
 
 
-def test_a_study_that_was_begun_otherwise_is_refused(tuned):
+def test_a_study_with_another_definition_is_refused(tuned):
     with pytest.raises(UserError, match="The study grid was begun with recipe=magnitude"):
         tune(quick(), "magnitude", TuningConfig(study="grid"))
 
 
-def test_a_trial_that_cannot_be_is_its_own_failure(tuned):
+def test_an_invalid_trial_fails_alone(tuned):
     content = tune(
-        quick(), "structured:learning_rate=0.1,penalty=0.1,scope=global", TuningConfig(trials=3, study="refused", space=WHOLE)
+        quick(),
+        "structured:learning_rate=0.1,penalty=0.1,scope=global",
+        TuningConfig(trials=3, study="refused", space=WHOLE),
     )
     found = trials_of("refused")
     refused = [t for t in found if REFUSED_ATTR in t.user_attrs]
@@ -148,10 +150,10 @@ WHOLE = "structured.criterion=l1/bn_scale,structured.sparsity=0.5"
 
 
 def test_bad_trials_are_stopped_by_their_epochs(tuned):
-    plan = TuningConfig(
+    config = TuningConfig(
         trials=1, pruner="median", objectives="accuracy", study="median", space="finetune.learning_rate=0.01..0.1"
     )
-    tune(quick(), "finetune:epochs=2", plan)
+    tune(quick(), "finetune:epochs=2", config)
     study = optuna.load_study(study_name="median", storage=os.environ["OPTUNA_STORAGE"])
     [first] = study.get_trials()
     for _ in range(5):  # more than the median waits for, all perfect from the first epoch on
@@ -164,7 +166,7 @@ def test_bad_trials_are_stopped_by_their_epochs(tuned):
                 user_attrs=first.user_attrs,
             )
         )
-    content = tune(quick(), "finetune:epochs=2", dataclasses.replace(plan, trials=7))
+    content = tune(quick(), "finetune:epochs=2", dataclasses.replace(config, trials=7))
     assert content["states"]["pruned"] == 1
     [pruned] = [t for t in trials_of("median") if t.state == TrialState.PRUNED]
     run = mlflow.get_run(pruned.user_attrs[RUN_ATTR])
@@ -173,20 +175,20 @@ def test_bad_trials_are_stopped_by_their_epochs(tuned):
     assert list(pruned.intermediate_values) == [1]
 
 
-def test_where_nothing_meets_the_constraints_it_is_said_and_nothing_chosen(tuned):
-    plan = TuningConfig(trials=1, study="none", constraints="size_mb=..0.000001", space=SPACE)
-    content = tune(quick(), RECIPE, plan)
+def test_if_no_trial_meets_the_constraints_it_warns_and_selects_none(tuned):
+    config = TuningConfig(trials=1, study="none", constraints="size_mb=..0.000001", space=SPACE)
+    content = tune(quick(), RECIPE, config)
     assert not content["chosen"]
     assert "nothing to choose from" in content["warnings"][-1]
     assert not any(t.user_attrs[FEASIBLE_ATTR] for t in trials_of("none"))
 
 
-def test_a_trial_whose_worker_died_before_its_first_sign_of_life_is_tried_again(tuned):
-    plan = TuningConfig(trials=2, study="never-begun", space=SPACE, sampler="random", heartbeat=1)
-    tune(quick(), RECIPE, plan)
+def test_a_trial_whose_worker_died_before_its_first_heartbeat_is_repeated(tuned):
+    config = TuningConfig(trials=2, study="never-begun", space=SPACE, sampler="random", heartbeat=1)
+    tune(quick(), RECIPE, config)
     study = optuna.load_study(study_name="never-begun", storage=os.environ["OPTUNA_STORAGE"])
     orphan = study.ask()  # and nobody goes on
-    content = tune(quick(), RECIPE, dataclasses.replace(plan, trials=3))
+    content = tune(quick(), RECIPE, dataclasses.replace(config, trials=3))
     states = Counter(t.state for t in trials_of("never-begun"))
     assert (states[TrialState.COMPLETE], states[TrialState.FAIL], states[TrialState.RUNNING]) == (3, 1, 0)
     [again] = [t for t in trials_of("never-begun") if t.system_attrs.get("failed_trial") == orphan.number]
@@ -194,7 +196,7 @@ def test_a_trial_whose_worker_died_before_its_first_sign_of_life_is_tried_again(
     assert content["states"]["complete"] == 3
 
 
-def test_storage_that_cannot_be_used_is_said_without_the_password(tuned, monkeypatch):
+def test_the_error_about_an_unusable_storage_hides_the_password(tuned, monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", "postgresql+psycopg2://lab:secret@127.0.0.1:9/optuna")
     with pytest.raises(UserError, match="Optuna's storage .* cannot be used") as refused:
         tune(quick(), RECIPE, TuningConfig(trials=1, study="gone", space=SPACE))

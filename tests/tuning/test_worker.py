@@ -1,10 +1,10 @@
-"""Workers of one study, without trials that take time."""
+"""Workers of one study, with trials that take no time."""
 
 from itertools import cycle, islice
 
 import pytest
 
-from compression.tuning.plan import TuningConfig
+from compression.tuning.config import TuningConfig
 from compression.tuning.space import space
 from compression.tuning.worker import open_study, silence_optuna
 
@@ -18,8 +18,8 @@ def workers(tmp_path, monkeypatch):
     monkeypatch.setenv("OPTUNA_STORAGE", f"sqlite:///{tmp_path}/optuna.db")
 
     def worker(sampler, seed):
-        about = {"recipe": "magnitude+static", "seed": seed}
-        return open_study(TuningConfig(sampler=sampler), sampler, searched, {"accuracy": True}, about)
+        definition = {"recipe": "magnitude+static", "seed": seed}
+        return open_study(TuningConfig(sampler=sampler), sampler, searched, {"accuracy": True}, definition)
 
     recipe = "magnitude:learning_rate=0.1+static:activation_bits=8,granularity=channel,observer=mse"
     searched = space(recipe, TuningConfig(space=SPACE).space)
@@ -38,13 +38,13 @@ def tried(study, searched):
     return tuple(chosen)
 
 
-def test_workers_of_a_grid_try_every_point_once_between_them(workers):
+def test_workers_of_a_grid_try_every_point_once_together(workers):
     studies, searched = workers("grid")
     points = [tried(study, searched) for study in islice(cycle(studies), 12)]
     assert len(set(points)) == 12
 
 
-def test_workers_draw_otherwise_than_each_other(workers):
+def test_workers_draw_different_random_values(workers):
     studies, searched = workers("random")
     drawn = [tuple(tried(study, searched) for _ in range(6)) for study in studies]
     assert len(set(drawn)) == 3

@@ -77,7 +77,7 @@ class _Codes(nn.Module):
         super().__init__()
         first = layers[0]
         codes = torch.stack([ordered(layer.codes).t() for layer in layers])
-        self.codes = integers(codes, first.bits, first.multiple, first.levels == "odd")
+        self.codes = integers(codes, first.bits, first.code_step, first.qscheme == "odd")
         each = [OnnxWeight(layer) for layer in layers]
         self.register_buffer("scale", _of_gates([weight.scale for weight in each]))
         self.register_buffer("zero_point", _of_gates([weight.zero_point for weight in each]))

@@ -25,7 +25,7 @@ from compression.deploy.onnx.tensors import (
     shared_weight,
 )
 from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLinear
-from compression.nn.quantized.convolution import placement
+from compression.nn.quantized.convolution import conv_options
 from compression.nn.quantized.half import HalfConv2d, HalfLinear
 from compression.nn.quantized.layers import (
     QuantAdd,
@@ -37,7 +37,7 @@ from compression.nn.quantized.layers import (
     QuantLinear,
     bias_step,
 )
-from compression.nn.quantized.numbers import split
+from compression.nn.quantized.qparams import split_groups
 from compression.nn.quantized.packing import pack
 from compression.nn.recurrent import BiLSTM
 
@@ -53,7 +53,7 @@ def deployable(model: nn.Module) -> nn.Module:
 
 def product(source: nn.Module) -> Callable[..., Tensor]:
     """What a layer does with inputs, a weight and a bias: the product, or the convolution in its geometry."""
-    return functools.partial(F.conv2d, **placement(source)) if hasattr(source, "kernel_size") else F.linear
+    return functools.partial(F.conv2d, **conv_options(source)) if hasattr(source, "kernel_size") else F.linear
 
 
 class OnnxLinear(nn.Module):
@@ -98,7 +98,7 @@ def _plus(values: Tensor, bias: Tensor | None) -> Tensor:
 def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
     if not isinstance(source.input, Quantize):
         return nn.Identity()
-    apart = source.activation == "affine" and not source.integer
+    apart = source.activation == "affine" and not source.has_integer_kernel
     return OnnxApart(source.input) if apart else quantize(source.input)
 
 
@@ -107,7 +107,7 @@ def _weight(source: QuantLinear | QuantConv2d) -> nn.Module:
 
 
 def _runs_on_integers(source: QuantLinear | QuantConv2d) -> bool:
-    return source.integer and source.activation in ("affine", "dynamic")
+    return source.has_integer_kernel and source.activation in ("affine", "dynamic")
 
 
 class OnnxDynamicLinear(nn.Module):
@@ -141,7 +141,7 @@ class OnnxEmbedding(nn.Module):
     def __init__(self, source: QuantEmbedding) -> None:
         super().__init__()
         self.codes = integers(source.codes, source.bits)
-        self.middle = 0.5 if source.levels == "odd" else 0.0
+        self.middle = 0.5 if source.qscheme == "odd" else 0.0
         self.group = source.group_size
         self.padding = -source.embedding_dim % self.group if self.group else 0
         self.register_buffer("scale", source.scale)
@@ -177,7 +177,7 @@ class OnnxBlockLinear(nn.Module):
 
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
-        groups = split(source.codes, "group", source.group_size)
+        groups = split_groups(source.codes, "group", source.group_size)
         self.attributes: dict[str, Any] = {
             "K": source.in_features,
             "N": source.out_features,
@@ -189,7 +189,7 @@ class OnnxBlockLinear(nn.Module):
         self.register_buffer("packed", pack(groups, source.bits).view(rows, blocks, size // 2))
         self.register_buffer("scale", source.scale.flatten())
         points = F.pad(source.zero_points.to(torch.int8), (0, blocks % 2))  # a row begins a byte
-        stored = [] if source.levels == "symmetric" else [Plain(pack(points, source.bits))]
+        stored = [] if source.qscheme == "symmetric" else [Plain(pack(points, source.bits))]
         self.zero_points = nn.ModuleList(stored)  # left out, they are the middle of the codes
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class OnnxBlockLinear(nn.Module):
 
 
 def linear(source: QuantLinear) -> nn.Module:
-    if source.activation == "dynamic" and source.integer:
+    if source.activation == "dynamic" and source.has_integer_kernel:
         return OnnxDynamicLinear(source)
     return OnnxBlockLinear(source) if _fits_blocks(source) else OnnxLinear(source)
 
@@ -211,7 +211,7 @@ def linear(source: QuantLinear) -> nn.Module:
 def _fits_blocks(source: QuantLinear) -> bool:
     size = source.group_size
     blocks = size >= 16 and size & (size - 1) == 0
-    return blocks and source.bits == 4 and source.levels != "odd" and source.activation == "none"
+    return blocks and source.bits == 4 and source.qscheme != "odd" and source.activation == "none"
 
 
 class OnnxHalf(nn.Module):

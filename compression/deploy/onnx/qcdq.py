@@ -23,7 +23,7 @@ from compression.deploy.onnx.modules import deployable
 from compression.deploy.onnx.tensors import Bytes, OnnxWeight, Plain
 from compression.errors import UserError
 from compression.nn.inputs import Inputs
-from compression.nn.quantized import Weighted, code_range
+from compression.nn.quantized import QuantWeightLayer, code_range
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
     Raises UserError for weights in groups, dynamic or without a level at zero, which the format does not know.
     """
     refuse(model)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Weighted)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantWeightLayer)}
     if not layers:
         raise UserError("The model has no quantized layer, and QCDQ is for quantized models; take the format onnx.")
     plain = deployable(copy.deepcopy(model).cpu().eval())
@@ -58,7 +58,7 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
         form = plain.get_submodule(name)
         if not isinstance(getattr(form, "weight", None), OnnxWeight):
             raise UserError(f"{name} has no fixed levels for its input, which QCDQ takes; use static or qat.")
-        form.weight.store(Bytes(layer.codes.cpu()), layer.multiple)  # type: ignore[union-attr, operator]
+        form.weight.set_codes(Bytes(layer.codes.cpu()), layer.code_step)  # type: ignore[union-attr, operator]
         form.bias = Plain(None if layer.bias is None else layer.bias.data.cpu())
     export(plain, example, path)
     proto = onnx.load(path)
@@ -72,9 +72,9 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
 def refuse(model: nn.Module) -> None:
     """UserError for layers that QCDQ has no operators for."""
     for name, module in model.named_modules():
-        if isinstance(module, Weighted) and (module.levels == "odd" or module.granularity == "group"):
+        if isinstance(module, QuantWeightLayer) and (module.qscheme == "odd" or module.granularity == "group"):
             raise UserError(
-                f"{name} has {module.levels} levels per {module.granularity}; QCDQ takes a scale per tensor or channel "
+                f"{name} has {module.qscheme} levels per {module.granularity}; QCDQ takes a scale per tensor or channel "
                 "and codes with a zero, of 2 to 8 bits."
             )
 

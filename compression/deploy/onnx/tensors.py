@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from compression.deploy.onnx.functions import DOMAIN
-from compression.nn.quantized.clustered import Clustered
-from compression.nn.quantized.layers import QuantConv2d, Quantize, QuantLinear, Weighted
-from compression.nn.quantized.numbers import code_range, merge, split
+from compression.nn.quantized.clustered import ClusteredLayer
+from compression.nn.quantized.layers import QuantConv2d, Quantize, QuantLinear, QuantWeightLayer
+from compression.nn.quantized.qparams import code_range, merge_groups, split_groups
 from compression.nn.quantized.packing import pack
 
 OPSET = 20
@@ -84,10 +84,10 @@ def dynamic(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def quantize(source: Quantize) -> nn.Module:
-    if source.levels == "dynamic":
+    if source.qscheme == "dynamic":
         return OnnxDynamicQuantize()
     # QuantizeLinear knows no zero point of a half: odd levels stay the float arithmetic that they are in torch.
-    return source if source.levels == "odd" else OnnxQuantize(source)
+    return source if source.qscheme == "odd" else OnnxQuantize(source)
 
 
 class Unpacked(nn.Module):
@@ -140,24 +140,24 @@ class Bytes(nn.Module):
 class OnnxWeight(nn.Module):
     """An integer initializer and its DequantizeLinear; odd levels are doubled, which makes their halves whole.
 
-    Fewer than 8 bits are spread over the byte, see `Weighted.multiple`.
+    Fewer than 8 bits are spread over the byte, see `QuantWeightLayer.code_step`.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, source: Weighted, transposed: bool = False) -> None:
+    def __init__(self, source: QuantWeightLayer, transposed: bool = False) -> None:
         super().__init__()
-        odd = source.levels == "odd"
+        odd = source.qscheme == "odd"
         codes = source.codes.t() if transposed else source.codes
-        self.codes = integers(codes, source.bits, source.multiple, odd)
+        self.codes = integers(codes, source.bits, source.code_step, odd)
         self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
         shape = (-1,) if self.axis else ()
-        zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.multiple
-        self.register_buffer("scale", source.unit.reshape(shape))
+        zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.code_step
+        self.register_buffer("scale", source.kernel_scale.reshape(shape))
         self.register_buffer("zero_point", zero_point.to(torch.int8).reshape(shape))
 
-    def store(self, codes: nn.Module, multiple: int) -> None:
+    def set_codes(self, codes: nn.Module, multiple: int) -> None:
         """Hold `codes` as they are, of which `multiple` times was held."""
         self.codes, self.scale, self.zero_point = codes, self.scale * multiple, self.zero_point // multiple
 
@@ -173,23 +173,23 @@ class OnnxFloatWeight(nn.Module):
     scale: Tensor
     zero_point: Tensor | None
 
-    def __init__(self, source: Weighted) -> None:
+    def __init__(self, source: QuantWeightLayer) -> None:
         super().__init__()
         self.shape, self.cut = source.weight.shape, (source.granularity, source.group_size)
         # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
-        levels = every_code(source.bits) + (0.5 if source.levels == "odd" else 0.0)
+        levels = every_code(source.bits) + (0.5 if source.qscheme == "odd" else 0.0)
         self.codes = Unpacked(source.codes, source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
         self.register_buffer("zero_point", None if source.zero_point is None else source.zero_point.unsqueeze(2))
 
     def forward(self) -> Tensor:
-        codes = split(self.codes(), *self.cut)
+        codes = split_groups(self.codes(), *self.cut)
         if self.zero_point is not None:
             codes = codes - widened(self.zero_point)
-        return merge(codes * self.scale, self.shape)
+        return merge_groups(codes * self.scale, self.shape)
 
 
-def shared_weight(source: Clustered) -> Unpacked:
+def shared_weight(source: ClusteredLayer) -> Unpacked:
     """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
     return Unpacked(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
 
@@ -225,7 +225,7 @@ class OnnxBias(nn.Module):
         assert isinstance(source.input, Quantize)
         self.register_buffer("codes", (source.bias.data / step).round().to(torch.int32))
         self.register_buffer("input_scale", source.input.scale)
-        self.register_buffer("weight_scale", source.unit.reshape(-1 if source.granularity == "channel" else ()))
+        self.register_buffer("weight_scale", source.kernel_scale.reshape(-1 if source.granularity == "channel" else ()))
 
     def forward(self) -> Tensor:
         made: dict[str, Any] = {"dtype": torch.float32, "shape": self.codes.shape, "version": 1}

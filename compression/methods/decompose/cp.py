@@ -35,7 +35,7 @@ DEGENERATE = 10.0  # squared norms of the components over that of their sum: a w
 
 @dataclass(frozen=True)
 class Cp(Decomposition):
-    """Replace convolutions by a 1x1 to `rank` channels, a vertical and a horizontal depthwise one, a 1x1 to the outputs.
+    """Replace convolutions by a 1x1 to `rank` channels, a vertical and a horizontal depthwise one, and a 1x1 back.
 
     Lebedev et al. 2015, arXiv:1412.6553, fitted by alternating least squares with a small ridge. A best CP
     decomposition need not exist: where the fit does not converge, or its components grow and cancel, a warning says so.
@@ -48,21 +48,27 @@ class Cp(Decomposition):
     rounds: int = param(100, "maximum number of rounds of alternating least squares", interval="[1, inf)")
 
     def can_decompose(self, layer: nn.Module) -> bool:
+        """Convolutions without groups whose kernel has at least two rows and columns."""
         return type(layer) is nn.Conv2d and layer.groups == 1 and min(layer.kernel_size) > 1
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
+        """The unfoldings `(out, in * h * w)` and `(in, out * h * w)` along the channels."""
         return [weight(layer).flatten(1), weight(layer).transpose(0, 1).flatten(1)]
 
     def full_ranks(self, layer: nn.Module) -> Ranks:
+        """The largest rank at which the four convolutions have no more weights than the kernel."""
         return (max(1, weight(layer).numel() // sum(weight(layer).shape)),)
 
     def combine_ranks(self, ranks: Ranks) -> Ranks:
+        """The larger of the unfoldings' ranks, as no CP rank can be lower."""
         return (max(ranks),)
 
     def ranks_at(self, candidate: Candidate, share: float) -> Ranks:
+        """A share of the full rank: there is no energy by CP rank."""
         return (math.ceil(share * candidate.full_ranks[0]),)
 
     def factor_sizes(self, layer: nn.Module, sizes: FeatureMapSizes, ranks: Ranks) -> list[FactorSize]:
+        """Sizes of the 1x1, vertical, horizontal and 1x1 convolution."""
         (outputs, inputs, rows, columns), [rank] = weight(layer).shape, ranks
         return [
             FactorSize(inputs * rank, sizes.input),
@@ -72,6 +78,7 @@ class Cp(Decomposition):
         ]
 
     def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+        """Fit the kernel by alternating least squares, started from SVD and, past a side's size, from `seed`."""
         factors, converged = fit_cp(weight(layer), ranks[0], self.rounds, seed)
         error = relative_error(weight(layer).double(), reconstruct(factors))
         assert isinstance(layer, nn.Conv2d)

@@ -33,21 +33,26 @@ class Svd(Decomposition):
     parts_of: tuple[str, ...] = param(LAYER_KINDS, "kinds of layers to decompose", choices=LAYER_KINDS)
 
     def can_decompose(self, layer: nn.Module) -> bool:
+        """Layers of the kinds in `parts_of`."""
         return layer_kind(layer) in self.parts_of
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
+        """The weight itself as a matrix `(rows, columns)`."""
         return [weight(layer).flatten(1)]
 
     def full_ranks(self, layer: nn.Module) -> Ranks:
+        """The shorter side of the matrix."""
         return (min(weight(layer).shape[:2]),)
 
     def factor_sizes(self, layer: nn.Module, sizes: FeatureMapSizes, ranks: Ranks) -> list[FactorSize]:
+        """Sizes of the two layers; looking up a table's rows multiplies nothing."""
         (rows, columns), [rank] = weight(layer).shape[:2], ranks
         if isinstance(layer, nn.Embedding):
             return [FactorSize(rows * rank, 0), FactorSize(rank * columns, sizes.output)]
         return [FactorSize(columns * rank, sizes.output), FactorSize(rank * rows, sizes.output)]
 
     def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+        """Truncate the singular value decomposition of the weight."""
         left, right, error = truncated_svd(weight(layer).flatten(1), *ranks)
         return Factorization(BUILD[type(layer)](layer, left, right), error)
 

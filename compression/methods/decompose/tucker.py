@@ -34,15 +34,19 @@ class Tucker(Decomposition):
     kinds: ClassVar[str] = "convolution larger than 1x1 without groups"
 
     def can_decompose(self, layer: nn.Module) -> bool:
+        """Convolutions without groups and larger than 1x1."""
         return type(layer) is nn.Conv2d and layer.groups == 1 and layer.kernel_size != (1, 1)
 
     def unfoldings(self, layer: nn.Module) -> list[Tensor]:
+        """The unfoldings `(out, in * h * w)` and `(in, out * h * w)` along the channels."""
         return [weight(layer).flatten(1), weight(layer).transpose(0, 1).flatten(1)]
 
     def full_ranks(self, layer: nn.Module) -> Ranks:
+        """The largest possible ranks of the outputs and of the inputs."""
         return tuple(min(matrix.shape) for matrix in self.unfoldings(layer))
 
     def factor_sizes(self, layer: nn.Module, sizes: FeatureMapSizes, ranks: Ranks) -> list[FactorSize]:
+        """Sizes of the 1x1, the core and the 1x1 convolution; a 1x1 at full rank is left out."""
         outputs, inputs, *kernel = weight(layer).shape
         inner_out, inner_in = ranks
         factors = [
@@ -53,6 +57,7 @@ class Tucker(Decomposition):
         return factors[inner_in == inputs : 3 - (inner_out == outputs)]
 
     def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+        """Fit the kernel by higher-order orthogonal iteration."""
         factors = tucker2(weight(layer), ranks)
         assert isinstance(layer, nn.Conv2d)
         return Factorization(

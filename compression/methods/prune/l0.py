@@ -131,7 +131,7 @@ class Course:
         m, task = self.method, self.context.task
         with transformer.watched(self.model) as seen:
             answer = forward(model, inputs)
-        value = (1 - m.distill_alpha) * task.loss(answer, targets, label_smoothing=m.label_smoothing or 0.0)
+        value = (1 - m.distill_alpha) * task.loss(answer, targets, label_smoothing=m.training.label_smoothing or 0.0)
         if m.distill_alpha:
             value = value + m.distill_alpha * self.taught(answer, [state for _, state in seen], inputs)
         return value + self.learned.constraint(self.target)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from compression.methods.quantize.fake.aware import Aware
 from compression.methods.quantize.fake.rounding import InputRounding, Rounded, Rounding, sign
 from compression.methods.quantize.wiring.order import Order
-from compression.nn.quantized import ABOVE, Numbers, code_range
+from compression.nn.quantized import TIE_SHIFT, QParams, code_range
 from compression.params import param
 
 STEP = 2.0  # from -1 to +1
@@ -50,19 +50,19 @@ class ScaledSign(Rounding):
     def forward(self, values: Tensor) -> Tensor:
         return scaled_sign(values)
 
-    def numbers(self, values: Tensor) -> Numbers:
+    def numbers(self, values: Tensor) -> QParams:
         scale = 2 * magnitude(values.detach()).view(-1, 1)
-        return Numbers(1, scale, torch.full_like(scale, -0.5), *code_range(1, signed=True))
+        return QParams(1, scale, torch.full_like(scale, -0.5), *code_range(1, signed=True))
 
 
 class SignInput(InputRounding):
     """The sign of an input."""
 
     def forward(self, values: Tensor) -> Tensor:
-        return sign_through(values + ABOVE * STEP)
+        return sign_through(values + TIE_SHIFT * STEP)
 
-    def activation(self) -> Numbers:
-        return Numbers(1, torch.tensor(STEP), torch.tensor(0.5), *code_range(1, signed=False))
+    def activation(self) -> QParams:
+        return QParams(1, torch.tensor(STEP), torch.tensor(0.5), *code_range(1, signed=False))
 
 
 def sign_through(values: Tensor) -> Tensor:

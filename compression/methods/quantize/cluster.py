@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from compression.methods.base import Method
 from compression.methods.quantize.calibration.selection import SKIP, chosen
 from compression.methods.quantize.coding import coded
-from compression.nn.quantized import geometry
-from compression.nn.quantized.clustered import Clustered, ClusteredConv2d, ClusteredLinear
+from compression.nn.quantized import conv_arguments
+from compression.nn.quantized.clustered import ClusteredLayer, ClusteredConv2d, ClusteredLinear
 from compression.nn.recurrent import Gates
 from compression.params import group, param
 from compression.reporting.figures.quantize import bits_per_weight
@@ -85,7 +85,7 @@ class Cluster(Method):
 def require_equal(found: dict[str, Tensor], model: nn.Module) -> None:
     """RuntimeError unless the tensors that were read are those of `model`, bit for bit."""
     kept = coded.others(model)
-    kept |= {f"{n}.weight": m.weight.cpu() for n, m in model.named_modules() if isinstance(m, Clustered)}
+    kept |= {f"{n}.weight": m.weight.cpu() for n, m in model.named_modules() if isinstance(m, ClusteredLayer)}
     for name, tensor in kept.items():
         if not torch.equal(found[name], tensor):
             raise RuntimeError(f"{name} came back from the coded file otherwise than it went in")
@@ -164,7 +164,7 @@ class Shared(nn.Module):
     def looked_up(self) -> Tensor:
         return (self.codebook * self.live)[self.index]
 
-    def clustered(self) -> Clustered:
+    def clustered(self) -> ClusteredLayer:
         """The layer as it is deployed."""
         raise NotImplementedError
 
@@ -179,24 +179,24 @@ class SharedLinear(Shared, nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         return F.linear(inputs, self.looked_up(), self.bias)
 
-    def clustered(self) -> Clustered:
+    def clustered(self) -> ClusteredLayer:
         made = ClusteredLinear(self.in_features, self.out_features, self.bias is not None, self.bits)
-        return made.hold(self.index, self.codebook * self.live, self.bias)
+        return made.set_indices(self.index, self.codebook * self.live, self.bias)
 
 
 class SharedConv2d(Shared, nn.Conv2d):
     """`nn.Conv2d` with shared weights, in training."""
 
     def __init__(self, layer: nn.Conv2d, bits: int) -> None:
-        nn.Conv2d.__init__(self, **geometry(layer), bias=layer.bias is not None, device="meta")
+        nn.Conv2d.__init__(self, **conv_arguments(layer), bias=layer.bias is not None, device="meta")
         self.share(layer, bits)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self._conv_forward(inputs, self.looked_up(), self.bias)
 
-    def clustered(self) -> Clustered:
-        made = ClusteredConv2d(**geometry(self), bias=self.bias is not None, bits=self.bits)
-        return made.hold(self.index, self.codebook * self.live, self.bias)
+    def clustered(self) -> ClusteredLayer:
+        made = ClusteredConv2d(**conv_arguments(self), bias=self.bias is not None, bits=self.bits)
+        return made.set_indices(self.index, self.codebook * self.live, self.bias)
 
 
 def shared(layer: nn.Linear | nn.Conv2d, bits: int) -> Shared:
@@ -211,7 +211,7 @@ def table(model: nn.Module, sizes: dict[str, int]) -> list[dict[str, Any]]:
     """What each layer took: values, weights that are not zero, bits a weight as an index and Huffman coded."""
     rows = []
     for name, size in sizes.items():
-        layer = cast(Clustered, model.get_submodule(name))
+        layer = cast(ClusteredLayer, model.get_submodule(name))
         count = layer.weight.numel()
         rows.append(
             {

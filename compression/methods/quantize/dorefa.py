@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from compression.errors import UserError
 from compression.methods.quantize.fake.aware import Aware
 from compression.methods.quantize.fake.rounding import InputRounding, Rounding, round_through, sign
-from compression.nn.quantized import Numbers, code_range
-from compression.nn.quantized.numbers import PAIR_SUM
+from compression.nn.quantized import QParams, code_range
+from compression.nn.quantized.qparams import MAX_PAIR_SUM
 from compression.params import param
 
 
@@ -29,7 +29,7 @@ class Dorefa(Aware):
     def __post_init__(self) -> None:
         super().__post_init__()
         largest = 2**self.bits - 1
-        if self.bits < 8 and 2 * largest * (2**self.activation_bits - 1) > PAIR_SUM:
+        if self.bits < 8 and 2 * largest * (2**self.activation_bits - 1) > MAX_PAIR_SUM:
             raise UserError(
                 f"bits={self.bits} with activation_bits={self.activation_bits} could overflow on CPUs without VNNI; "
                 "take activation_bits=7 or less, bits=6 or less, or bits=8, which is computed in floats."
@@ -52,9 +52,9 @@ class TanhWeight(Rounding):
     def before(self, values: Tensor) -> Tensor:
         return 2 * unit(values) - 1
 
-    def numbers(self, values: Tensor) -> Numbers:
+    def numbers(self, values: Tensor) -> QParams:
         scale = torch.full((1, 1), 2 / (2**self.bits - 1), device=values.device)
-        return Numbers(self.bits, scale, torch.full_like(scale, -0.5), *code_range(self.bits, signed=True))
+        return QParams(self.bits, scale, torch.full_like(scale, -0.5), *code_range(self.bits, signed=True))
 
 
 class MeanSign(Rounding):
@@ -63,9 +63,9 @@ class MeanSign(Rounding):
     def forward(self, values: Tensor) -> Tensor:
         return mean_sign(values)
 
-    def numbers(self, values: Tensor) -> Numbers:
+    def numbers(self, values: Tensor) -> QParams:
         scale = 2 * values.detach().abs().mean().view(1, 1)
-        return Numbers(1, scale, torch.full_like(scale, -0.5), *code_range(1, signed=True))
+        return QParams(1, scale, torch.full_like(scale, -0.5), *code_range(1, signed=True))
 
 
 class UnitInput(InputRounding):
@@ -78,8 +78,8 @@ class UnitInput(InputRounding):
     def forward(self, values: Tensor) -> Tensor:
         return quantize_unit(values.clamp(0, 1), self.bits)
 
-    def activation(self) -> Numbers:
-        return Numbers(
+    def activation(self) -> QParams:
+        return QParams(
             self.bits, torch.tensor(1 / (2**self.bits - 1)), torch.tensor(0.0), *code_range(self.bits, signed=False)
         )
 

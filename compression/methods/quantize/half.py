@@ -12,8 +12,8 @@ from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.calibration.selection import SKIP, chosen
 from compression.methods.quantize.fake.rounding import trainable
-from compression.nn.quantized import geometry
-from compression.nn.quantized.half import Half, HalfConv2d, HalfEmbedding, HalfLinear
+from compression.nn.quantized import conv_arguments
+from compression.nn.quantized.half import HalfLayer, HalfConv2d, HalfEmbedding, HalfLinear
 from compression.nn.recurrent import Gates
 from compression.params import param
 from compression.training.context import Context
@@ -46,13 +46,13 @@ class HalfPrecision(Method):
         return model
 
 
-def halved(layer: nn.Module, stored: str) -> Half:
+def halved(layer: nn.Module, stored: str) -> HalfLayer:
     """`layer` with its weight in 16 bits."""
     if isinstance(layer, nn.Embedding):
-        return HalfEmbedding(layer.num_embeddings, layer.embedding_dim, stored).hold(layer.weight, None)
+        return HalfEmbedding(layer.num_embeddings, layer.embedding_dim, stored).set_weight(layer.weight, None)
     if isinstance(layer, nn.Linear):
-        made: Half = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None, stored)
-        return made.hold(layer.weight, layer.bias)
+        made: HalfLayer = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None, stored)
+        return made.set_weight(layer.weight, layer.bias)
     assert isinstance(layer, nn.Conv2d)
-    made = HalfConv2d(**geometry(layer), bias=layer.bias is not None, stored=stored)
-    return made.hold(layer.weight, layer.bias)
+    made = HalfConv2d(**conv_arguments(layer), bias=layer.bias is not None, stored=stored)
+    return made.set_weight(layer.weight, layer.bias)

@@ -23,7 +23,7 @@ from compression.methods.quantize.wiring.between import floats, round_inputs
 from compression.methods.quantize.wiring.folding import fold_batch_norms, relu_before_pool
 from compression.nn.inputs import Inputs
 from compression.nn.layers import Add, macs, weight
-from compression.nn.quantized import Numbers, QuantEmbedding
+from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
 from compression.params import param
 from compression.reporting.figures.quantize import bit_widths
@@ -116,7 +116,7 @@ class Mixed(Method):
         context.record.figure("widths", bit_widths(costs, chosen, title))
         return at_widths(chosen)
 
-    def numbers(self, layer: nn.Module, bits: int) -> Numbers:
+    def numbers(self, layer: nn.Module, bits: int) -> QParams:
         """What the weight of a layer is rounded to at a width."""
         return self.at(bits).weight_numbers(layer, None if isinstance(layer, nn.Embedding) else self.activation_bits)
 

@@ -23,17 +23,17 @@ from compression.methods.quantize.wiring.folding import relu_before_pool
 from compression.methods.quantize.wiring.order import Order
 from compression.nn.layers import Add
 from compression.nn.quantized import (
-    Numbers,
+    QParams,
     QuantAdd,
     QuantAvgPool2d,
     QuantEmbedding,
-    choose_range,
+    calc_qparams,
     code_range,
     dequantize,
-    geometry,
-    merge,
+    conv_arguments,
+    merge_groups,
     quantize,
-    split,
+    split_groups,
 )
 from compression.params import group, param
 from compression.training.context import Context
@@ -123,7 +123,7 @@ class Qat(Calibrated):
         bits = self.input_bits(module)
         return InputRange(bits, *self.bounds(observed, bits), follows=self.observer == "moving_average")
 
-    def rounding(self, weight: Tensor) -> Numbers:
+    def rounding(self, weight: Tensor) -> QParams:
         """The numbers of a weight as it stands."""
         return weight_numbers(
             weight,
@@ -184,9 +184,9 @@ class InputRange(Freezable):
         numbers = self.activation()
         return fake_quantize(values, numbers.scale, numbers.zero_point, numbers.low, numbers.high)
 
-    def activation(self) -> Numbers:
+    def activation(self) -> QParams:
         codes = code_range(self.bits, signed=False)
-        return Numbers(self.bits, *choose_range(self.low, self.high, *codes, symmetric=False), *codes)
+        return QParams(self.bits, *calc_qparams(self.low, self.high, *codes, symmetric=False), *codes)
 
 
 class FakeAdd(nn.Module):
@@ -201,7 +201,7 @@ class FakeAdd(nn.Module):
 
     def deployed(self) -> nn.Module:
         """The sum in integers."""
-        return QuantAdd.from_numbers(self.left.activation(), self.right.activation())
+        return QuantAdd.from_qparams(self.left.activation(), self.right.activation())
 
 
 class FakeAvgPool(nn.Module):
@@ -219,7 +219,7 @@ class FakeAvgPool(nn.Module):
         return QuantAvgPool2d.from_float(self.pool, self.source.activation())
 
 
-Rounding = Callable[[Tensor], Numbers]
+Rounding = Callable[[Tensor], QParams]
 
 
 class FakeLayer(Freezable):
@@ -272,9 +272,9 @@ class FakeLayer(Freezable):
 
     def rounded(self, weight: Tensor) -> Tensor:
         numbers = self.rounding(weight.detach())
-        groups = split(weight, numbers.granularity, numbers.group_size)
+        groups = split_groups(weight, numbers.granularity, numbers.group_size)
         scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
-        return merge(fake_quantize(groups, scale, zero_point, numbers.low, numbers.high), weight.shape)
+        return merge_groups(fake_quantize(groups, scale, zero_point, numbers.low, numbers.high), weight.shape)
 
     def factors(self) -> Tensor | None:
         """What the norm will multiply each output by."""
@@ -308,7 +308,7 @@ class FakeConv2d(FakeLayer, nn.Conv2d):
     """`nn.Conv2d` in quantization-aware training."""
 
     def __init__(self, layer: nn.Conv2d, norm: nn.Module | None, rounding: Rounding, source: InputRange) -> None:
-        nn.Conv2d.__init__(self, **geometry(layer), bias=layer.bias is not None, device="meta")
+        nn.Conv2d.__init__(self, **conv_arguments(layer), bias=layer.bias is not None, device="meta")
         self.take(layer, norm, rounding, source)
 
     def compute(self, inputs: Tensor, weight: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from compression.methods.quantize.wiring.between import floats, round_inputs
 from compression.methods.quantize.wiring.folding import equalize, fold_batch_norms, relu_before_pool
 from compression.nn.layers import Add
 from compression.nn.quantized import (
-    Numbers,
+    QParams,
     QuantAdd,
     QuantAvgPool2d,
     QuantConv2d,
     QuantEmbedding,
     QuantLinear,
-    Weighted,
-    choose_range,
+    QuantWeightLayer,
+    calc_qparams,
     code_range,
 )
 from compression.params import param
@@ -68,14 +68,14 @@ class Static(Calibrated):
             model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
         return round_inputs(model.to(context.device), left, data[0])
 
-    def activation(self, observed: Observed, bits: int) -> Numbers:
+    def activation(self, observed: Observed, bits: int) -> QParams:
         """The numbers of an activation."""
         codes, (low, high) = code_range(bits, signed=False), self.bounds(observed, bits)
         # What is never negative gets all codes: half of them would stand for nothing, and keep a ReLU from fusing.
-        scale, zero_point = choose_range(low, high, *codes, self.activation_symmetric and bool(low < 0))
-        return Numbers(bits, scale, zero_point, *codes)
+        scale, zero_point = calc_qparams(low, high, *codes, self.activation_symmetric and bool(low < 0))
+        return QParams(bits, scale, zero_point, *codes)
 
-    def left(self, seen: dict[str, list[Observed]]) -> dict[str, Numbers]:
+    def left(self, seen: dict[str, list[Observed]]) -> dict[str, QParams]:
         """The numbers of what goes into each layer, should it stay in floats; the same range as its neighbours'."""
         return {name: self.activation(held[0], SUM_BITS) for name, held in seen.items()}
 
@@ -83,7 +83,7 @@ class Static(Calibrated):
         """The quantized form of a layer, sum or pooling that was given what `held` says."""
         inputs = [self.activation(observed, self.input_bits(layer)) for observed in held]
         if isinstance(layer, Add):
-            return QuantAdd.from_numbers(*inputs)
+            return QuantAdd.from_qparams(*inputs)
         if isinstance(layer, nn.AdaptiveAvgPool2d):
             return QuantAvgPool2d.from_float(layer, inputs[0])
         numbers = self.weight_numbers(layer, self.activation_bits)
@@ -113,7 +113,7 @@ class Static(Calibrated):
         context.record.figure("activation-ranges", histograms(values, ranges, "activation"))
 
 
-def quantized(layer: nn.Module, weight: Numbers, activation: Numbers) -> Weighted:
+def quantized(layer: nn.Module, weight: QParams, activation: QParams) -> QuantWeightLayer:
     """The integer form of a convolution or linear layer."""
     if isinstance(layer, nn.Conv2d):
         return QuantConv2d.from_float(layer, weight, activation)

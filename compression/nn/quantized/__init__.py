@@ -4,11 +4,11 @@ A quantizer only chooses numbers (`Numbers`); the layers here hold them packed a
 them in torch, and `deploy.onnx` turns them into what ONNX Runtime runs as integers.
 """
 
-from compression.nn.quantized.convolution import geometry
+from compression.nn.quantized.convolution import conv_arguments
 from compression.nn.quantized.layers import (
-    ABOVE,
+    TIE_SHIFT,
     DYNAMIC,
-    Activation,
+    ActivationScheme,
     QuantAdd,
     QuantAvgPool2d,
     QuantConv2d,
@@ -16,25 +16,16 @@ from compression.nn.quantized.layers import (
     QuantInput,
     Quantize,
     QuantLinear,
-    Weighted,
+    QuantWeightLayer,
 )
-from compression.nn.quantized.numbers import (
-    Numbers,
-    choose_range,
-    code_range,
-    dequantize,
-    merge,
-    quantize,
-    split,
-    weight_range,
-)
+from compression.nn.quantized.qparams import QParams, calc_qparams, code_range, dequantize, merge_groups, quantize, split_groups, weight_code_range
 from compression.nn.quantized.packing import pack, unpack
 
 __all__ = [
-    "ABOVE",
+    "TIE_SHIFT",
     "DYNAMIC",
-    "Activation",
-    "Numbers",
+    "ActivationScheme",
+    "QParams",
     "QuantAdd",
     "QuantAvgPool2d",
     "QuantConv2d",
@@ -42,15 +33,15 @@ __all__ = [
     "QuantInput",
     "QuantLinear",
     "Quantize",
-    "Weighted",
-    "choose_range",
+    "QuantWeightLayer",
+    "calc_qparams",
     "code_range",
     "dequantize",
-    "geometry",
-    "merge",
+    "conv_arguments",
+    "merge_groups",
     "pack",
     "quantize",
-    "split",
+    "split_groups",
     "unpack",
-    "weight_range",
+    "weight_code_range",
 ]

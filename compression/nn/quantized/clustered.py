@@ -1,4 +1,4 @@
-"""Layers whose weights share a few values: an index of few bits for each weight, and the values once, as floats."""
+"""Layers with shared weights: a codebook of few float values, and an index of few bits into it for each weight."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.nn.quantized.convolution import placement
+from compression.nn.quantized.convolution import conv_options
 from compression.nn.quantized.packing import pack, packed_size, unpack
 
 
-class Clustered(nn.Module):
-    """What these layers share.
+class ClusteredLayer(nn.Module):
+    """Base class of layers whose weight is looked up in a codebook.
 
-    On disk: `packed` (uint8, the indices at their bit width) and `codebook` `(2**bits,)`; in memory `weight` holds
-    the values. Buffers, all of them: nothing here trains.
+    Stored are `packed` (uint8, the indices at their bit width) and `codebook` `(2**bits,)`; `weight` holds the values
+    in memory alone. All are buffers: nothing here trains.
     """
 
     packed: Tensor
@@ -34,34 +34,34 @@ class Clustered(nn.Module):
 
     @property
     def indices(self) -> Tensor:
-        """Which entry of the codebook each weight is, int64, in the shape of the weight."""
+        """Each weight's index into the codebook, int64 in the shape of the weight."""
         signed = unpack(self.packed, self.bits, self.weight.numel())
         return signed.view(self.weight.shape).long() + 2 ** (self.bits - 1)
 
     @torch.no_grad()
-    def hold(self, indices: Tensor, codebook: Tensor, bias: Tensor | None) -> Self:
-        """Take these indices (shape of the weight), values (at most 2**bits) and bias."""
+    def set_indices(self, indices: Tensor, codebook: Tensor, bias: Tensor | None) -> Self:
+        """Set the indices (shape of the weight), the codebook (at most 2**bits values) and the bias."""
         self.to(codebook.device)
         self.packed = pack(indices - 2 ** (self.bits - 1), self.bits)
         self.codebook[: len(codebook)] = codebook
         if self.bias is not None and bias is not None:
             self.bias.copy_(bias)
-        self.refresh()
+        self.update_weight()
         return self
 
-    def refresh(self) -> None:
-        """Look the weights up."""
+    def update_weight(self) -> None:
+        """Look the weight up in the codebook."""
         self.weight = self.codebook[self.indices]
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
-        self.refresh()
+        self.update_weight()
 
     def extra_repr(self) -> str:
         return f"{'x'.join(map(str, self.weight.shape))}, {2**self.bits} values"
 
 
-class ClusteredLinear(Clustered):
+class ClusteredLinear(ClusteredLayer):
     """`nn.Linear` with shared weights."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, bits: int = 5) -> None:
@@ -72,7 +72,7 @@ class ClusteredLinear(Clustered):
         return F.linear(inputs, self.weight, self.bias)
 
 
-class ClusteredConv2d(Clustered):
+class ClusteredConv2d(ClusteredLayer):
     """`nn.Conv2d` with shared weights."""
 
     def __init__(
@@ -92,4 +92,4 @@ class ClusteredConv2d(Clustered):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.conv2d(inputs, self.weight, self.bias, **placement(self))
+        return F.conv2d(inputs, self.weight, self.bias, **conv_options(self))

@@ -1,4 +1,4 @@
-"""The geometry of a convolution, for layers that keep its weight in another form."""
+"""Constructor and call arguments of a convolution, for layers that store its weight in another form."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from typing import Any
 
 from torch import nn
 
-PLACEMENT = ("stride", "padding", "dilation", "groups")
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", *PLACEMENT)
+CONV_OPTIONS = ("stride", "padding", "dilation", "groups")
+CONV_ARGUMENTS = ("in_channels", "out_channels", "kernel_size", *CONV_OPTIONS)
 
 
-def geometry(layer: nn.Module) -> dict[str, Any]:
-    """The arguments of a convolution, but for its bias."""
-    return {name: getattr(layer, name) for name in GEOMETRY}
+def conv_arguments(layer: nn.Module) -> dict[str, Any]:
+    """Return the constructor arguments of a convolution, without `bias`."""
+    return {name: getattr(layer, name) for name in CONV_ARGUMENTS}
 
 
-def placement(layer: nn.Module) -> dict[str, Any]:
-    """Where a convolution's weight meets its inputs, as `F.conv2d` takes it."""
-    return {name: getattr(layer, name) for name in PLACEMENT}
+def conv_options(layer: nn.Module) -> dict[str, Any]:
+    """Return stride, padding, dilation and groups, the keyword arguments of `F.conv2d`."""
+    return {name: getattr(layer, name) for name in CONV_OPTIONS}

@@ -1,6 +1,6 @@
-"""Layers whose weights are stored in 16 bits, as float16 or bfloat16, and widened to 32 where they are used.
+"""Layers whose weights are stored in 16 bits, as float16 or bfloat16, and cast to float32 where they are used.
 
-Processors without arithmetic for halves, and ONNX Runtime's kernels for them, compute in 32 bits anyway.
+CPUs without half-precision arithmetic, and ONNX Runtime's kernels for them, compute in 32 bits anyway.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.nn.quantized.convolution import placement
+from compression.nn.quantized.convolution import conv_options
 
 
-class Half(nn.Module):
-    """What these layers share: a `weight` of the type that `stored` names, which does not train."""
+class HalfLayer(nn.Module):
+    """Base class of layers with a `weight` of the dtype that `stored` names (`float16`, say), which does not train."""
 
     def __init__(self, shape: tuple[int, ...], stored: str, bias: int = 0) -> None:
         super().__init__()
@@ -24,8 +24,8 @@ class Half(nn.Module):
         self.bias = nn.Parameter(torch.zeros(bias), requires_grad=False) if bias else None
 
     @torch.no_grad()
-    def hold(self, weight: Tensor, bias: Tensor | None) -> Self:
-        """Take this weight, rounded to the nearest, and bias."""
+    def set_weight(self, weight: Tensor, bias: Tensor | None) -> Self:
+        """Set the weight, rounded to the nearest half, and the bias."""
         self.to(weight.device)
         self.weight.copy_(weight)
         if self.bias is not None and bias is not None:
@@ -36,7 +36,7 @@ class Half(nn.Module):
         return f"{'x'.join(map(str, self.weight.shape))}, {self.stored}"
 
 
-class HalfLinear(Half):
+class HalfLinear(HalfLayer):
     """`nn.Linear` with a weight of 16 bits."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, stored: str = "float16") -> None:
@@ -47,7 +47,7 @@ class HalfLinear(Half):
         return F.linear(inputs, self.weight.float(), self.bias)
 
 
-class HalfConv2d(Half):
+class HalfConv2d(HalfLayer):
     """`nn.Conv2d` with a weight of 16 bits."""
 
     def __init__(
@@ -67,11 +67,11 @@ class HalfConv2d(Half):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.conv2d(inputs, self.weight.float(), self.bias, **placement(self))
+        return F.conv2d(inputs, self.weight.float(), self.bias, **conv_options(self))
 
 
-class HalfEmbedding(Half):
-    """`nn.Embedding` with a table of 16 bits; only the rows that are looked up are widened."""
+class HalfEmbedding(HalfLayer):
+    """`nn.Embedding` with a table of 16 bits; only the rows that are looked up are cast to float32."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, stored: str = "float16") -> None:
         super().__init__((num_embeddings, embedding_dim), stored)

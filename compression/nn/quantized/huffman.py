@@ -1,7 +1,7 @@
-"""Canonical Huffman codes over small whole numbers, as whole files of bits.  Huffman 1952; Han et al. 2016, section 4.
+"""Canonical Huffman codes over small non-negative integers. Huffman 1952; Han et al. 2016, section 4.
 
-Only the lengths of the codes are kept beside the bits: codes of equal length are consecutive numbers in the order of
-their symbols, so the lengths say it all.
+Only the code lengths are stored beside the bits: codes of equal length are consecutive numbers in the order of their
+symbols, so that the lengths determine the code.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-WINDOW = 32  # bits looked at together; the frequencies of a code of that length would add up to millions of symbols
+WINDOW = 32  # bits decoded at a time, the longest code: a longer one takes millions of symbols to arise
 
 
 def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Bits of each symbol's code, `(symbols,)`, 0 for those that never occur; `counts` says how often each does.
+    """Return the length in bits of each symbol's code, `(symbols,)`, 0 for those that do not occur.
 
-    A single symbol gets one bit. Raises ValueError where a code would be longer than 32 bits.
+    `counts` `(symbols,)` are their frequencies. A single symbol gets one bit. Raises ValueError if a code would be
+    longer than 32 bits.
     """
     lengths = np.zeros(len(counts), dtype=np.uint8)
     order = itertools.count()
@@ -36,26 +37,26 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     return lengths
 
 
-def canonical(lengths: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """The code of each symbol as a number of `lengths` bits, `(symbols,)`, 0 for those without one."""
+def canonical_codes(lengths: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the code of each symbol as a number of `lengths` bits, `(symbols,)`, 0 for those without one."""
     codes = np.zeros(len(lengths), dtype=np.uint64)
-    code, before = 0, 0
-    for symbol in _in_order(lengths):
-        code <<= int(lengths[symbol]) - before
-        codes[symbol], before = code, int(lengths[symbol])
+    code, previous_length = 0, 0
+    for symbol in _canonical_order(lengths):
+        code <<= int(lengths[symbol]) - previous_length
+        codes[symbol], previous_length = code, int(lengths[symbol])
         code += 1
     return codes
 
 
-def _in_order(lengths: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The symbols that have a code, by its length and then by number."""
+def _canonical_order(lengths: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Sort the symbols that have a code by its length, then by symbol."""
     order = np.argsort(lengths, kind="stable")
     return order[lengths[order] > 0]
 
 
 @dataclass(frozen=True)
-class Coded:
-    """Symbols as bits: highest bit of a code first, the last byte filled up with zeros."""
+class HuffmanCoded:
+    """Encoded symbols: highest bit of each code first, the last byte padded with zeros."""
 
     lengths: NDArray[np.uint8]
     count: int
@@ -63,45 +64,45 @@ class Coded:
 
     @property
     def size(self) -> int:
-        """Bytes of the bits and the lengths together."""
+        """Bytes of the bits and the code lengths together."""
         return len(self.bits) + len(self.lengths)
 
 
-def encode(symbols: NDArray[np.int64], alphabet: int) -> Coded:
-    """The `symbols` (any shape, flattened), each in 0..alphabet-1, in the shortest code for them."""
+def encode(symbols: NDArray[np.int64], alphabet: int) -> HuffmanCoded:
+    """Encode `symbols` (any shape, flattened), each in 0..alphabet-1, with the shortest prefix code for them."""
     flat = symbols.ravel()
     lengths = code_lengths(np.bincount(flat, minlength=alphabet))
-    widths, codes = lengths[flat].astype(np.int64), canonical(lengths)[flat]
+    widths, codes = lengths[flat].astype(np.int64), canonical_codes(lengths)[flat]
     ends = np.cumsum(widths)
-    # Each bit of the stream belongs to one symbol, and is so many places from the end of its code.
-    places = np.repeat(ends, widths) - np.arange(ends[-1] if len(ends) else 0) - 1
-    stream = (np.repeat(codes, widths) >> places.astype(np.uint64)) & np.uint64(1)
-    return Coded(lengths, len(flat), np.packbits(stream.astype(np.uint8)).tobytes())
+    # Each bit of the stream belongs to one symbol; its position counts from the end of that symbol's code.
+    positions = np.repeat(ends, widths) - np.arange(ends[-1] if len(ends) else 0) - 1
+    stream = (np.repeat(codes, widths) >> positions.astype(np.uint64)) & np.uint64(1)
+    return HuffmanCoded(lengths, len(flat), np.packbits(stream.astype(np.uint8)).tobytes())
 
 
-def decode(coded: Coded) -> NDArray[np.int64]:
-    """The symbols, `(count,)`. Raises ValueError where the bits are not those of so many symbols."""
+def decode(coded: HuffmanCoded) -> NDArray[np.int64]:
+    """Return the symbols, `(count,)`. Raises ValueError if the bits are not those of so many symbols."""
     if not coded.count:
         return np.zeros(0, dtype=np.int64)
-    ordered, lengths = _in_order(coded.lengths), coded.lengths.astype(np.int64)
-    codes = canonical(coded.lengths)
-    # Filled up to a full window, the codes stand in their order, each at the first number that begins with it.
-    firsts = codes[ordered] << (WINDOW - lengths[ordered]).astype(np.uint64)
-    found = np.searchsorted(firsts, _windows(coded.bits), side="right") - 1
+    ordered, lengths = _canonical_order(coded.lengths), coded.lengths.astype(np.int64)
+    codes = canonical_codes(coded.lengths)
+    # Padded to a full window, the codes are sorted, and each is the least number that begins with it.
+    least = codes[ordered] << (WINDOW - lengths[ordered]).astype(np.uint64)
+    found = np.searchsorted(least, _windows(coded.bits), side="right") - 1
     steps = lengths[ordered][found].tolist()
-    starts, place, total = [], 0, len(steps)
+    starts, position, total = [], 0, len(steps)
     for _ in range(coded.count):
-        if place >= total:
+        if position >= total:
             raise ValueError("the bits end before the last symbol")
-        starts.append(place)
-        place += steps[place]
-    if -(-place // 8) != len(coded.bits):
+        starts.append(position)
+        position += steps[position]
+    if -(-position // 8) != len(coded.bits):
         raise ValueError("the bits are not those of the symbols that they should hold")
     return ordered[found[starts]]
 
 
 def _windows(stream: bytes) -> NDArray[np.uint64]:
-    """The `WINDOW` bits that begin at each bit of the stream, as numbers; zeros follow its end."""
+    """Return the `WINDOW` bits from each bit of the stream on as numbers, `(8 * bytes,)`; zeros follow its end."""
     padded = np.frombuffer(stream + bytes(8), dtype=np.uint8).astype(np.uint64)
     count = len(stream)
     wide = sum((padded[i : i + count] << np.uint64(8 * (4 - i)) for i in range(5)), np.zeros(count, dtype=np.uint64))

@@ -8,26 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.nn.quantized.convolution import geometry, placement
-from compression.nn.quantized.numbers import (
-    PAIR_SUM,
-    ROW_SUM,
-    Numbers,
-    code_range,
-    dequantize,
-    merge,
-    quantize,
-    require_exact,
-    split,
-    usable,
-)
+from compression.nn.quantized.convolution import conv_arguments, conv_options
+from compression.nn.quantized.qparams import MAX_PAIR_SUM, MAX_ROW_SUM, QParams, code_range, dequantize, merge_groups, quantize, require_exact_sums, split_groups, nonzero_scale
 from compression.nn.quantized.packing import pack, packed_size, unpack
 
 # Of a step, added before a sign is taken. Layers of integers give multiples of a step, zero among them, and rounding
 # noise would say on which side of zero it lies: in torch on one, in ONNX Runtime on the other.
-ABOVE = 2.0**-12
+TIE_SHIFT = 2.0**-12
 DYNAMIC: Literal["dynamic"] = "dynamic"
-Activation = Numbers | Literal["dynamic"] | None  # what a layer does to its input; None leaves it alone
+ActivationScheme = QParams | Literal["dynamic"] | None  # what a layer does to its input; None leaves it alone
 
 
 class Quantize(nn.Module):
@@ -50,39 +39,44 @@ class Quantize(nn.Module):
             self.register_buffer("zero_point", torch.zeros(()))
 
     @classmethod
-    def of(cls, activation: Activation) -> Quantize | nn.Identity:
+    def from_scheme(cls, activation: ActivationScheme) -> Quantize | nn.Identity:
         """The module that does to an input what `activation` says."""
         if activation is None:
             return nn.Identity()
         if isinstance(activation, str):
             return cls("dynamic")
-        made = cls("odd" if activation.levels == "odd" else "affine", activation.bits)
+        made = cls("odd" if activation.qscheme == "odd" else "affine", activation.bits)
         made.scale.copy_(activation.scale.detach())
         made.zero_point.copy_(activation.zero_point.detach())
         return made.to(activation.scale.device)
 
     @property
-    def highest(self) -> int:
+    def qscheme(self) -> str:
+        """affine, odd or dynamic; stored as `levels`."""
+        return self.levels
+
+    @property
+    def largest_code(self) -> int:
         """The largest byte that stands for an activation in integer kernels; odd levels lie around 128."""
-        return 2**self.bits - 1 + (128 if self.levels == "odd" else 0)
+        return 2**self.bits - 1 + (128 if self.qscheme == "odd" else 0)
 
     def forward(self, values: Tensor) -> Tensor:
-        scale, zero_point = self.numbers(values)
-        if self.levels == "odd":
-            values = values + ABOVE * scale
+        scale, zero_point = self.calc_qparams(values)
+        if self.qscheme == "odd":
+            values = values + TIE_SHIFT * scale
         return dequantize(quantize(values, scale, zero_point, *code_range(self.bits, signed=False)), scale, zero_point)
 
     @property
-    def fixed(self) -> Numbers:
+    def qparams(self) -> QParams:
         """What `of` made it from; there is no such thing for a dynamic range."""
-        return Numbers(self.bits, self.scale, self.zero_point, *code_range(self.bits, signed=False))
+        return QParams(self.bits, self.scale, self.zero_point, *code_range(self.bits, signed=False))
 
-    def numbers(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def calc_qparams(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point, scalars."""
-        if self.levels != "dynamic":
+        if self.qscheme != "dynamic":
             return self.scale, self.zero_point
         low, high = values.amin().clamp(max=0.0), values.amax().clamp(min=0.0)
-        scale = usable((high - low) / 255)
+        scale = nonzero_scale((high - low) / 255)
         return scale, (-low / scale).round().clamp(0, 255)
 
     def extra_repr(self) -> str:
@@ -93,7 +87,7 @@ class QuantInput(Quantize):
     """What goes into a layer that stays in floats, so that the layer of integers before it gets its kernel."""
 
 
-class Weighted(nn.Module):
+class QuantWeightLayer(nn.Module):
     """What layers with an integer weight share.
 
     On disk a weight is `packed` (uint8, the codes at their bit width) with its `scale` `(rows, groups)` and, where
@@ -112,12 +106,17 @@ class Weighted(nn.Module):
         super().__init__()
         self.bits, self.granularity, self.group_size, self.levels = bits, granularity, group_size, levels
         weight = torch.zeros(shape)
-        numbers = torch.ones(split(weight, granularity, group_size).shape[:2])
+        numbers = torch.ones(split_groups(weight, granularity, group_size).shape[:2])
         self.register_buffer("packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8))
         self.register_buffer("scale", numbers)
         self.register_buffer("zero_point", numbers.to(torch.int8) if levels == "affine" else None)
         self.register_buffer("weight", weight, persistent=False)
         self.bias = nn.Parameter(torch.zeros(bias), requires_grad=False) if bias else None
+
+    @property
+    def qscheme(self) -> str:
+        """symmetric, affine or odd, see `QParams.qscheme`; stored as `levels`."""
+        return self.levels
 
     @property
     def codes(self) -> Tensor:
@@ -129,56 +128,56 @@ class Weighted(nn.Module):
         """`(rows, groups)`, float32."""
         if self.zero_point is not None:
             return self.zero_point.float()
-        return torch.full_like(self.scale, -0.5 if self.levels == "odd" else 0.0)
+        return torch.full_like(self.scale, -0.5 if self.qscheme == "odd" else 0.0)
 
     @property
-    def multiple(self) -> int:
+    def code_step(self) -> int:
         """What integer kernels are given codes times: as much as a byte holds, and a pair of products.
 
         Few bits beside few bits have so large a product of their scales that a bias in steps of it would be far off.
         """
         source = getattr(self, "input", None)
-        if not isinstance(source, Quantize) or source.levels != "affine" or not self.integer:
+        if not isinstance(source, Quantize) or source.qscheme != "affine" or not self.has_integer_kernel:
             return 1
-        odd = self.levels == "odd"
-        limit, largest = PAIR_SUM // (2 * source.highest), 2**self.bits - 1 if odd else 2 ** (self.bits - 1)
+        odd = self.qscheme == "odd"
+        limit, largest = MAX_PAIR_SUM // (2 * source.largest_code), 2**self.bits - 1 if odd else 2 ** (self.bits - 1)
         return max(1, min(limit, 127 if odd else 128) // largest)
 
     @property
-    def unit(self) -> Tensor:
+    def kernel_scale(self) -> Tensor:
         """What 1 stands for in integer kernels, `(rows, groups)`: halves are doubled for them."""
-        return self.scale / (self.multiple * (2 if self.levels == "odd" else 1))
+        return self.scale / (self.code_step * (2 if self.qscheme == "odd" else 1))
 
     @property
-    def integer(self) -> bool:
+    def has_integer_kernel(self) -> bool:
         """Whether integer kernels can multiply with this weight; the others turn it into floats when loaded."""
-        return self.granularity != "group" and not (self.levels == "odd" and self.bits == 8)
+        return self.granularity != "group" and not (self.qscheme == "odd" and self.bits == 8)
 
     @torch.no_grad()
-    def hold(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Self:
+    def set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Self:
         """Take these integers for the weight; a ValueError where integer kernels would not add them up exactly."""
         self.packed = pack(codes, self.bits)
         self.scale = scale.detach().to(torch.float32).clone()
-        if self.levels == "affine":
+        if self.qscheme == "affine":
             self.zero_point = zero_point.to(torch.int8)
         self.weight = self.weight.to(codes.device)
-        self.refresh()
+        self.update_weight()
         return self
 
-    def refresh(self) -> None:
+    def update_weight(self) -> None:
         """Compute `weight` from the integers."""
-        codes = split(self.codes.float(), self.granularity, self.group_size)
+        codes = split_groups(self.codes.float(), self.granularity, self.group_size)
         values = dequantize(codes, self.scale.unsqueeze(2), self.zero_points.unsqueeze(2))
-        self.weight = merge(values, self.weight.shape)
+        self.weight = merge_groups(values, self.weight.shape)
         source = getattr(self, "input", None)
-        if isinstance(source, Quantize) and self.integer:
+        if isinstance(source, Quantize) and self.has_integer_kernel:
             stored = self.codes.flatten(1).int()
-            whole = 2 * stored + 1 if self.levels == "odd" else stored
-            require_exact(self.multiple * whole, source.highest)
+            whole = 2 * stored + 1 if self.qscheme == "odd" else stored
+            require_exact_sums(self.code_step * whole, source.largest_code)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
-        self.refresh()
+        self.update_weight()
 
     def extra_repr(self) -> str:
         grouped = f" of {self.group_size}" if self.group_size else ""
@@ -186,7 +185,7 @@ class Weighted(nn.Module):
         return f"{shape}, {self.bits} bits per {self.granularity}{grouped}, {self.levels}"
 
 
-def _hold(made: Weighted, layer: nn.Module, weight: Numbers, activation: Activation, codes: Tensor | None) -> None:
+def _hold(made: QuantWeightLayer, layer: nn.Module, weight: QParams, activation: ActivationScheme, codes: Tensor | None) -> None:
     """Give `made` the weight and the bias of the float `layer`, in these numbers.
 
     `codes` (shape of the weight) replaces rounding to the nearest. A bias beside quantized inputs is rounded to
@@ -194,44 +193,44 @@ def _hold(made: Weighted, layer: nn.Module, weight: Numbers, activation: Activat
     """
     values, bias = layer.weight.detach(), getattr(layer, "bias", None)  # type: ignore[union-attr, operator]
     scale = weight.scale.detach().to(torch.float32)
-    if isinstance(activation, Numbers) and bias is not None and codes is None:
+    if isinstance(activation, QParams) and bias is not None and codes is None:
         # A channel of tiny weights would need a larger integer for its bias than 32 bits.
-        most = activation.scale * ROW_SUM / made.multiple
+        most = activation.scale * MAX_ROW_SUM / made.code_step
         scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / most)
     if codes is None:
-        groups = split(values, weight.granularity, weight.group_size)
+        groups = split_groups(values, weight.granularity, weight.group_size)
         found = quantize(groups, scale.unsqueeze(2), weight.zero_point.unsqueeze(2), weight.low, weight.high)
-        codes = merge(found, values.shape)
-    made.to(values.device).hold(codes, scale, weight.zero_point)
+        codes = merge_groups(found, values.shape)
+    made.to(values.device).set_codes(codes, scale, weight.zero_point)
     if bias is not None:
         step = bias_step(made)
         assert made.bias is not None
         made.bias.data = bias.detach().clone() if step is None else (bias.detach() / step).round() * step
 
 
-def bias_step(layer: Weighted) -> Tensor | None:
+def bias_step(layer: QuantWeightLayer) -> Tensor | None:
     """What 1 stands for in the 32-bit bias of integer kernels, `(outputs,)` or `(1,)`; None where it stays a float."""
     source = getattr(layer, "input", None)
-    if not isinstance(source, Quantize) or source.levels != "affine" or not layer.integer:
+    if not isinstance(source, Quantize) or source.qscheme != "affine" or not layer.has_integer_kernel:
         return None
-    return layer.unit.flatten() * source.scale
+    return layer.kernel_scale.flatten() * source.scale
 
 
 def _largest(bias: Tensor, shape: torch.Size) -> Tensor:
     return bias.abs().amax().expand(shape) if shape[0] == 1 else bias.abs().unsqueeze(1).expand(shape)
 
 
-def _arguments(numbers: Numbers, activation: Activation) -> dict[str, Any]:
+def _arguments(numbers: QParams, activation: ActivationScheme) -> dict[str, Any]:
     """The constructor's arguments that follow from the numbers."""
-    source = Quantize.of(activation)
+    source = Quantize.from_scheme(activation)
     held = {
         "bits": numbers.bits,
         "granularity": numbers.granularity,
         "group_size": numbers.group_size,
-        "levels": numbers.levels,
+        "levels": numbers.qscheme,
     }
     if isinstance(source, Quantize):
-        held |= {"activation": source.levels, "activation_bits": source.bits}
+        held |= {"activation": source.qscheme, "activation_bits": source.bits}
     return held
 
 
@@ -239,7 +238,7 @@ def _input(activation: str, bits: int) -> nn.Module:
     return nn.Identity() if activation == "none" else Quantize(activation, bits)
 
 
-class QuantLinear(Weighted):
+class QuantLinear(QuantWeightLayer):
     """`nn.Linear` with an integer weight; `activation` is what `Quantize` does to its input, or none."""
 
     def __init__(
@@ -263,12 +262,12 @@ class QuantLinear(Weighted):
 
     @classmethod
     def from_float(
-        cls, layer: nn.Linear, weight: Numbers, activation: Activation = None, codes: Tensor | None = None
+        cls, layer: nn.Linear, weight: QParams, activation: ActivationScheme = None, codes: Tensor | None = None
     ) -> Self:
         """`layer` in the chosen numbers; `codes` (shape of the weight) where they are not the nearest ones."""
         bias = layer.bias is not None
         made = cls(layer.in_features, layer.out_features, bias, **_arguments(weight, activation))
-        made.input = Quantize.of(activation)
+        made.input = Quantize.from_scheme(activation)
         _hold(made, layer, weight, activation, codes)
         return made
 
@@ -276,7 +275,7 @@ class QuantLinear(Weighted):
         return F.linear(self.input(inputs), self.weight, self.bias)
 
 
-class QuantConv2d(Weighted):
+class QuantConv2d(QuantWeightLayer):
     """`nn.Conv2d` with an integer weight; `activation` is what `Quantize` does to its input, or none."""
 
     def __init__(
@@ -305,21 +304,21 @@ class QuantConv2d(Weighted):
 
     @classmethod
     def from_float(
-        cls, layer: nn.Conv2d, weight: Numbers, activation: Activation = None, codes: Tensor | None = None
+        cls, layer: nn.Conv2d, weight: QParams, activation: ActivationScheme = None, codes: Tensor | None = None
     ) -> Self:
         """`layer` in the chosen numbers; `codes` (shape of the weight) where they are not the nearest ones."""
         if layer.padding_mode != "zeros":
             raise ValueError(f"padding_mode={layer.padding_mode!r}: only zeros can be padded in integers")
-        made = cls(**geometry(layer), bias=layer.bias is not None, **_arguments(weight, activation))
-        made.input = Quantize.of(activation)
+        made = cls(**conv_arguments(layer), bias=layer.bias is not None, **_arguments(weight, activation))
+        made.input = Quantize.from_scheme(activation)
         _hold(made, layer, weight, activation, codes)
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.conv2d(self.input(inputs), self.weight, self.bias, **placement(self))
+        return F.conv2d(self.input(inputs), self.weight, self.bias, **conv_options(self))
 
 
-class QuantEmbedding(Weighted):
+class QuantEmbedding(QuantWeightLayer):
     """`nn.Embedding` with an integer table: `channel` gives every row its own scale."""
 
     def __init__(
@@ -335,7 +334,7 @@ class QuantEmbedding(Weighted):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
     @classmethod
-    def from_float(cls, layer: nn.Embedding, weight: Numbers, codes: Tensor | None = None) -> Self:
+    def from_float(cls, layer: nn.Embedding, weight: QParams, codes: Tensor | None = None) -> Self:
         """`layer` in the chosen numbers; `codes` (shape of the table) where they are not the nearest ones."""
         made = cls(layer.num_embeddings, layer.embedding_dim, **_arguments(weight, None))
         _hold(made, layer, weight, None, codes)
@@ -354,9 +353,9 @@ class QuantAdd(nn.Module):
         self.left, self.right = Quantize(bits=bits), Quantize(bits=bits)
 
     @classmethod
-    def from_numbers(cls, left: Numbers, right: Numbers) -> Self:
+    def from_qparams(cls, left: QParams, right: QParams) -> Self:
         made = cls(left.bits)
-        made.left, made.right = Quantize.of(left), Quantize.of(right)  # type: ignore[assignment]
+        made.left, made.right = Quantize.from_scheme(left), Quantize.from_scheme(right)  # type: ignore[assignment]
         return made
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
@@ -372,10 +371,10 @@ class QuantAvgPool2d(nn.Module):
         self.input = Quantize(bits=bits)
 
     @classmethod
-    def from_float(cls, layer: nn.AdaptiveAvgPool2d, activation: Numbers) -> Self:
+    def from_float(cls, layer: nn.AdaptiveAvgPool2d, activation: QParams) -> Self:
         """`layer` on an input in the chosen numbers."""
         made = cls(layer.output_size, activation.bits)  # type: ignore[arg-type]
-        made.input = Quantize.of(activation)  # type: ignore[assignment]
+        made.input = Quantize.from_scheme(activation)  # type: ignore[assignment]
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:

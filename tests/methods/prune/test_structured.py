@@ -73,12 +73,12 @@ def test_a_criterion_with_a_training_needs_epochs(task, make_context, criterion)
 def test_of_a_transformer_heads_and_neurons_are_shown(make_context):
     _, context = pruned(tiny_bert(3), make_context, words_task(), sparsity=0.5, target="params")
     heads, neurons = context.record.figures["kept"].axes
-    assert (heads.get_title(), neurons.get_title()) == ("Heads by layer", "Neurons by layer")
+    assert (heads.get_title(loc="left"), neurons.get_title(loc="left")) == ("Heads by layer", "Neurons by layer")
     assert context.record.tables["kept"][0]["heads_before"] == 4
 
 
 def test_a_part_named_twice_is_refused():
-    with pytest.raises(UserError, match="parts='heads/heads' names a part twice"):
+    with pytest.raises(UserError, match="parts=heads/heads names one thing twice; each counts once"):
         Structured(parts="heads/heads")
 
 
@@ -216,7 +216,7 @@ def test_a_criterion_made_for_batch_norms_refuses_a_model_without(make_context, 
 
 
 def test_parts_that_do_not_exist_are_refused():
-    with pytest.raises(UserError, match="parts='heads/feet' names 'feet'; it takes any of heads, ffn, hidden"):
+    with pytest.raises(UserError, match="parts='feet' is unknown; it is any of heads, ffn, hidden"):
         Structured(parts="heads/feet")
 
 

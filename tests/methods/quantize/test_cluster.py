@@ -102,7 +102,7 @@ def clustered(sparsity=0.0):
     for layer, bits, cls in ((conv, 4, ClusteredConv2d), (linear, 3, ClusteredLinear)):
         book, index, _ = codebook(layer.weight, bits)
         sizes = (3, 24, (3, 3)) if cls is ClusteredConv2d else (24 * 36, 64)
-        made.append(cls(*sizes, bits=bits).hold(index, book, layer.bias))
+        made.append(cls(*sizes, bits=bits).set_indices(index, book, layer.bias))
     return nn.Sequential(made[0], nn.BatchNorm2d(24), nn.Flatten(), made[1]).eval()
 
 

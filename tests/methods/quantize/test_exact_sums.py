@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from compression import methods, models, params
 from compression.deploy.onnx.export import export
 from compression.nn.quantized import Quantize
-from compression.nn.quantized.numbers import PAIR_SUM
+from compression.nn.quantized.qparams import MAX_PAIR_SUM
 from tests.conftest import tiny_bert, tiny_lstm, words_task
 from tests.deploy.graphs import as_run
 
@@ -57,10 +57,10 @@ def dynamic(node):
 def assert_exact(model, example, folder):
     path = export(model, example, folder / "model.onnx")
     assert not mixed(path)
-    highest = [m.input.highest for m in model.modules() if isinstance(getattr(m, "input", None), Quantize)]
+    highest = [m.input.largest_code for m in model.modules() if isinstance(getattr(m, "input", None), Quantize)]
     found = weights(path)
     for name, codes in found.items():
-        assert 2 * np.abs(codes.astype(int)).max() * min(highest) <= PAIR_SUM, name
+        assert 2 * np.abs(codes.astype(int)).max() * min(highest) <= MAX_PAIR_SUM, name
     return found
 
 

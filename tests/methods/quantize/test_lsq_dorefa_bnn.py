@@ -17,7 +17,7 @@ from compression.methods.quantize.dorefa import MeanSign, TanhWeight, UnitInput,
 from compression.methods.quantize.fake.rounding import deployed, foldable, rounded
 from compression.methods.quantize.fake.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
 from compression.methods.quantize.wiring.order import Order
-from compression.nn.quantized import Numbers, QuantConv2d, QuantLinear
+from compression.nn.quantized import QParams, QuantConv2d, QuantLinear
 from compression.nn.quantized.layers import bias_step
 from compression.tasks.task import predict
 
@@ -274,9 +274,9 @@ def test_a_sign_of_what_is_zero_but_for_noise_is_the_same_everywhere(tmp_path):
     # the first layer's outputs are multiples of a step, many of them zero; the second takes their signs
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False)
-    steps = Numbers(8, torch.full((1, 1), 0.013), torch.zeros(1, 1), -64, 64)
+    steps = QParams(8, torch.full((1, 1), 0.013), torch.zeros(1, 1), -64, 64)
     first.weight.data = torch.randint(-2, 3, first.weight.shape) * 0.013
-    pixels = Numbers(8, torch.tensor(0.017), torch.tensor(128.0), 0, 255)
+    pixels = QParams(8, torch.tensor(0.017), torch.tensor(128.0), 0, 255)
     signs = ScaledSign().numbers(second.weight), SignInput().activation()
     made = [QuantConv2d.from_float(first, steps, pixels), QuantConv2d.from_float(second, *signs)]
     model = nn.Sequential(*made).eval()

@@ -133,7 +133,7 @@ def test_the_mean_error_of_a_weight_by_hand():
 
 
 def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context):
-    from compression.nn.quantized import weight_range
+    from compression.nn.quantized import weight_code_range
     from tests.conftest import stripes_task
 
     task = stripes_task()
@@ -146,7 +146,7 @@ def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context
         made, _ = applied(step, model, task, make_context)
         means.append((made.stages[0].fc(inputs) - first(inputs)).mean(0).abs().mean().item())
     assert means[1] < means[0] / 5
-    assert weight_range(2, 8) == (-2, 1)
+    assert weight_code_range(2, 8) == (-2, 1)
 
 
 def test_equalisation_helps_uneven_channels(make_context):

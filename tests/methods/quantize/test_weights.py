@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from compression.methods.quantize.calibration.weights import least_error, squared_error, weight_numbers
-from compression.nn.quantized import choose_range, split
+from compression.nn.quantized import calc_qparams, split_groups
 
 
 def error(weight, numbers):
-    groups = split(weight, numbers.granularity, numbers.group_size)
+    groups = split_groups(weight, numbers.granularity, numbers.group_size)
     return squared_error(groups, numbers.scale, numbers.zero_point, numbers.low, numbers.high)
 
 
@@ -30,9 +30,9 @@ def test_the_least_error_is_no_larger_than_that_of_the_full_range(weight, bits, 
 
 
 def test_the_least_error_is_that_of_the_best_share_of_each_channel(weight):
-    groups, shares = split(weight, "channel"), torch.linspace(1.0, 0.3, 15)
+    groups, shares = split_groups(weight, "channel"), torch.linspace(1.0, 0.3, 15)
     scale, zero_point = least_error(groups, -2, 1, True, shares)
-    tried = [choose_range(groups.amin(2) * s, groups.amax(2) * s, -2, 1, True) for s in shares.tolist()]
+    tried = [calc_qparams(groups.amin(2) * s, groups.amax(2) * s, -2, 1, True) for s in shares.tolist()]
     errors = torch.stack([squared_error(groups, *one, -2, 1) for one in tried])
     torch.testing.assert_close(squared_error(groups, scale, zero_point, -2, 1), errors.amin(0))
     assert errors.argmin(0).unique().numel() > 1
@@ -40,7 +40,7 @@ def test_the_least_error_is_that_of_the_best_share_of_each_channel(weight):
 
 def test_one_bit_is_the_sign_times_the_mean_magnitude(weight):
     numbers = weight_numbers(weight, 1)
-    assert numbers.levels == "odd"
+    assert numbers.qscheme == "odd"
     torch.testing.assert_close(numbers.scale.flatten() / 2, weight.flatten(1).abs().mean(1))
 
 
@@ -51,7 +51,7 @@ def test_pruned_weights_stay_zero(weight):
     for symmetric in (True, False):
         numbers = weight_numbers(weight, 4, symmetric=symmetric)
         scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
-        groups = split(weight, "channel")
+        groups = split_groups(weight, "channel")
         back = dequantize(quantize(groups, scale, zero_point, numbers.low, numbers.high), scale, zero_point)
         assert (back[groups == 0] == 0).all()
 

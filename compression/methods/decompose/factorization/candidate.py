@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from compression.methods.decompose.factorization.costs import Cost, FactorSize, FeatureMapSizes, total_cost
-from compression.methods.decompose.factorization.spectrum import Spectrum
 from compression.nn import layers
+
+if TYPE_CHECKING:
+    from compression.methods.decompose.factorization.spectrum import Spectrum
 
 Ranks = tuple[int, ...]  # one for SVD and CP, (outputs, inputs) for Tucker-2
 

@@ -155,7 +155,7 @@ class Decomposition(Method):
 
         def remaining(share: float) -> float:
             saved = self.saved_cost(candidates, self.shrinking_ranks(candidates, share))
-            return 1 - getattr(saved, self.rank) / getattr(whole, self.rank)
+            return 1 - float(getattr(saved, self.rank) / getattr(whole, self.rank))
 
         if (least := remaining(0.0)) > self.target + TOLERANCE:
             raise UserError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.nn.quantized import choose_range, code_range, dequantize, quantize
+from compression.nn.quantized import calc_qparams, code_range, dequantize, quantize
 
 BINS = 2048  # of the histogram that `entropy` looks at; Migacz 2017
 FEW = 2**14  # values that `mse` rounds again and again
@@ -64,7 +64,7 @@ def mse(observed: Observed, bits: int) -> Bounds:
 def rounding_error(values: Tensor, low: Tensor, high: Tensor, bits: int) -> float:
     """Mean squared difference that codes spread over low..high make."""
     codes = code_range(bits, signed=False)
-    scale, zero_point = choose_range(low, high, *codes, symmetric=False)
+    scale, zero_point = calc_qparams(low, high, *codes, symmetric=False)
     back = dequantize(quantize(values, scale, zero_point, *codes), scale, zero_point)
     return (back - values).square().mean().item()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compression.methods.quantize.calibration.activations import observe
 from compression.nn.inputs import Inputs
-from compression.nn.quantized import Numbers, merge, split
+from compression.nn.quantized import QParams, merge_groups, split_groups
 from compression.reporting.figures.quantize import histograms
 from compression.training.context import RunLogger
 
@@ -22,14 +22,14 @@ def spread(names: list[str]) -> list[str]:
     return [names[i] for i in places]
 
 
-def in_steps(weight: Tensor, numbers: Numbers) -> np.ndarray:
+def in_steps(weight: Tensor, numbers: QParams) -> np.ndarray:
     """A weight in steps of its scales, where its codes are whole numbers."""
-    groups = split(weight.detach(), numbers.granularity, numbers.group_size)
+    groups = split_groups(weight.detach(), numbers.granularity, numbers.group_size)
     steps = groups / numbers.scale.unsqueeze(2) + numbers.zero_point.unsqueeze(2)
-    return merge(steps, weight.shape).float().cpu().numpy()
+    return merge_groups(steps, weight.shape).float().cpu().numpy()
 
 
-def ends(numbers: Numbers) -> tuple[float, float]:
+def ends(numbers: QParams) -> tuple[float, float]:
     """The lowest and the highest value that an activation's codes mean."""
     low, high = ((code - numbers.zero_point) * numbers.scale for code in (numbers.low, numbers.high))
     return float(low), float(high)
@@ -38,8 +38,8 @@ def ends(numbers: Numbers) -> tuple[float, float]:
 def keep_trained(
     record: RunLogger,
     model: nn.Module,
-    weights: Mapping[str, tuple[Tensor, Numbers]],
-    inputs: Mapping[str, Numbers],
+    weights: Mapping[str, tuple[Tensor, QParams]],
+    inputs: Mapping[str, QParams],
     data: list[Inputs],
 ) -> None:
     """Pictures of some layers of a model trained for its numbers: weights before they are rounded, and inputs."""

@@ -13,7 +13,7 @@ from compression.methods.quantize.calibration.observers import OBSERVERS, Observ
 from compression.methods.quantize.calibration.selection import SKIP, chosen
 from compression.methods.quantize.calibration.weights import weight_numbers
 from compression.nn.layers import Add, weight
-from compression.nn.quantized import Numbers
+from compression.nn.quantized import QParams
 from compression.params import param
 from compression.reporting.figures.quantize import histograms
 from compression.training.context import RunLogger
@@ -41,7 +41,7 @@ class Scheme(Method):
     )
     skip: tuple[str, ...] = param((), SKIP)
 
-    def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> Numbers:
+    def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> QParams:
         """The numbers of a layer's weight beside activations of so many bits (None: not quantized)."""
         return weight_numbers(
             weight(layer),

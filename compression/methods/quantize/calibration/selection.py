@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from compression.errors import UserError
-from compression.nn.quantized import Weighted
-from compression.nn.quantized.clustered import Clustered
-from compression.nn.quantized.half import Half
+from compression.nn.quantized import QuantWeightLayer
+from compression.nn.quantized.clustered import ClusteredLayer
+from compression.nn.quantized.half import HalfLayer
 from compression.nn.recurrent import BiLSTM
 from compression.training.context import RunLogger
 
@@ -28,7 +28,7 @@ def chosen(
     left = [name for name in candidates if name not in skipped]
     if left:
         return left
-    if any(isinstance(m, (Weighted, Half, Clustered)) for m in model.modules()):
+    if any(isinstance(m, (QuantWeightLayer, HalfLayer, ClusteredLayer)) for m in model.modules()):
         raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
     raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
 

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compression.nn.quantized.clustered import Clustered
-from compression.nn.quantized.huffman import Coded, decode, encode
+from compression.nn.quantized.clustered import ClusteredLayer
+from compression.nn.quantized.huffman import HuffmanCoded, decode, encode
 
 GAPS = 256  # a symbol stands for 0 to 255 zeros; a longer gap is filled with a weight that is zero
 
@@ -28,8 +28,8 @@ GAPS = 256  # a symbol stands for 0 to 255 zeros; a longer gap is filled with a 
 class Layer:
     """The indices of one layer, coded; of all its weights, or of those after `gaps` zeros each."""
 
-    values: Coded
-    gaps: Coded | None
+    values: HuffmanCoded
+    gaps: HuffmanCoded | None
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ def spread(indices: NDArray[np.int64], zero: int) -> tuple[NDArray[np.int64], ND
 
 def write(model: nn.Module, path: Path) -> dict[str, int]:
     """Write all that `model` knows to `path`; the bytes that the indices of each clustered layer take."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Clustered)}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, ClusteredLayer)}
     header: list[Any] = []
     blobs: list[bytes] = []
     sizes = {}
@@ -86,7 +86,7 @@ def write(model: nn.Module, path: Path) -> dict[str, int]:
     return sizes
 
 
-def _layer(module: Clustered) -> tuple[list[Any], list[bytes]]:
+def _layer(module: ClusteredLayer) -> tuple[list[Any], list[bytes]]:
     """What the header says of a layer (shape, values, index of zero, lengths of the parts), and the parts."""
     indices = module.indices.cpu().numpy()
     book = module.codebook.cpu().numpy()[: int(indices.max()) + 1]
@@ -103,7 +103,7 @@ def _layer(module: Clustered) -> tuple[list[Any], list[bytes]]:
 def others(model: nn.Module) -> dict[str, Tensor]:
     """The state of `model` that is not the weight of a clustered layer."""
     held = {
-        f"{n}.{part}" for n, m in model.named_modules() if isinstance(m, Clustered) for part in ("packed", "codebook")
+        f"{n}.{part}" for n, m in model.named_modules() if isinstance(m, ClusteredLayer) for part in ("packed", "codebook")
     }
     return {name: t.detach().cpu() for name, t in model.state_dict().items() if name not in held}
 
@@ -140,6 +140,6 @@ def _weight(rest: _Bytes, shape: list[int], values: int, zero: int | None, *part
     coded = []
     for (count, size), alphabet in zip(zip(parts[::2], parts[1::2], strict=True), (values, GAPS), strict=False):
         lengths = np.frombuffer(rest.take(alphabet), dtype=np.uint8)
-        coded.append(Coded(lengths, count, rest.take(size)))
+        coded.append(HuffmanCoded(lengths, count, rest.take(size)))
     layer = Layer(coded[0], coded[1] if len(coded) > 1 else None)
     return torch.from_numpy(book[restore(layer, math.prod(shape), zero)].reshape(shape))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.nn.quantized import Numbers, QuantConv2d, QuantLinear, geometry
+from compression.nn.quantized import QParams, QuantConv2d, QuantLinear, conv_arguments
 
 
 class Rounding(nn.Module):
@@ -17,7 +17,7 @@ class Rounding(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def numbers(self, values: Tensor) -> Numbers:
+    def numbers(self, values: Tensor) -> QParams:
         """The levels that a weight of these `values` is rounded to."""
         raise NotImplementedError
 
@@ -29,7 +29,7 @@ class Rounding(nn.Module):
 class InputRounding(Rounding):
     """As `Rounding`, of what goes into a layer; `numbers` does not look at the values."""
 
-    def activation(self) -> Numbers:
+    def activation(self) -> QParams:
         """What the deployed layer does to its input."""
         raise NotImplementedError
 
@@ -55,7 +55,7 @@ class RoundedConv2d(nn.Conv2d):
     source: nn.Module
 
     def __init__(self, layer: nn.Conv2d, rounding: Rounding, source: nn.Module) -> None:
-        super().__init__(**geometry(layer), bias=layer.bias is not None, device="meta")
+        super().__init__(**conv_arguments(layer), bias=layer.bias is not None, device="meta")
         _take(self, layer, rounding, source)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def unrounded(layer: nn.Linear | nn.Conv2d, values: Tensor) -> nn.Linear | nn.Co
     if isinstance(layer, nn.Linear):
         plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
     else:
-        plain = nn.Conv2d(**geometry(layer), device="meta")
+        plain = nn.Conv2d(**conv_arguments(layer), device="meta")
     plain.weight = nn.Parameter(values.detach().clone())
     plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
     return plain
@@ -127,7 +127,7 @@ def foldable(layer: Rounded, norm: nn.BatchNorm2d | nn.BatchNorm1d) -> bool:
     numbers, values = layer.rounding.numbers(layer.weight), layer.rounding(layer.weight)
     if bool((by.abs() < 1e-6).any()):
         return False
-    if numbers.levels == "odd" or -numbers.low <= numbers.high:
+    if numbers.qscheme == "odd" or -numbers.low <= numbers.high:
         return True
     lowest = values.flatten(1).amin(1) < (numbers.low + 0.5) * numbers.scale.flatten()
     return not bool((lowest & (by < 0)).any())

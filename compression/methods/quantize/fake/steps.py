@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.methods.quantize.fake.rounding import InputRounding, Rounding, round_through
-from compression.nn.quantized import Numbers, code_range, weight_range
+from compression.nn.quantized import QParams, code_range, weight_code_range
 
 
 def learned(layer: nn.Linear | nn.Conv2d, bits: int, activation_bits: int) -> tuple[Rounding, nn.Module]:
@@ -24,16 +24,16 @@ class LearnedWeight(Rounding):
 
     def __init__(self, weight: Tensor, bits: int, activation_bits: int) -> None:
         super().__init__()
-        self.bits, (self.low, self.high) = bits, weight_range(bits, activation_bits)
+        self.bits, (self.low, self.high) = bits, weight_code_range(bits, activation_bits)
         self.step = nn.Parameter(first_step(weight.detach(), self.high))
 
     def forward(self, values: Tensor) -> Tensor:
         scale = gradient_scale(values.numel(), self.high)
         return learned_step(values, self.step, self.low, self.high, scale)
 
-    def numbers(self, values: Tensor) -> Numbers:
+    def numbers(self, values: Tensor) -> QParams:
         step = positive(self.step.detach()).view(1, 1)
-        return Numbers(self.bits, step, torch.zeros_like(step), self.low, self.high)
+        return QParams(self.bits, step, torch.zeros_like(step), self.low, self.high)
 
 
 class LearnedInput(InputRounding):
@@ -57,9 +57,9 @@ class LearnedInput(InputRounding):
         self.step.copy_(first_step(values, self.high))
         self.started = True
 
-    def activation(self) -> Numbers:
+    def activation(self) -> QParams:
         step = positive(self.step.detach())
-        return Numbers(self.bits, step, torch.full_like(step, -self.low), *code_range(self.bits, signed=False))
+        return QParams(self.bits, step, torch.full_like(step, -self.low), *code_range(self.bits, signed=False))
 
 
 def first_step(values: Tensor, high: int) -> Tensor:

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from compression.nn.inputs import forward
-from compression.nn.quantized import Numbers, dequantize, merge, quantize, split
+from compression.nn.quantized import QParams, dequantize, merge_groups, quantize, split_groups
 from compression.tasks.task import Split, Task, predict
 from compression.training.context import Context
 
 
-def rounded(values: Tensor, numbers: Numbers) -> Tensor:
+def rounded(values: Tensor, numbers: QParams) -> Tensor:
     """`values` at the nearest levels of `numbers`."""
     scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
     codes = quantize(
-        split(values, numbers.granularity, numbers.group_size), scale, zero_point, numbers.low, numbers.high
+        split_groups(values, numbers.granularity, numbers.group_size), scale, zero_point, numbers.low, numbers.high
     )
-    return merge(dequantize(codes, scale, zero_point), values.shape)
+    return merge_groups(dequantize(codes, scale, zero_point), values.shape)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""What a tuning is told: objectives, constraints, the space, how long, where."""
+"""The configuration of tuning: objectives, constraints, search space, sampler, limits, storage."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping  # noqa: TC003  # params.fields evaluates the types of fields
 from dataclasses import dataclass
 
 from compression import params
@@ -17,10 +17,10 @@ STORAGE_VARIABLE = "OPTUNA_STORAGE"
 
 @dataclass(frozen=True)
 class TuningConfig(metaclass=params.Flat):
-    """The fields of `tune` besides the recipe and what every command is told."""
+    """The options of `tune`, besides the recipe and the settings of every command."""
 
     objectives: tuple[str, ...] = param(
-        (), "figures to optimise, with commas between them; the task's metric and size_mb if empty"
+        (), "figures to optimise, separated by commas; the task's metric and size_mb if empty"
     )
     trials: int = param(40, "trials of the study, over all its workers", interval="[1, inf)")
     space: Mapping[str, Values] = param(
@@ -29,31 +29,35 @@ class TuningConfig(metaclass=params.Flat):
     constraints: Mapping[str, str] = param(
         {}, "bounds that a chosen trial must keep to: accuracy_kept=0.98..,size_mb=..2"
     )
-    sampler: str = param("tpe", "how the next trial is chosen", choices=SAMPLERS)
-    pruner: str = param("none", "when a bad trial is stopped early, by its epochs; one objective", choices=PRUNERS)
-    timeout: float | None = param(None, "seconds after which this worker begins no trial", interval="(0, inf)")
-    study: str = param("", "name of the study that workers share and that is gone on with; made up if empty")
-    heartbeat: int = param(30, "seconds between a worker's signs of life; after three without one", interval="[1, inf)")
+    sampler: str = param("tpe", "how the values of the next trial are chosen", choices=SAMPLERS)
+    pruner: str = param(
+        "none", "rule that stops bad trials early, by the metric of their epochs; takes one objective", choices=PRUNERS
+    )
+    timeout: float | None = param(None, "seconds after which this worker begins no more trials", interval="(0, inf)")
+    study: str = param("", "name of the study, for workers to share and to continue later; made up if empty")
+    heartbeat: int = param(
+        30, "seconds between a worker's signs of life; it counts as dead after three without", interval="[1, inf)"
+    )
 
     def __post_init__(self) -> None:
         params.check(self)
 
 
 def storage_url() -> str:
-    """Where Optuna keeps its studies; not a field, as it may hold a password."""
+    """Return the URL of Optuna's storage. Not a field of the configuration, as it may hold a password."""
     return os.environ.get(STORAGE_VARIABLE, "sqlite:///optuna.db")
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a figure must be: at least `low`, at most `high`."""
+    """A constraint on a figure: at least `low`, at most `high`."""
 
     figure: str
     low: float
     high: float
 
     def excess(self, figures: Mapping[str, float]) -> float:
-        """By how much the figure lies outside; zero or less within, as Optuna counts."""
+        """Return by how much the figure violates the constraint; zero or less if it holds, as Optuna expects."""
         value = figures[self.figure]
         return max(self.low - value, value - self.high)
 
@@ -90,7 +94,8 @@ def _bound(name: str, text: str, metric: str) -> Constraint:
 
 
 def _direction(name: str, metric: str) -> bool:
-    from compression.deploy import measure  # imports torch, which the help of the command does not wait for
+    """Return whether more of the figure `name` is better. Raises UserError if there is no such figure."""
+    from compression.deploy import measure  # imports torch, for which `tune --help` should not wait
 
     more = measure.better(name, metric)
     if more is None:

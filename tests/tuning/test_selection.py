@@ -1,11 +1,11 @@
-"""The front of a study and the trials that stand out, by hand."""
+"""The Pareto front of a study and the selected trials, against results worked out by hand."""
 
 import optuna
 import pytest
 from optuna.trial import create_trial
 
 from compression.reporting.pareto import dominates
-from compression.tuning.chosen import select_trials, completed_trials, pareto_front, knee_trial
+from compression.tuning.selection import select_trials, completed_trials, pareto_front, knee_trial
 from compression.tuning.trial import FEASIBLE_ATTR
 
 OBJECTIVES = {"accuracy": True, "size_mb": False}
@@ -14,20 +14,20 @@ OBJECTIVES = {"accuracy": True, "size_mb": False}
 def study_of(*values, feasible=None):
     study = optuna.create_study(directions=["maximize", "minimize"])
     for index, pair in enumerate(values):
-        able = True if feasible is None else feasible[index]
-        study.add_trial(create_trial(values=list(pair), user_attrs={FEASIBLE_ATTR: able}))
+        is_feasible = True if feasible is None else feasible[index]
+        study.add_trial(create_trial(values=list(pair), user_attrs={FEASIBLE_ATTR: is_feasible}))
     return completed_trials(study)
 
 
-def test_one_beats_another_where_it_is_nowhere_worse_and_somewhere_better():
-    more = [True, False]
-    assert dominates([0.9, 1.0], [0.8, 1.0], more)
-    assert dominates([0.9, 0.9], [0.9, 1.0], more)
-    assert not dominates([0.9, 1.0], [0.9, 1.0], more)
-    assert not dominates([0.9, 1.1], [0.8, 1.0], more)
+def test_one_dominates_another_if_it_is_nowhere_worse_and_somewhere_better():
+    maximize = [True, False]
+    assert dominates([0.9, 1.0], [0.8, 1.0], maximize)
+    assert dominates([0.9, 0.9], [0.9, 1.0], maximize)
+    assert not dominates([0.9, 1.0], [0.9, 1.0], maximize)
+    assert not dominates([0.9, 1.1], [0.8, 1.0], maximize)
 
 
-def test_the_front_holds_what_no_other_beats():
+def test_the_front_has_the_trials_that_no_other_dominates():
     trials = study_of((0.9, 2.0), (0.8, 1.0), (0.7, 1.5), (0.95, 3.0), (0.8, 1.0))
     assert [t.number for t in pareto_front(trials, OBJECTIVES)] == [1, 0, 3]
     everywhere = study_of((0.9, 2.0), (0.8, 1.0), (0.7, 1.5), (0.95, 3.0), (0.8, 1.0))
@@ -42,27 +42,27 @@ def test_a_trial_that_breaks_a_constraint_is_on_no_front():
     assert pareto_front(study_of((0.9, 1.0), feasible=[False]), OBJECTIVES) == []
 
 
-def test_the_best_by_each_objective_and_the_knee_have_names():
+def test_the_best_by_each_objective_and_the_knee_have_aliases():
     trials = pareto_front(study_of((0.5, 1.0), (0.88, 1.2), (0.9, 3.0)), OBJECTIVES)
     assert select_trials(trials, OBJECTIVES) == {2: ["best_accuracy"], 0: ["smallest"], 1: ["knee"]}
 
 
-def test_one_trial_may_have_every_name():
+def test_one_trial_may_have_every_alias():
     trials = pareto_front(study_of((0.9, 1.0)), OBJECTIVES)
     assert select_trials(trials, OBJECTIVES) == {0: ["best_accuracy", "smallest", "knee"]}
 
 
-def test_the_knee_is_nearest_to_the_best_of_all_at_once():
+def test_the_knee_is_nearest_to_the_ideal_point():
     # scaled to 0..1: (1, 0), (0.5, 0.25), (0, 1); distances 1, 0.56, 1
     trials = pareto_front(study_of((0.0, 0.0), (0.5, 0.25), (1.0, 1.0)), OBJECTIVES)
     assert knee_trial(trials, OBJECTIVES).values == [0.5, 0.25]
 
 
-def test_of_a_single_objective_the_best_is_all_there_is():
+def test_with_a_single_objective_only_the_best_trial_is_selected():
     study = optuna.create_study(direction="minimize")
     for value in (2.0, 1.0, 3.0):
         study.add_trial(create_trial(value=value, user_attrs={FEASIBLE_ATTR: True}))
-    leading = pareto_front(completed_trials(study), {"latency_ms": False})
-    assert [t.value for t in leading] == [1.0]
-    assert select_trials(leading, {"latency_ms": False}) == {1: ["fastest"]}
-    assert pytest.approx(leading[0].value) == study.best_value
+    front_trials = pareto_front(completed_trials(study), {"latency_ms": False})
+    assert [t.value for t in front_trials] == [1.0]
+    assert select_trials(front_trials, {"latency_ms": False}) == {1: ["fastest"]}
+    assert pytest.approx(front_trials[0].value) == study.best_value

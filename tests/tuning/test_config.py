@@ -1,9 +1,9 @@
-"""What a tuning is told, read and refused."""
+"""The configuration of tuning: objectives, constraints, limits, and what is refused."""
 
 import pytest
 
 from compression.errors import UserError
-from compression.tuning.plan import TuningConfig, bounds, objectives
+from compression.tuning.config import TuningConfig, bounds, objectives
 
 
 def test_without_objectives_the_metric_and_the_size_are_optimised():
@@ -16,17 +16,20 @@ def test_the_direction_of_a_figure_is_known():
 
 
 @pytest.mark.parametrize(
-    ("plan", "said"),
+    ("config", "message"),
     [
         (TuningConfig(objectives="acuracy"), "no figure 'acuracy'; the figures are accuracy, accuracy_kept"),
         (TuningConfig(objectives="size_mb,size_mb"), "names a figure twice"),
-        (TuningConfig(pruner="median"), "pruner=median stops trials by their epochs: it takes objectives=accuracy alone"),
+        (
+            TuningConfig(pruner="median"),
+            "pruner=median stops trials by their epochs: it takes objectives=accuracy alone",
+        ),
         (TuningConfig(pruner="hyperband", objectives="size_mb"), "objectives=accuracy alone"),
     ],
 )
-def test_objectives_that_cannot_be_are_refused(plan, said):
-    with pytest.raises(UserError, match=said):
-        objectives(plan, "accuracy")
+def test_invalid_objectives_are_refused(config, message):
+    with pytest.raises(UserError, match=message):
+        objectives(config, "accuracy")
 
 
 def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
@@ -38,12 +41,12 @@ def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
 
 
 @pytest.mark.parametrize("text", ["size_mb=2", "size_mb=..", "size_mb=3..2", "size_mb=a..", "size=..2"])
-def test_what_is_no_constraint_is_refused(text):
+def test_an_invalid_constraint_is_refused(text):
     with pytest.raises(UserError, match="constraint|no figure"):
         bounds(TuningConfig(constraints=text), "accuracy")
 
 
 @pytest.mark.parametrize("changes", [{"trials": 0}, {"sampler": "best"}, {"timeout": -1.0}, {"heartbeat": 0}])
-def test_a_plan_out_of_range_is_refused(changes):
+def test_a_configuration_out_of_range_is_refused(changes):
     with pytest.raises(UserError):
         TuningConfig(**changes)
