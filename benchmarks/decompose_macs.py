@@ -49,7 +49,7 @@ def built(name, weights):
 def counted(model, example):
     """GFLOPs of the convolutions as they count, MACs of the whole, parameters in millions."""
     macs = measure.macs(model, example)
-    inside = sum(macs[name] for name, layer in layers.prunable(model).items() if isinstance(layer, nn.Conv2d))
+    inside = sum(macs[name] for name, layer in layers.prunable_layers(model).items() if isinstance(layer, nn.Conv2d))
     return 2 * inside / 1e9, sum(macs.values()) / 1e9, layers.count_parameters(model) / 1e6
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import click
 
@@ -16,9 +15,10 @@ from compression.errors import UserError
 from compression.runs.settings import Settings
 from compression.tasks import TASKS
 
-USERS = "Who may log in to the tracking server, and see what."
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
-
+USERS = "Manage the accounts of the tracking server and their permissions."
 STUDY = "Take part in the study, or run it: people, time, questionnaires, hand-in, analysis."
 
 
@@ -58,7 +58,7 @@ def finish(work: Callable[[Any], dict[str, Any]]) -> None:
     from compression.runs import chain
 
     if content := work(chain):
-        click.echo(f"\n{content['title']}\n\n{report.table(content)}\n")
+        click.echo(f"\n{content['title']}\n\n{report.comparison_table(content)}\n")
 
 
 def compress(recipe: str, **given: Any) -> None:
@@ -67,7 +67,7 @@ def compress(recipe: str, **given: Any) -> None:
 
 
 def tune(recipe: str, **given: Any) -> None:
-    """Search with Optuna what a RECIPE leaves open: structured+finetune:epochs=2+static."""
+    """Search the fields that a RECIPE leaves out, with Optuna: structured+finetune:epochs=2+static."""
     from compression.tuning import tune
     from compression.tuning.config import TuningConfig
 
@@ -76,29 +76,29 @@ def tune(recipe: str, **given: Any) -> None:
 
 
 def train(**given: Any) -> None:
-    """Train a model from its start: a baseline that later runs begin from."""
+    """Train a model from scratch: a baseline that later runs start from."""
     step = methods.method("finetune")
     finish(lambda chain: chain.train(settings(given), pick(step, given)))
 
 
 def evaluate(**given: Any) -> None:
-    """Measure a trained model as it is."""
+    """Measure a trained model without changing it."""
     finish(lambda chain: chain.evaluate(settings(given)))
 
 
 def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
-    """Write a page: of one --run its own report, of several how they compare, of a --task all its runs."""
+    """Write an HTML page: the report of one --run, a comparison of several, or an overview of a --task."""
     from compression.reporting import comparison, survey
 
     if bool(run) == bool(task):
         raise UserError("report takes run ids or a task: --run ID [--run ID …], or --task NAME.")
     if task:
-        page, table = survey.write(task, pick(survey.Budget, given), output)
+        page, table = survey.write_survey(task, pick(survey.Budget, given), output)
         click.echo(table)
     else:
-        page = comparison.write(run, output)
+        page = comparison.write_page(run, output)
     if in_project():
-        comparison.keep(page, run)
+        comparison.log_page(page, run)
     click.echo(f"Wrote {page}.")
 
 
@@ -119,25 +119,25 @@ def export(model: str, kind: str, output: str) -> None:
 
 
 def sync() -> None:
-    """Send what runs could not deliver while the tracking server was gone."""
+    """Deliver what runs could not deliver while the tracking server was unavailable."""
     from compression import tracking
 
     sent = tracking.sync()
-    click.echo(f"Sent {sent} records; {tracking.undelivered_runs() or 'none'} left.")
+    click.echo(f"Sent {sent} entries; {tracking.undelivered_runs() or 'none'} left.")
 
 
 def doctor(close_runs: bool) -> None:
-    """Look at what runs need (server, disk, data, GPU, Docker) and say what to do about what is missing."""
+    """Check what runs need (server, disk, data, GPU, Docker), with advice about what is missing."""
     from compression.backend import doctor
 
     if close_runs:
         click.echo(f"Closed {doctor.fail_orphaned_runs()} runs.")
-    findings = doctor.run_checks()
-    for found in findings:
-        mark = "ok" if found.ok else "MISSING" if found.is_required else "no"
-        click.echo(f"{mark:<8} {found.name:<14} {found.message}")
-    if lacking := [found.name for found in findings if found.is_required and not found.ok]:
-        raise UserError(f"No run can begin without: {', '.join(lacking)}.")
+    results = doctor.run_checks()
+    for result in results:
+        mark = "ok" if result.ok else "MISSING" if result.is_required else "no"
+        click.echo(f"{mark:<8} {result.name:<14} {result.message}")
+    if missing := [result.name for result in results if result.is_required and not result.ok]:
+        raise UserError(f"No run can begin without: {', '.join(missing)}.")
 
 
 def in_project() -> bool:
@@ -180,7 +180,7 @@ kind = click.Option(
     help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone",
 )
 file = click.Option(["--output"], required=True, help="file to write")
-closing = click.Option(["--close-runs"], is_flag=True, help="set runs whose container never came to FAILED")
+closing = click.Option(["--close-runs"], is_flag=True, help="set runs whose container never started to FAILED")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))
 cli.add_command(FieldCommand("tune", tune_options, tune, params=[recipe], help=tune.__doc__))

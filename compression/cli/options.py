@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import click
 
 from compression import params
 from compression.errors import UserError
 from compression.runs.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
 
 CONTEXT: dict[str, Any] = {
     "help_option_names": ["-h", "--help"],

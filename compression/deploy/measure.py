@@ -95,31 +95,31 @@ def also(model: nn.Module, task: Task) -> dict[str, float]:
 
 def structure(model: nn.Module, example: Inputs) -> dict[str, float]:
     """Parameters, non-zero parameters, sparsity of the prunable layers' weights, MACs of one example."""
-    weights = [layers.weight(m) for m in layers.prunable(model).values()]
+    weights = [layers.weight(m) for m in layers.prunable_layers(model).values()]
     total, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
     count = layers.count_parameters(model)
     return {
         "params": count,
         "nonzero_params": count - zeros,
         "sparsity": zeros / total if total else 0.0,
-        "macs": sum(layers.macs(model, example).values()),
+        "macs": sum(layers.count_macs(model, example).values()),
     }
 
 
 def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
     """A row per prunable layer: name, type, shape, parameters, sparsity, bits, MACs."""
-    costs = layers.macs(model, example)
+    costs = layers.count_macs(model, example)
     rows = []
-    for name, module in layers.prunable(model).items():
+    for name, module in layers.prunable_layers(model).items():
         weight = layers.weight(module)
         rows.append(
             {
-                "layer": layers.known_as(model, name),
+                "layer": layers.original_name(model, name),
                 "type": type(module).__name__,
                 "shape": "x".join(map(str, weight.shape)),
                 "params": weight.numel(),
                 "sparsity": float((weight == 0).float().mean()) if weight.numel() else 0.0,
-                "bits": layers.bits(module),
+                "bits": layers.weight_bits(module),
                 "macs": costs[name],
             }
         )

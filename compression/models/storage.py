@@ -82,7 +82,7 @@ def untrained(model: nn.Module) -> nn.Module:
     """
     fresh = models.rebuild(spec_of(model))
     restore(fresh, changes(fresh, model))
-    for name, layer in layers.masked(model).items():
+    for name, layer in layers.masked_layers(model).items():
         layers.set_mask(fresh.get_submodule(name), layer.mask.cpu())  # type: ignore[arg-type, operator, union-attr]
     return fresh
 
@@ -98,7 +98,7 @@ def changes(fresh: nn.Module, model: nn.Module) -> dict[str, Any]:
         "modules": {},
         "attributes": {},
         "removed": [],
-        "masked": list(layers.masked(model)),
+        "masked": list(layers.masked_layers(model)),
     }
     _compare("", fresh, model, found)
     return found

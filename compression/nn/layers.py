@@ -54,12 +54,12 @@ REBUILT: tuple[type[nn.Module], ...] = (
 )
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Module]:
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers whose weights count for sparsity, by name: linear and convolution, not norms or embeddings."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
 
 
-def known_as(model: nn.Module, name: str) -> str:
+def original_name(model: nn.Module, name: str) -> str:
     """The name that a layer was built under: a quantizer may round its input in a Sequential around it."""
     parent, _, own = name.rpartition(".")
     around = model.get_submodule(parent)
@@ -81,14 +81,14 @@ def apply_mask(module: nn.Module) -> None:
     module.weight.mul_(module.mask)  # type: ignore[operator, union-attr, arg-type]
 
 
-def masked(model: nn.Module) -> dict[str, nn.Module]:
+def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that carry a mask, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(getattr(m, "mask", None), Tensor)}
 
 
 def apply_masks(model: nn.Module) -> None:
     """Put pruned weights back to zero; `fit` calls it after every optimizer step."""
-    for module in masked(model).values():
+    for module in masked_layers(model).values():
         apply_mask(module)
 
 
@@ -97,9 +97,9 @@ def weight(module: nn.Module) -> Tensor:
     return module.weight.detach()  # type: ignore[union-attr, return-value, operator]
 
 
-def bits(module: nn.Module) -> int:
+def weight_bits(module: nn.Module) -> int:
     """Bits that one weight of the layer takes."""
-    return getattr(module, "bits", None) or weight(module).element_size() * 8
+    return getattr(module, "weight_bits", None) or weight(module).element_size() * 8
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -108,7 +108,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters()) + integers
 
 
-def macs(model: nn.Module, example: Inputs) -> dict[str, int]:
+def count_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
     """Multiply-accumulates of one forward pass by module, counted on the CPU; `""` holds what no layer owns.
 
     FlopCounterMode counts two operations a multiply-accumulate, so its figures are halved.
@@ -118,5 +118,5 @@ def macs(model: nn.Module, example: Inputs) -> dict[str, int]:
         forward(copied, example)
     prefix = type(copied).__name__
     counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in prunable(copied)}
+    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in prunable_layers(copied)}
     return owned | {"": counts.get("Global", 0) - sum(owned.values())}

@@ -25,7 +25,7 @@ from compression.errors import UserError
 
 
 @dataclass(frozen=True)
-class Names:
+class Architecture:
     """Where the parts of an architecture stand: the list of layers in the base model, the parts in a layer."""
 
     layers: str
@@ -40,7 +40,7 @@ class Names:
     width: str = "intermediate_size"  # the config's name for the neurons between up and down
 
 
-_BERT = Names(
+_BERT = Architecture(
     "encoder.layer",
     "attention.self",
     "attention.self.query",
@@ -51,7 +51,7 @@ _BERT = Names(
     "output.dense",
     "num_attention_heads",
 )
-_DISTILBERT = Names(
+_DISTILBERT = Architecture(
     "transformer.layer",
     "attention",
     "attention.q_lin",
@@ -63,7 +63,7 @@ _DISTILBERT = Names(
     "n_heads",
     "hidden_dim",
 )
-NAMES = {"distilbert": _DISTILBERT} | dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT)
+ARCHITECTURES = {"distilbert": _DISTILBERT} | dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT)
 
 
 @dataclass(frozen=True)
@@ -93,28 +93,28 @@ class Block:
 
 def is_transformer(model: nn.Module) -> bool:
     """Whether the functions below know their way through `model`."""
-    return getattr(getattr(model, "config", None), "model_type", None) in NAMES
+    return getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
 
 
-def names(model: nn.Module) -> Names:
+def architecture(model: nn.Module) -> Architecture:
     """Where its parts stand; UserError for a model that is no transformer of a known form."""
     if not is_transformer(model):
         raise UserError(
             f"A {type(model).__name__} has no attention heads or layers that can be cut; "
-            f"it takes a transformer of the form {', '.join(NAMES)}."
+            f"it takes a transformer of the form {', '.join(ARCHITECTURES)}."
         )
-    return NAMES[model.config.model_type]  # type: ignore[union-attr, index]
+    return ARCHITECTURES[model.config.model_type]  # type: ignore[union-attr, index]
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """The list of the transformer's layers."""
-    where = names(model).layers
+    where = architecture(model).layers
     return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr, operator]
 
 
 def blocks(model: nn.Module) -> list[Block]:
     """The parts of every layer, in their order; UserError where one is no linear layer any more."""
-    n = names(model)
+    n = architecture(model)
     parts = (n.attention, n.query, n.key, n.value, n.output, n.up, n.down)
     found = [Block(*(layer.get_submodule(part) for part in parts)) for layer in layers(model)]  # type: ignore[arg-type]
     if not all(isinstance(block.query, nn.Linear) and isinstance(block.up, nn.Linear) for block in found):
@@ -123,7 +123,7 @@ def blocks(model: nn.Module) -> list[Block]:
 
 
 @contextlib.contextmanager
-def watched(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def record_hidden_states(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """What goes into each layer and what comes out, `(batch, length, hidden)`, of the forward passes within.
 
     The library's own output_hidden_states leaves its hooks in the model for good.
@@ -149,14 +149,14 @@ def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     block = blocks(model)[layer]
     rows = _spread(keep or [0], block.head_size)
     for projection in (block.query, block.key, block.value):
-        take(projection, rows, dim=0)
-    take(block.output, rows, dim=1)
+        index_select_layer(projection, rows, dim=0)
+    index_select_layer(block.output, rows, dim=1)
     if not keep:
         nn.init.zeros_(block.output.weight)
-    setattr(block.attention, names(model).heads, block.heads)
+    setattr(block.attention, architecture(model).heads, block.heads)
     if hasattr(block.attention, "all_head_size"):
         block.attention.all_head_size = block.query.out_features
-    tell(model)
+    update_config(model)
 
 
 def cut_ffn(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
@@ -166,11 +166,11 @@ def cut_ffn(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     """
     block = blocks(model)[layer]
     rows = torch.as_tensor(list(keep) or [0])
-    take(block.up, rows, dim=0)
-    take(block.down, rows, dim=1)
+    index_select_layer(block.up, rows, dim=0)
+    index_select_layer(block.down, rows, dim=1)
     if not keep:
         nn.init.zeros_(block.down.weight)
-    tell(model)
+    update_config(model)
 
 
 def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
@@ -184,10 +184,10 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
     for index, block in enumerate(blocks(model)):
         if hasattr(block.attention, "layer_idx"):
             block.attention.layer_idx = index
-    holder = model.base_model.get_submodule(names(model).layers.rpartition(".")[0])  # type: ignore[union-attr, operator]
+    holder = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr, operator]
     if hasattr(holder, "n_layers"):
         holder.n_layers = len(chosen)
-    tell(model)
+    update_config(model)
 
 
 def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
@@ -201,15 +201,15 @@ def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
     inner_in = {m for b in parts for m in (b.output, b.down)}
     for module in model.modules():
         if isinstance(module, nn.Embedding) and module.embedding_dim == size:
-            take(module, index, dim=1)
+            index_select_layer(module, index, dim=1)
         elif isinstance(module, nn.LayerNorm) and module.normalized_shape == (size,):
-            take(module, index, dim=0)
+            index_select_layer(module, index, dim=0)
         elif isinstance(module, nn.Linear):
             if module.in_features == size and module not in inner_in:
-                take(module, index, dim=1)
+                index_select_layer(module, index, dim=1)
             if module.out_features == size and module not in inner_out:
-                take(module, index, dim=0)
-    tell(model)
+                index_select_layer(module, index, dim=0)
+    update_config(model)
 
 
 def classifier(model: nn.Module) -> nn.Linear:
@@ -223,7 +223,7 @@ def hidden_size(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def take(module: Any, index: Tensor, dim: int) -> None:
+def index_select_layer(module: Any, index: Tensor, dim: int) -> None:
     """Keep the entries `index` of a layer's weight along `dim`, in place, with its mask and (along 0) its bias."""
     index = index.to(module.weight.device)
     module.weight = _selected(module.weight, index, dim)
@@ -247,7 +247,7 @@ def _spread(heads: Iterable[int], size: int) -> Tensor:
     return torch.cat([torch.arange(h * size, (h + 1) * size) for h in heads])
 
 
-def tell(model: nn.Module) -> None:
+def update_config(model: nn.Module) -> None:
     """Make the config say what the model has; the form that the module's docstring describes."""
     config: Any = model.config
     parts = blocks(model)
@@ -258,25 +258,25 @@ def tell(model: nn.Module) -> None:
     # A config whose heads do not divide its hidden size builds nothing, and artifacts build before they restore.
     config.num_attention_heads = math.gcd(config.num_attention_heads, size)
     if len(set(neurons)) == 1:
-        setattr(config, names(model).width, neurons[0])
+        setattr(config, architecture(model).width, neurons[0])
     implied = size // config.num_attention_heads == parts[0].head_size and set(heads) == {config.num_attention_heads}
     _remark(config, "heads_per_layer", None if implied else heads)
     _remark(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
 
 
-def told_apart(config: Any) -> list[str]:
+def entries_unknown_to_transformers(config: Any) -> list[str]:
     """The entries of a config that only this lab reads."""
     return [name for name in ("heads_per_layer", "ffn_per_layer") if hasattr(config, name)]
 
 
-def removed(model: nn.Module) -> set[str]:
+def emptied_layers(model: nn.Module) -> set[str]:
     """The output layers of attentions and feed-forward parts that were cut to nothing, one head or neuron for show.
 
     Layers that are no `nn.Linear` any more, but have a weight, count too.
     """
     if not is_transformer(model):
         return set()
-    known, n = {module: name for name, module in model.named_modules()}, names(model)
+    known, n = {module: name for name, module in model.named_modules()}, architecture(model)
     left: dict[nn.Module, Any] = {}
     for layer in layers(model):
         left[layer.get_submodule(n.output)] = layer.get_submodule(n.attention).attention_head_size

@@ -1,51 +1,64 @@
-"""The report of stored runs: one run's own page made again, or a page that sets several side by side."""
+"""Pages on stored runs: the report of one run rendered again, or several runs compared."""
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compression import tracking
 from compression.errors import UserError
 from compression.reporting import report
+from compression.reporting.content import COMPARISON_FILE, read_content
 from compression.reporting.figures.runs import quality_against_cost
 
-PARTS = ("comparison.json", "layers.csv", "figures")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.reporting.content import Content
+
+ARTIFACTS = (COMPARISON_FILE, "layers.csv", "figures")  # of a run, that its report is made of
 
 
-def write(runs: Sequence[str], output: str) -> Path:
-    """Write the page for `runs` to the file `output`; UserError for a run that left nothing to report."""
+def write_page(runs: Sequence[str], output: str) -> Path:
+    """Write the page for the runs with these ids to the file `output`; return its path.
+
+    Raises UserError for a run that left nothing to report, and for runs whose metrics differ.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        folders = [fetched(run, Path(scratch) / str(i)) for i, run in enumerate(runs)]
-        contents = [json.loads((folder / PARTS[0]).read_text()) for folder in folders]
-        page = report.render(contents[0], folders[0]) if len(runs) == 1 else side_by_side(contents)
+        folders = [download_artifacts(run, Path(scratch) / str(i)) for i, run in enumerate(runs)]
+        contents = [read_content(folder) for folder in folders]
+        page = report.render_report(contents[0], folders[0]) if len(runs) == 1 else render_comparison(contents)
     Path(output).write_text(page)
     return Path(output)
 
 
-def keep(page: Path, runs: Sequence[str]) -> None:
-    """Keep the page in the run that `mlflow run -e report` made."""
+def log_page(page: Path, runs: Sequence[str]) -> None:
+    """Log the page to the run that `mlflow run -e report` made."""
     with tracking.start_run(name="report", tags={"stage": "report"}) as run:
         run.params({"run": " ".join(runs)})
         run.artifact(page)
 
 
-def fetched(run: str, folder: Path) -> Path:
-    """The parts of the report of `run`, in `folder`."""
+def download_artifacts(run: str, folder: Path) -> Path:
+    """Download what the report of `run` is made of into `folder`, and return it.
+
+    Raises UserError if the run did not finish.
+    """
     status = tracking.get_run(run).status
     try:
-        for part in PARTS:
-            tracking.download(f"runs:/{run}/{part}", folder)
+        for artifact in ARTIFACTS:
+            tracking.download(f"runs:/{run}/{artifact}", folder)
     except UserError as error:
         raise UserError(f"The run {run} ({status}) has no report to show: it did not come to its end.") from error
     return folder
 
 
-def side_by_side(contents: list[dict[str, Any]]) -> str:
-    """A page with a row per run and their quality against size; UserError where the runs' metrics differ."""
+def render_comparison(contents: Sequence[Content]) -> str:
+    """The page that compares runs: a row for each, and their quality against their size.
+
+    Raises UserError where the runs' metrics differ.
+    """
     metrics = {content["metric"] for content in contents}
     if len(metrics) > 1:
         raise UserError(f"The runs report different metrics ({', '.join(sorted(metrics))}); compare runs of one task.")
@@ -53,7 +66,8 @@ def side_by_side(contents: list[dict[str, Any]]) -> str:
     first = contents[0]["metrics"]
     baseline = {"label": "before", "size_mb": first.get("size_mb_before"), metric: first.get(f"{metric}_before")}
     points = [content["metrics"] | {"label": content["title"]} for content in contents]
-    picture = quality_against_cost([baseline, *points] if baseline["size_mb"] else points, metric, "size_mb")
+    # Runs that only measured a model have no baseline.
+    figure = quality_against_cost([baseline, *points] if baseline["size_mb"] else points, metric, "size_mb")
     ratios = [f"{metric}_kept", "compression_ratio", "speedup", "macs_ratio"]
     columns = [metric, *ratios, "size_mb", "latency_ms", "seconds"]
-    return report.page("comparison.html", contents=contents, columns=columns, picture=report.data_uri(picture))
+    return report.render_page("comparison.html", contents=contents, columns=columns, figure=report.data_uri(figure))

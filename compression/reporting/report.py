@@ -1,20 +1,24 @@
-"""report.html: one self-contained page from comparison.json, layers.csv and the figures of a run."""
+"""report.html, one self-contained page for a run; and its table for the terminal and for MLflow."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from matplotlib.figure import Figure
 
 from compression.deploy.measure import better
 
-ROWS = (  # name, what it is called, unit
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from compression.reporting.content import Content
+
+METRICS = (  # name, label, unit
     ("params", "parameters", ""),
     ("nonzero_params", "non-zero parameters", ""),
     ("sparsity", "sparsity", "%"),
@@ -26,8 +30,8 @@ ROWS = (  # name, what it is called, unit
     ("throughput", "throughput, batches of 32", "/s"),
     ("peak_memory_mb", "peak memory", "MB"),
 )
-NEITHER = ("sparsity",)  # a means: neither good nor bad to look at
-FIRST = [
+NEUTRAL = ("sparsity",)  # a means to an end: neither more nor less of it is shown as good
+FIGURE_ORDER = [
     "quality-against-size",
     "quality-against-latency",
     "training",
@@ -36,52 +40,58 @@ FIRST = [
     "layers-params",
     "layers-sparsity",
 ]
-SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")
+SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")  # shown in percent
+NOISE = 0.02  # times and sizes that differ by less are shown as neither better nor worse
 
 
-def number(value: float | None, name: str = "") -> str:
-    """A figure as people read it: shares in percent, millions as M."""
+def format_number(value: float | None, name: str = "") -> str:
+    """The value of the metric `name` as people read it: shares in percent, millions as M, None as a dash."""
     if value is None:
         return "–"
     if name.split("_before")[0] in SHARES or name.endswith("_kept"):
         return f"{value:.2%}"
-    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e4, " k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if suffix == ' k' else size):.4g}{suffix}"
+    for least, divisor, suffix in ((1e9, 1e9, " G"), (1e6, 1e6, " M"), (1e4, 1e3, " k")):
+        if abs(value) >= least:
+            return f"{value / divisor:.4g}{suffix}"
     return f"{value:.4g}"
 
 
-def rows(content: dict[str, Any]) -> list[dict[str, Any]]:
-    """The before/after table: label, before, after, how they relate, and whether that is good."""
+def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The before/after table of a run, from its `metric` and `metrics`: rows {label, before, after, change, good}.
+
+    `good` says whether the change is for the better; it is None where there is no change or no better.
+    """
     metrics, metric = content["metrics"], content["metric"]
     return [
-        _row(metrics, name, label, unit, None if name in NEITHER else better(name, metric))
-        for name, label, unit in ((metric, metric.replace("_", " "), ""), *ROWS)
+        _comparison_row(metrics, name, label, unit, None if name in NEUTRAL else better(name, metric))
+        for name, label, unit in ((metric, metric.replace("_", " "), ""), *METRICS)
         if name in metrics
     ]
 
 
-def _row(metrics: dict[str, float], name: str, label: str, unit: str, better: bool | None) -> dict[str, Any]:
+def _comparison_row(
+    metrics: Mapping[str, float], name: str, label: str, unit: str, more_is_better: bool | None
+) -> dict[str, Any]:
     after, before = metrics[name], metrics.get(f"{name}_before")
-    change, good = "", None
-    if before is not None and name in SHARES:
-        change = f"{(after - before) * 100:+.2f} points"
-        good = None if better is None or abs(after - before) < 5e-4 else (after > before) == better
+    is_share = name in SHARES
+    change, changed = "", False
+    if before is not None and is_share:
+        change, changed = f"{(after - before) * 100:+.2f} points", abs(after - before) >= 5e-4
     elif before:
-        change = f"× {after / before:.3g}"
-        good = None if better is None or abs(after / before - 1) < 0.02 else (after > before) == better
-    shown = {"before": number(before, name), "after": number(after, name)}
+        change, changed = f"× {after / before:.3g}", abs(after / before - 1) >= NOISE
     return {
-        "label": f"{label}{', ' + unit if unit and name not in SHARES else ''}",
+        "label": f"{label}, {unit}" if unit and not is_share else label,
+        "before": format_number(before, name),
+        "after": format_number(after, name),
         "change": change,
-        "good": good,
-    } | shown
+        "good": (after > before) == more_is_better if changed and more_is_better is not None else None,
+    }
 
 
-def table(content: dict[str, Any]) -> str:
-    """The same table for a terminal."""
+def comparison_table(content: Content) -> str:
+    """The before/after table for a terminal."""
     columns = ("label", "before", "after", "change") if content["compared"] else ("label", "after")
-    lines = [{"label": "", "before": "before", "after": "after", "change": ""}, *rows(content)]
+    lines = [{"label": "", "before": "before", "after": "after", "change": ""}, *comparison_rows(content)]
     widths = {c: max(len(str(line[c])) for line in lines) for c in columns}
     return "\n".join(
         "  ".join(
@@ -91,68 +101,66 @@ def table(content: dict[str, Any]) -> str:
     )
 
 
-def columns(found: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
-    """Rows of figures and texts for a terminal, a column for each of `names`."""
-    lines = [list(names), *([_text(row.get(name, ""), name) for name in names] for row in found)]
+def text_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """These columns of rows of numbers and texts, for a terminal."""
+    lines = [list(columns), *([_format_cell(row.get(name, ""), name) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def _text(value: Any, name: str) -> str:
-    return number(value, name) if value is None or isinstance(value, float) else str(value)
+def _format_cell(value: object, name: str) -> str:
+    return format_number(value, name) if value is None or isinstance(value, float) else str(value)
 
 
-def note(content: dict[str, Any]) -> str:
-    """The Markdown shown on the run's page in MLflow."""
+def markdown_note(content: Content) -> str:
+    """The note on the run's page in MLflow, in Markdown: the before/after table and the command."""
+    columns = ("label", "before", "after", "change") if content["compared"] else ("label", "after")
     head = "| | before | after | |\n|---|--:|--:|--:|\n" if content["compared"] else "| | |\n|---|--:|\n"
-    cells = ("label", "before", "after", "change") if content["compared"] else ("label", "after")
-    body = "\n".join("| " + " | ".join(str(row[c]) for c in cells) + " |" for row in rows(content))
+    body = "\n".join("| " + " | ".join(str(row[c]) for c in columns) + " |" for row in comparison_rows(content))
     return f"{head}{body}\n\nRepeat it: `{content['command']}`"
 
 
-def render(content: dict[str, Any], folder: Path) -> str:
-    """The page, with the pictures of `folder/figures` and the rows of `folder/layers.csv` inside it."""
-    with open(folder / "layers.csv", newline="") as file:
-        layers = [merged(row) for row in csv.DictReader(file)]
-    paths = sorted((folder / "figures").glob("*.png"), key=place)
-    pictures = {path.stem.replace("-", " "): data_uri(path) for path in paths}
-    return page("report.html", content=content, rows=rows(content), layers=layers, pictures=pictures)
+def render_report(content: Content, folder: Path) -> str:
+    """The page of a run, with the images of `folder/figures` and the rows of `folder/layers.csv` inside it."""
+    with (folder / "layers.csv").open(newline="") as file:
+        layers = [merge_before_after(row) for row in csv.DictReader(file)]
+    paths = sorted((folder / "figures").glob("*.png"), key=figure_order)
+    figures = {path.stem.replace("-", " "): data_uri(path) for path in paths}
+    return render_page("report.html", content=content, rows=comparison_rows(content), layers=layers, figures=figures)
 
 
-def place(path: Path) -> tuple[int, str]:
-    """Where a picture comes in the report: what every run has first, in FIRST's order, then the method's own."""
-    return (FIRST.index(path.stem) if path.stem in FIRST else len(FIRST), path.stem)
+def figure_order(path: Path) -> tuple[int, str]:
+    """A sort key for figures: those of every run as in FIGURE_ORDER, then the method's own by name."""
+    return (FIGURE_ORDER.index(path.stem) if path.stem in FIGURE_ORDER else len(FIGURE_ORDER), path.stem)
 
 
-def merged(row: dict[str, str]) -> dict[str, str]:
-    """A row of layers.csv with `x_before` and `x` in one cell, `before → after`, where they differ."""
-    now = {name: _cell(name, value) for name, value in row.items() if not name.endswith("_before")}
-    then = {name: _cell(name, row[f"{name}_before"]) for name in now if f"{name}_before" in row}
+def merge_before_after(row: Mapping[str, str]) -> dict[str, str]:
+    """Put `x_before` and `x` of a row of layers.csv into one cell: `before → after` where they differ."""
+    after = {name: _format_layer_cell(name, value) for name, value in row.items() if not name.endswith("_before")}
+    before = {name: _format_layer_cell(name, row[f"{name}_before"]) for name in after if f"{name}_before" in row}
     return {
-        name: value if then.get(name, value) == value else f"{then[name] or '–'} → {value or '–'}"
-        for name, value in now.items()
+        name: value if before.get(name, value) == value else f"{before[name] or '–'} → {value or '–'}"
+        for name, value in after.items()
     }
 
 
-def _cell(name: str, value: str) -> str:
-    return number(float(value), name) if name in ("params", "sparsity", "macs") and value else value
+def _format_layer_cell(name: str, value: str) -> str:
+    return format_number(float(value), name) if name in ("params", "sparsity", "macs") and value else value
 
 
-def page(template: str, **values: Any) -> str:
-    """A template of `pages/`, filled in; what comes from outside is escaped."""
+def render_page(template: str, **values: Any) -> str:
+    """Render a template of `pages/`; what is put in is escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "pages")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template(template).render(number=number, **values)
+    return environment.get_template(template).render(format_number=format_number, **values)
 
 
-def data_uri(picture: Path | Figure) -> str:
-    """A PNG file, or a figure, as an address that holds the picture itself."""
-    if isinstance(picture, Figure):
-        drawn = io.BytesIO()
-        picture.savefig(drawn, format="png", bbox_inches="tight")
-        return data_uri_of(drawn.getvalue())
-    return data_uri_of(picture.read_bytes())
-
-
-def data_uri_of(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_uri(image: Path | Figure) -> str:
+    """A PNG file or a figure as a `data:` URI, which holds the image itself."""
+    if isinstance(image, Figure):
+        png = io.BytesIO()
+        image.savefig(png, format="png", bbox_inches="tight")
+        content = png.getvalue()
+    else:
+        content = image.read_bytes()
+    return "data:image/png;base64," + base64.b64encode(content).decode()

@@ -1,30 +1,34 @@
-"""One page over all finished runs of a task: the best of every method, the front, the claims, what to take."""
+"""One page over all finished runs of a task: Pareto front, best of every method, claims, recommendations."""
 
 from __future__ import annotations
 
 import csv
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compression import params, tracking
 from compression.errors import UserError
 from compression.params import param
 from compression.reporting import report
-from compression.reporting.claims import findings
+from compression.reporting.claims import check_claims
 from compression.reporting.figures.runs import quality_by_family
 from compression.reporting.pareto import dominates
-from compression.tracking import RunRecord
 
-COSTS = ("size_mb", "latency_ms")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.tracking import RunRecord
+
+COSTS = ("size_mb", "latency_ms")  # what the Pareto front trades quality against
+NEAR_BEST = 0.01  # quality that a recommended model may lack against the best one within the budget
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a recommended model must keep to."""
+    """The limits that a recommended model must keep to."""
 
     size_mb: float | None = param(None, "largest file to recommend, in MB", interval="(0, inf)")
     latency_ms: float | None = param(None, "longest latency to recommend, in ms", interval="(0, inf)")
@@ -34,113 +38,128 @@ class Budget:
         params.check(self)
 
     def allows(self, run: RunRecord, metric: str) -> bool:
-        figures = run.metrics
-        within = all(figures[cost] <= limit for cost in COSTS if (limit := getattr(self, cost)) is not None)
-        return within and (self.kept is None or figures[f"{metric}_kept"] >= self.kept)
+        """Whether the model of `run`, whose quality is `metric`, keeps to the limits."""
+        limits = {cost: getattr(self, cost) for cost in COSTS}
+        is_cheap = all(run.metrics[cost] <= limit for cost, limit in limits.items() if limit is not None)
+        return is_cheap and (self.kept is None or run.metrics[f"{metric}_kept"] >= self.kept)
 
     def __str__(self) -> str:
-        said = {"size_mb": "at most {:g} MB", "latency_ms": "at most {:g} ms", "kept": "at least {:.1%} of the quality"}
-        given = {name: value for name, value in params.values(self).items() if value is not None}
-        return ", ".join(said[name].format(value) for name, value in given.items()) or "no limit"
+        texts = {
+            "size_mb": "at most {:g} MB",
+            "latency_ms": "at most {:g} ms",
+            "kept": "at least {:.1%} of the quality",
+        }
+        limits = {name: value for name, value in params.values(self).items() if value is not None}
+        return ", ".join(texts[name].format(value) for name, value in limits.items()) or "no limit"
 
 
-def write(task: str, budget: Budget, output: str) -> tuple[Path, str]:
-    """Write the page to `output` and its rows beside it as CSV; the page, and the table for a terminal."""
-    runs, limited = comparable(tracking.finished_runs(task), task)
-    metric = metric_of(runs)
-    best = sorted(leading(runs, metric), key=lambda run: -run.metrics[metric])
+def write_survey(task: str, budget: Budget, output: str) -> tuple[Path, str]:
+    """Write the page to `output`, and its rows as a CSV file next to it; return the page, and a table for a terminal.
+
+    Raises UserError if no finished run compressed a model on `task`.
+    """
+    runs, is_limited = comparable_runs(tracking.finished_runs(task), task)
+    metric = quality_metric(runs)
+    front = sorted(pareto_front(runs, metric), key=lambda run: -run.metrics[metric])
     columns = ["method", "model", metric, f"{metric}_kept", "compression_ratio", "speedup", *COSTS, "seconds", "hours"]
-    page = report.page(
+    points = figure_points(runs, front)
+    page = report.render_page(
         "survey.html",
         task=task,
         metric=metric,
-        limited=limited,
+        is_limited=is_limited,
         columns=columns,
-        rows=[row(run) for group in by_method(runs, metric).values() for run in group],
-        times=times(runs),
-        findings=findings(runs, metric),
-        front=[row(run) for run in best],
+        rows=[run_row(run) for group in fronts_by_method(runs, metric).values() for run in group],
+        times=times_by_method(runs),
+        claims=check_claims(runs, metric),
+        front=[run_row(run) for run in front],
         budget=budget,
-        advice=[row(run) for run in recommended(runs, budget, metric)],
-        pictures={cost: report.data_uri(quality_by_family(points(runs, best), metric, cost)) for cost in COSTS},
+        recommended=[run_row(run) for run in recommend(runs, budget, metric)],
+        figures={cost: report.data_uri(quality_by_family(points, metric, cost)) for cost in COSTS},
     )
     path = Path(output)
     path.write_text(page)
     with path.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=["run", "name", *columns], extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(row(run) for run in runs)
-    return path, report.columns([row(run) for run in best], ["run", *columns])
+        writer.writerows(run_row(run) for run in runs)
+    return path, report.text_table([run_row(run) for run in front], ["run", *columns])
 
 
-def comparable(runs: Sequence[RunRecord], task: str) -> tuple[list[RunRecord], bool]:
-    """The runs that compared two models on all data; those on a part of it, where there are no others."""
+def comparable_runs(runs: Sequence[RunRecord], task: str) -> tuple[list[RunRecord], bool]:
+    """The runs that compared two models, and whether they used only a part of the data of `task`.
+
+    Runs on a part of the data count only where there are no others. Raises UserError if no run compared two models.
+    """
     compared = [run for run in runs if "compression_ratio" in run.metrics]
-    whole = [run for run in compared if "limited" not in run.tags]
+    on_all_data = [run for run in compared if "limited" not in run.tags]
     if not compared:
         raise UserError(f"There is no finished run on {task} that compressed anything.")
-    return whole or compared, not whole
+    return on_all_data or compared, not on_all_data
 
 
-def metric_of(runs: Sequence[RunRecord]) -> str:
-    """The quality that all the runs report: what they say how much of is kept."""
+def quality_metric(runs: Sequence[RunRecord]) -> str:
+    """The name of the quality metric of the runs' task: the one with a `<name>_kept`."""
     names = [name.removesuffix("_kept") for name in runs[0].metrics if name.endswith("_kept")]
     return names[0]
 
 
-def leading(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
-    """The runs that no other beats in quality, size and latency at once."""
-    names, more = (metric, *COSTS), (True, *(False for _ in COSTS))
-    figures = {run.id: [run.metrics[name] for name in names] for run in runs}
-    return [run for run in runs if not any(dominates(other, figures[run.id], more) for other in figures.values())]
+def pareto_front(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
+    """The runs that no other dominates in quality, size and latency."""
+    names, maximize = (metric, *COSTS), (True, *(False for _ in COSTS))
+    values = {run.id: [run.metrics[name] for name in names] for run in runs}
+    return [run for run in runs if not any(dominates(other, values[run.id], maximize) for other in values.values())]
 
 
-def by_method(runs: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:
-    """Method -> its own leading runs, the best first."""
+def fronts_by_method(runs: Sequence[RunRecord], metric: str) -> dict[str, list[RunRecord]]:
+    """The Pareto front of each method's runs by itself, the best quality first."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.tags["method"]].append(run)
-    return {m: sorted(leading(group, metric), key=lambda r: -r.metrics[metric]) for m, group in sorted(groups.items())}
+    return {
+        method: sorted(pareto_front(group, metric), key=lambda run: -run.metrics[metric])
+        for method, group in sorted(groups.items())
+    }
 
 
-def times(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """Runs, computer's seconds and people's hours of every method."""
+def times_by_method(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """For each method the number of runs, their median seconds, and the hours that people spent on them."""
     groups = defaultdict(list)
     for run in runs:
-        groups[run.tags["method"]].append(row(run))
+        groups[run.tags["method"]].append(run_row(run))
     return [
         {
             "method": method,
-            "runs": len(group),
-            "seconds": statistics.median(one["seconds"] for one in group),
-            "hours": sum(one["hours"] or 0.0 for one in group),
+            "runs": len(rows),
+            "seconds": statistics.median(row["seconds"] for row in rows),
+            "hours": sum(row["hours"] or 0.0 for row in rows),
         }
-        for method, group in sorted(groups.items())
+        for method, rows in sorted(groups.items())
     ]
 
 
-def recommended(runs: Sequence[RunRecord], budget: Budget, metric: str) -> list[RunRecord]:
-    """Within the budget: the best, and the smallest and the fastest of what comes within a point of it."""
-    within = [run for run in runs if budget.allows(run, metric)]
-    if not within:
+def recommend(runs: Sequence[RunRecord], budget: Budget, metric: str) -> list[RunRecord]:
+    """Within the budget the best run, and the smallest and the fastest whose quality is within NEAR_BEST of it."""
+    allowed = [run for run in runs if budget.allows(run, metric)]
+    if not allowed:
         return []
-    best = max(within, key=lambda run: run.metrics[metric])
-    near = [run for run in within if run.metrics[metric] >= best.metrics[metric] - 0.01]
+    best = max(allowed, key=lambda run: run.metrics[metric])
+    near = [run for run in allowed if run.metrics[metric] >= best.metrics[metric] - NEAR_BEST]
     cheapest = [min(near, key=lambda run: run.metrics[cost]) for cost in COSTS]
     return list({run.id: run for run in [best, *cheapest]}.values())
 
 
-def row(run: RunRecord) -> dict[str, Any]:
-    """A run as the tables show it."""
-    said = {"run": run.id, "name": run.name, "method": run.tags["method"], "model": run.params.get("model", "")}
+def run_row(run: RunRecord) -> dict[str, Any]:
+    """A run as a row of the tables: what identifies it, all metrics, and the hours that its participant spent."""
+    about = {"run": run.id, "name": run.name, "method": run.tags["method"], "model": run.params.get("model", "")}
     hours = run.tags.get("participant.time_hours") if "participant" in run.tags else None
-    return said | run.metrics | {"hours": float(hours) if hours else None}
+    return about | run.metrics | {"hours": float(hours) if hours else None}
 
 
-def points(runs: Sequence[RunRecord], best: Sequence[RunRecord]) -> list[dict[str, Any]]:
-    """What the pictures draw: figures, family, and the name of those on the front."""
-    front = {run.id for run in best}
+def figure_points(runs: Sequence[RunRecord], front: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """The points of `quality_by_family`: metrics, family, method, and whether the run is on the front."""
+    on_front = {run.id for run in front}
     return [
-        run.metrics | {"family": run.tags["family"], "label": run.tags["method"], "front": run.id in front}
+        run.metrics | {"family": run.tags["family"], "label": run.tags["method"], "front": run.id in on_front}
         for run in runs
     ]

@@ -34,10 +34,10 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
 
 def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
     """Warnings about the last model: empty layers, quality at chance, a config that transformers cannot read."""
-    last, removed = measured[-1], transformer.removed(model)
+    last, removed = measured[-1], transformer.emptied_layers(model)
     empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
     said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
-    if transformer.is_transformer(model) and (differing := transformer.told_apart(model.config)):
+    if transformer.is_transformer(model) and (differing := transformer.entries_unknown_to_transformers(model.config)):
         said.append(
             f"transformers' from_pretrained cannot read this model, whose config needs {' and '.join(differing)}: "
             "only this lab and ONNX do. Layers of equal width, and heads cut together with hidden, it can read."
@@ -79,10 +79,10 @@ def keep(
         **about,
     }
     (folder / "comparison.json").write_text(json.dumps(content, indent=1))
-    (folder / "report.html").write_text(report.render(content, folder))
+    (folder / "report.html").write_text(report.render_report(content, folder))
     for name in ("model.onnx", "comparison.json", "report.html"):
         run.artifact(folder / name)
-    run.note(report.note(content))
+    run.note(report.markdown_note(content))
     return content
 
 

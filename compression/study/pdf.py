@@ -41,7 +41,7 @@ def write(folder: Path, figures: Path, output: Path) -> Path:
 
 def _comparison(content: dict[str, Any]) -> list[list[str]]:
     named = ["label", "before", "after", "change"]
-    return [["", "before", "after", "change"]] + [[str(row[n]) for n in named] for row in report.rows(content)]
+    return [["", "before", "after", "change"]] + [[str(row[n]) for n in named] for row in report.comparison_rows(content)]
 
 
 def _heading(page: FPDF, text: str, size: int) -> None:
@@ -68,14 +68,14 @@ def _table(page: FPDF, rows: list[list[str]], widths: tuple[int, ...] = (), size
 
 
 def _pictures(page: FPDF, folder: Path) -> None:
-    for path in sorted(folder.glob("*.png"), key=report.place):
+    for path in sorted(folder.glob("*.png"), key=report.figure_order):
         page.image(str(path), w=page.epw * 0.8, alt_text=path.stem)
         page.ln(3)
 
 
 def _layers(page: FPDF, path: Path) -> None:
     with path.open(newline="") as file:
-        rows = [report.merged(row) for row in csv.DictReader(file)]
+        rows = [report.merge_before_after(row) for row in csv.DictReader(file)]
     if rows:
         _heading(page, "Layer by layer", 12)
         names = list(rows[0])[:COLUMNS]

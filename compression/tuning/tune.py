@@ -143,9 +143,9 @@ class StudySummary:
         figures = study_figures(self.study, front, self.objectives, aliases) if front else {}
         for name, figure in figures.items():
             run.figure(name, figure)
-        pictures = {name.replace("-", " "): report.data_uri(figure) for name, figure in figures.items()}
+        images = {name.replace("-", " "): report.data_uri(figure) for name, figure in figures.items()}
         page = run.artifact_folder / "report.html"
-        page.write_text(report.page("tuning.html", content=content, pictures=pictures))
+        page.write_text(report.render_page("tuning.html", content=content, figures=images))
         run.artifact(page)
         data = run.artifact_folder / "tuning.json"
         data.write_text(json.dumps(content, indent=1))
@@ -206,4 +206,4 @@ def table(content: dict[str, Any]) -> str:
     parts = [("The front, on the validation split:", content["front"])]
     if content["chosen"]:
         parts.append(("Chosen, on the test split:", content["chosen"]))
-    return "\n\n".join(f"{title}\n{report.columns(rows, columns)}" for title, rows in parts)
+    return "\n\n".join(f"{title}\n{report.text_table(rows, columns)}" for title, rows in parts)

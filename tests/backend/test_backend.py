@@ -283,7 +283,7 @@ def test_under_nohup_a_closed_terminal_does_not_end_the_run(client, send):
     ],
     ids=["entry point", "missing parameter", "placeholder", "parameter name", "experiment"],
 )
-def test_what_cannot_run_is_refused_in_a_sentence_and_leaves_no_run(client, change, words, sentence):
+def test_a_project_that_cannot_run_is_refused_and_leaves_no_run(client, change, words, sentence):
     project("", **change)
     refused(client, mlflow_run(*words), sentence)
 
@@ -296,11 +296,11 @@ def refused(client: MlflowClient, result: Result, sentence: str) -> None:
     assert not client.search_runs([e.experiment_id for e in client.search_experiments()])
 
 
-def test_a_project_that_is_not_there_is_refused_in_a_sentence(client):
+def test_a_missing_project_is_refused(client):
     refused(client, mlflow_run(), "There is no project 'project': give a folder that holds an MLproject file.")
 
 
-def test_an_mlproject_that_cannot_be_read_is_refused_in_a_sentence(client):
+def test_an_unreadable_mlproject_is_refused(client):
     (project("") / "MLproject").write_text("entry_points: [")
     refused(client, mlflow_run(), "The project 'project' cannot be read: ParserError")
 
@@ -388,7 +388,7 @@ def test_an_entry_point_passes_its_parameters_to_the_command_of_its_name(name):
     assert shown.stdout.startswith(f"Usage: compression {name} ")
 
 
-def test_a_container_is_told_names_of_secrets_and_where_things_lie(client, tmp_path, monkeypatch):
+def test_a_container_gets_secrets_by_name_and_volumes(client, tmp_path, monkeypatch):
     folder = project("")
     spec = yaml.safe_load((ROOT / "MLproject").read_text())
     (folder / "MLproject").write_text(yaml.safe_dump(PROJECT | {"docker_env": spec["docker_env"]}))

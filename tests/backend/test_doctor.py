@@ -1,4 +1,4 @@
-"""What `compression doctor` says of a machine, by making things missing."""
+"""`compression doctor` on a machine on which things are missing."""
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +20,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def found(name):
+def result(name):
     return next(finding for finding in doctor.run_checks() if finding.name == name)
 
 
@@ -51,31 +51,31 @@ def test_runs_whose_container_never_came_are_found_and_closed(monkeypatch):
         store.create_run("0", start_time=1, tags=tags | {"stage": "compress"}),  # an entry point works on it
         store.create_run("0", start_time=1),  # somebody's own
     ]
-    assert "1 runs are RUNNING whose container never came" in found("runs").message
+    assert "1 runs are RUNNING whose container never came" in result("runs").message
     assert "Closed 1 runs." in CliRunner().invoke(cli, ["doctor", "--close-runs"]).output
     assert store.get_run(stuck).info.status == "FAILED"
     assert "container never came" in store.get_run(stuck).data.tags["mlflow.note.content"]
     assert {store.get_run(run.info.run_id).info.status for run in others} == {"RUNNING"}
-    assert found("runs").ok
+    assert result("runs").ok
 
 
 def test_a_full_disk_is_needed(monkeypatch):
     monkeypatch.setattr(doctor, "MIN_FREE_BYTES", 1e18)
-    finding = found("disk")
+    finding = result("disk")
     assert not finding.ok
     assert finding.is_required
     assert "make room" in finding.message
 
 
-def test_data_that_is_not_where_it_is_said_to_be(monkeypatch, here):
+def test_a_data_folder_that_does_not_exist(monkeypatch, here):
     monkeypatch.setenv("COMPRESSION_DATA", str(here / "nowhere"))
-    assert "is no folder; set it to one that holds" in found("data").message
+    assert "is no folder; set it to one that holds" in result("data").message
     (here / "data" / "cifar10").mkdir(parents=True)
     monkeypatch.setenv("COMPRESSION_DATA", str(here / "data"))
-    assert found("data").ok
-    assert "cifar10" in found("data").message
+    assert result("data").ok
+    assert "cifar10" in result("data").message
 
 
-def test_an_engine_that_is_down_is_said_with_what_to_do():
+def test_the_error_about_an_engine_that_does_not_answer_says_what_to_do():
     with pytest.raises(UserError, match=r"No Docker engine answers .*systemctl start docker"):
         engine.connect()

@@ -8,7 +8,7 @@ from torch import nn
 from compression import models
 from compression.deploy.measure import FIGURES, compare, layer_table, measure, structure
 from compression.nn import layers
-from compression.nn.layers import macs
+from compression.nn.layers import count_macs
 from compression.tasks.task import evaluate
 
 
@@ -26,7 +26,7 @@ class Two(nn.Module):
 
 
 def test_macs_and_parameters_equal_the_count_by_hand(task):
-    counts = macs(Two(), task.example())
+    counts = count_macs(Two(), task.example())
     assert counts["conv"] == 8 * 8 * 4 * 9
     assert counts["fc"] == 256 * 3
     assert counts[""] == 0

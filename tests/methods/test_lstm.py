@@ -10,7 +10,7 @@ from compression import methods, params
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
 from compression.errors import UserError
-from compression.methods.distill.students.pair import Learner
+from compression.methods.distill.students.teacher_student import StudentSelection
 from compression.models import storage
 from compression.nn.quantized import QuantEmbedding, QuantLinear
 from compression.nn.recurrent import Gates
@@ -59,7 +59,7 @@ def made(step, model, make_context):
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
 def test_every_method_takes_an_lstm_or_says_why_not(name, model, make_context):
-    given = {"student": "lstm"} if issubclass(methods.method(name), Learner) else {}
+    given = {"student": "lstm"} if issubclass(methods.method(name), StudentSelection) else {}
     if name in REFUSED:
         with pytest.raises(UserError, match=REFUSED[name]):
             step(name, **given).apply(model, context(make_context, model))

@@ -85,7 +85,7 @@ def test_a_mask_reloads_from_the_zeros(model, tmp_path):
     layer = model.get_submodule(name)
     layers.set_mask(layer, torch.rand_like(layer.weight) > 0.5)
     again = storage.load(saved(model, tmp_path / "model"))
-    assert list(layers.masked(again)) == [name]
+    assert list(layers.masked_layers(again)) == [name]
     assert torch.equal(again.get_submodule(name).mask, layer.mask)
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from compression.nn.quantized.huffman import HuffmanCoded, canonical, code_lengths, decode, encode
+from compression.nn.quantized.huffman import HuffmanCoded, canonical_codes, code_lengths, decode, encode
 
 
 def test_lengths_of_a_code_by_hand():
@@ -10,7 +10,7 @@ def test_lengths_of_a_code_by_hand():
 
 
 def test_codes_of_equal_length_are_consecutive():
-    assert canonical(np.array([1, 3, 2, 0, 3], dtype=np.uint8)).tolist() == [0b0, 0b110, 0b10, 0, 0b111]
+    assert canonical_codes(np.array([1, 3, 2, 0, 3], dtype=np.uint8)).tolist() == [0b0, 0b110, 0b10, 0, 0b111]
 
 
 def test_bits_by_hand():
@@ -44,7 +44,7 @@ def test_the_longest_codes_come_back():
     assert lengths.max() == 29
     assert (2.0 ** -lengths.astype(float)).sum() == 1  # Kraft: a complete code
     symbols = np.array([0, 29, 1, 28, 0, 15])
-    codes = canonical(lengths)
+    codes = canonical_codes(lengths)
     text = "".join(format(int(codes[s]), f"0{lengths[s]}b") for s in symbols)
     bits = np.packbits(np.array([int(bit) for bit in text], dtype=np.uint8)).tobytes()
     assert decode(HuffmanCoded(lengths, len(symbols), bits)).tolist() == symbols.tolist()

@@ -144,12 +144,12 @@ def test_the_file_holds_packed_codes_and_no_floats_of_them(quantized, tmp_path):
 
 def test_counting_sees_through_integers(task, quantized):
     plain = models.build("digits_cnn_small", task)
-    weights = sum(m.weight.numel() for m in layers.prunable(plain).values())
+    weights = sum(m.weight.numel() for m in layers.prunable_layers(plain).values())
     norms_and_biases = sum(p.numel() for p in plain.parameters()) - weights
     found = structure(quantized, task.example())
     assert found["params"] == weights + norms_and_biases
     assert found["macs"] == structure(plain, task.example())["macs"]
-    zeros = sum(int((m.weight == 0).sum()) for m in layers.prunable(quantized).values())
+    zeros = sum(int((m.weight == 0).sum()) for m in layers.prunable_layers(quantized).values())
     assert found["sparsity"] == pytest.approx(zeros / weights)
     assert zeros > 0
     assert [row["bits"] for row in layer_table(quantized, task.example())] == [2, 5, 1, 8]

@@ -53,7 +53,7 @@ def test_a_text_gets_the_same_answer_alone_and_beside_longer_ones():
 def test_every_step_counts_among_the_multiply_accumulates():
     model = tiny_lstm()
     ids = torch.ones(1, 8, dtype=torch.long)
-    found = layers.macs(model, {"input_ids": ids, "attention_mask": ids})
+    found = layers.count_macs(model, {"input_ids": ids, "attention_mask": ids})
     word, units = model.embedding.embedding_dim, model.lstm.hidden_size
     # The model looks its words up, eight steps of two directions, then two linear layers.
     assert found["lstm.ahead.input"] == found["lstm.back.input"] == 8 * 4 * units * word

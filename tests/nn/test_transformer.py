@@ -118,7 +118,7 @@ def test_what_the_config_can_tell_from_pretrained_reads(model, cut, tmp_path):
     block = transformer.blocks(model)[0]
     told = again.config
     assert (told.num_attention_heads, told.num_hidden_layers) == (block.heads, len(transformer.layers(model)))
-    assert getattr(told, transformer.names(model).width) == block.neurons
+    assert getattr(told, transformer.architecture(model).width) == block.neurons
     assert not hasattr(told, "heads_per_layer")
     assert_same(storage.load(tmp_path), model)
 

@@ -8,8 +8,8 @@ import pytest
 from compression import tracking
 from compression.errors import UserError
 from compression.reporting import survey
-from compression.reporting.claims import CLAIMS, findings
-from compression.reporting.survey import Budget, by_method, comparable, leading, recommended, times
+from compression.reporting.claims import CLAIMS, check_claims
+from compression.reporting.survey import Budget, comparable_runs, fronts_by_method, pareto_front, recommend, times_by_method
 from compression.tracking import RunRecord
 
 
@@ -28,15 +28,15 @@ def test_the_front_holds_what_no_run_beats_in_all_three():
     small = run("small", accuracy=0.7, size_mb=0.5, latency_ms=6.0)
     fast = run("fast", accuracy=0.7, size_mb=2.0, latency_ms=1.0)
     worse = run("worse", accuracy=0.7, size_mb=2.1, latency_ms=5.0)
-    assert leading([good, small, fast, worse], "accuracy") == [good, small, fast]
-    assert by_method([good, worse], "accuracy") == {"static": [good]}
+    assert pareto_front([good, small, fast, worse], "accuracy") == [good, small, fast]
+    assert fronts_by_method([good, worse], "accuracy") == {"static": [good]}
 
 
 def test_a_claim_holds_where_one_run_meets_all_of_it():
     int8 = run("int8", params={"bits": "8"}, accuracy=0.79, size_mb=0.9, latency_ms=4.0)
-    [found, *_] = findings([int8], "accuracy")
+    [found, *_] = check_claims([int8], "accuracy")
     assert found.claim.kind == "int8 quantization"
-    assert found.met
+    assert found.is_met
     assert found.parts["smaller"] == ("4×", "4.44×", True)
     assert found.parts["faster"] == ("2×", "2.50×", True)
 
@@ -44,24 +44,24 @@ def test_a_claim_holds_where_one_run_meets_all_of_it():
 def test_a_claim_that_two_runs_meet_by_halves_does_not_hold():
     small = run("small", params={"bits": "8"}, accuracy=0.5, size_mb=0.5, latency_ms=9.0)
     fast = run("fast", params={"bits": "8"}, accuracy=0.8, size_mb=2.0, latency_ms=1.0)
-    [found, *_] = findings([small, fast], "accuracy")
-    assert not found.met
+    [found, *_] = check_claims([small, fast], "accuracy")
+    assert not found.is_met
     assert found.run.id == "fast"
     assert found.parts["smaller"][2] is False
 
 
 def test_a_kind_that_nobody_tried_says_so():
-    found = findings([run("int8", params={"bits": "8"})], "accuracy")
+    found = check_claims([run("int8", params={"bits": "8"})], "accuracy")
     assert [f.run is None for f in found] == [False, *[True] * (len(CLAIMS) - 1)]
-    assert not any(f.met for f in found[1:])
+    assert not any(f.is_met for f in found[1:])
 
 
 def test_pruning_counts_as_structured_where_it_takes_macs_and_by_the_zipped_file_else():
     channels = run("channels", "structured", "prune", macs_ratio=0.5, size_mb=2.0, latency_ms=6.0)
     zeros = run("zeros", "magnitude", "prune", size_mb=4.0, size_mb_compressed=0.5)
-    kinds = {f.claim.kind: f for f in findings([channels, zeros], "accuracy")}
+    kinds = {f.claim.kind: f for f in check_claims([channels, zeros], "accuracy")}
     assert kinds["structured pruning"].run.id == "channels"
-    assert kinds["structured pruning"].met
+    assert kinds["structured pruning"].is_met
     assert kinds["unstructured pruning"].run.id == "zeros"
     assert kinds["unstructured pruning"].parts["smaller"][1] == "8.00×"
 
@@ -72,25 +72,25 @@ def test_advice_keeps_to_the_budget_and_names_its_runs():
     fast = run("fast", accuracy=0.793, size_mb=2.0, latency_ms=1.0)
     poor = run("poor", accuracy=0.4, size_mb=0.1, latency_ms=0.1)
     runs = [best, near, fast, poor]
-    assert [r.id for r in recommended(runs, Budget(), "accuracy")] == ["best", "near", "fast"]
-    assert [r.id for r in recommended(runs, Budget(size_mb=1.5), "accuracy")] == ["near"]
-    assert [r.id for r in recommended(runs, Budget(latency_ms=2.0, kept=0.9), "accuracy")] == ["fast"]
-    assert recommended(runs, Budget(size_mb=0.01), "accuracy") == []
+    assert [r.id for r in recommend(runs, Budget(), "accuracy")] == ["best", "near", "fast"]
+    assert [r.id for r in recommend(runs, Budget(size_mb=1.5), "accuracy")] == ["near"]
+    assert [r.id for r in recommend(runs, Budget(latency_ms=2.0, kept=0.9), "accuracy")] == ["fast"]
+    assert recommend(runs, Budget(size_mb=0.01), "accuracy") == []
     assert str(Budget(size_mb=1.5, kept=0.9)) == "at most 1.5 MB, at least 90.0% of the quality"
 
 
 def test_time_is_the_computers_and_the_peoples():
     alone = run("alone", seconds=10.0, tags={"participant.time_hours": "5"})
     person = run("person", seconds=30.0, tags={"participant": "p07", "participant.time_hours": "0.5"})
-    assert times([alone, person]) == [{"method": "static", "runs": 2, "seconds": 20.0, "hours": 0.5}]
+    assert times_by_method([alone, person]) == [{"method": "static", "runs": 2, "seconds": 20.0, "hours": 0.5}]
 
 
 def test_quick_looks_are_left_out_unless_there_is_nothing_else():
     whole, part = run("whole"), run("part", tags={"limited": "100"})
-    assert comparable([whole, part], "digits") == ([whole], False)
-    assert comparable([part], "digits") == ([part], True)
+    assert comparable_runs([whole, part], "digits") == ([whole], False)
+    assert comparable_runs([part], "digits") == ([part], True)
     with pytest.raises(UserError, match="no finished run on digits that compressed anything"):
-        comparable([], "digits")
+        comparable_runs([], "digits")
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def stored_runs(tmp_path, monkeypatch):
 
 
 def test_the_page_and_the_csv_hold_every_finished_run_of_the_task(stored_runs, tmp_path):
-    page, table = survey.write("digits", Budget(size_mb=2.0), str(tmp_path / "all.html"))
+    page, table = survey.write_survey("digits", Budget(size_mb=2.0), str(tmp_path / "all.html"))
     text = page.read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
     for part in ("The front across methods", "at most 2 MB", "not met here; nearest: int8", "no run", "magnitude"):
@@ -120,5 +120,5 @@ def test_the_page_and_the_csv_hold_every_finished_run_of_the_task(stored_runs, t
 
 def test_a_task_without_runs_is_refused(stored_runs, tmp_path):
     with pytest.raises(UserError, match="no finished run on cifar10"):
-        survey.write("cifar10", Budget(), str(tmp_path / "all.html"))
+        survey.write_survey("cifar10", Budget(), str(tmp_path / "all.html"))
     assert not (tmp_path / "all.html").exists()

@@ -50,5 +50,5 @@ def test_layers_that_are_no_linear_ones_any_more_are_looked_at_too(make_context)
     transformer.cut_heads(model, 0, [])
     context = make_context(words_task(), copy.deepcopy(model))
     quantized = methods.method("weight_only")().apply(model, context)
-    assert transformer.removed(quantized) == {"bert.encoder.layer.0.attention.output.dense"}
-    assert transformer.removed(methods.method("svd")().apply(tiny_bert(3), context)) == set()
+    assert transformer.emptied_layers(quantized) == {"bert.encoder.layer.0.attention.output.dense"}
+    assert transformer.emptied_layers(methods.method("svd")().apply(tiny_bert(3), context)) == set()

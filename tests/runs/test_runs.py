@@ -140,14 +140,14 @@ def test_the_layer_table_sets_before_beside_after(distilled):
 def test_a_stored_run_is_reported_again_and_two_side_by_side(distilled, tmp_path, monkeypatch):
     content, run = distilled
     other = chain.evaluate(quick(baseline=f"runs:/{run.info.run_id}/model"))
-    alone = comparison.write([content["run"]], str(tmp_path / "one.html")).read_text()
+    alone = comparison.write_page([content["run"]], str(tmp_path / "one.html")).read_text()
     assert content["command"].split("--baseline")[0] in alone
     with mlflow.start_run() as made:  # as mlflow run -e report does it
         pass
     monkeypatch.setenv("MLFLOW_RUN_ID", made.info.run_id)
-    comparison.keep(tmp_path / "one.html", [content["run"]])
+    comparison.log_page(tmp_path / "one.html", [content["run"]])
     assert "one.html" in files(mlflow.get_run(made.info.run_id))
-    both = comparison.write([content["run"], other["run"]], str(tmp_path / "two.html")).read_text()
+    both = comparison.write_page([content["run"], other["run"]], str(tmp_path / "two.html")).read_text()
     assert "2 runs on digits" in both
 
 
@@ -180,7 +180,7 @@ def test_a_run_without_results_has_no_report(store, tmp_path):
         chain.compress(quick(), methods.parse("response:epochs=1,teacher=nowhere/at-all"))
     [failed] = mlflow.search_runs(filter_string="attributes.status = 'FAILED'", output_format="list", max_results=1)
     with pytest.raises(UserError, match=r"\(FAILED\) has no report"):
-        comparison.write([failed.info.run_id], str(tmp_path / "none.html"))
+        comparison.write_page([failed.info.run_id], str(tmp_path / "none.html"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The journal and its delivery: what was put arrives, in order, whatever dies in between."""
+"""The journal and its delivery: all entries arrive in order, whichever process is killed in between."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from compression.tracking.outbox import BATCH_SIZE, Outbox, RejectedError, Unava
 
 
 class Receiver:
-    """Takes records; refuses the bad ones; while `gone`, takes none."""
+    """Accepts entries; rejects those with the key "bad"; while `gone`, accepts none."""
 
     def __init__(self):
         self.taken, self.batches, self.gone = [], 0, False
@@ -50,11 +50,11 @@ def receiver():
 
 @pytest.fixture
 def open_outbox(tmp_path, receiver):
-    said = []
+    calls = []
 
     def make():
-        made = Outbox(Journal(tmp_path), receiver, lambda: said.append("finished"), said.append)
-        made.said = said
+        made = Outbox(Journal(tmp_path), receiver, lambda: calls.append("finished"), calls.append)
+        made.calls = calls
         return made
 
     return make
@@ -75,17 +75,17 @@ def python(code, *arguments, **options):
     return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], text=True, **options)
 
 
-def test_records_arrive_in_order_and_once_and_in_batches(open_outbox, receiver):
+def test_entries_arrive_in_order_and_once_and_in_batches(open_outbox, receiver):
     box = open_outbox()
     for record in numbers(0, 3 * BATCH_SIZE):
         box.put(record)
     assert box.close(5.0)
     assert receiver.taken == numbers(0, 3 * BATCH_SIZE)
     assert receiver.batches < BATCH_SIZE
-    assert box.said == ["finished"]
+    assert box.calls == ["finished"]
 
 
-def test_putting_waits_for_nobody(tmp_path):
+def test_put_does_not_wait_for_the_receiver(tmp_path):
     answer = threading.Event()
     box = Outbox(Journal(tmp_path), lambda records: answer.wait(), lambda: None, lambda reason: None)
     box.put(*numbers(0, 500))  # returns although the receiver never does
@@ -95,7 +95,7 @@ def test_putting_waits_for_nobody(tmp_path):
     assert count_undelivered(tmp_path) == 0
 
 
-def test_what_was_put_while_the_receiver_was_gone_arrives_when_it_is_back(open_outbox, receiver, quick):
+def test_entries_put_during_an_outage_arrive_afterwards(open_outbox, receiver, quick):
     receiver.gone = True
     box = open_outbox()
     box.put(*numbers(0, 5))
@@ -104,12 +104,10 @@ def test_what_was_put_while_the_receiver_was_gone_arrives_when_it_is_back(open_o
     receiver.gone = False
     assert box.close(5.0)
     assert receiver.taken == numbers(0, 10)
-    assert box.said == ["nobody there", "finished"]  # the reason once, however often it was tried
+    assert box.calls == ["nobody there", "finished"]  # the reason once, however often it was tried
 
 
-def test_a_receiver_that_stays_away_costs_the_end_its_patience_and_the_records_stay(
-    open_outbox, receiver, quick, tmp_path
-):
+def test_close_gives_up_after_its_timeout_during_an_outage_and_the_entries_stay(open_outbox, receiver, quick, tmp_path):
     receiver.gone = True
     box = open_outbox()
     box.put(*numbers(0, 7))
@@ -119,7 +117,7 @@ def test_a_receiver_that_stays_away_costs_the_end_its_patience_and_the_records_s
     assert [record for record, _ in box.journal.entries()] == numbers(0, 7)
 
 
-def test_the_end_waits_for_a_receiver_that_is_back_however_long_it_takes(tmp_path, receiver, quick):
+def test_close_waits_as_long_as_a_receiver_accepts_entries_again(tmp_path, receiver, quick):
     """It once gave up in the middle of delivering, because the trouble before was not over until all had arrived."""
 
     def slow(records):
@@ -135,7 +133,7 @@ def test_the_end_waits_for_a_receiver_that_is_back_however_long_it_takes(tmp_pat
     assert receiver.taken == numbers(0, 10 * BATCH_SIZE)
 
 
-def test_only_the_records_that_are_refused_are_set_aside(open_outbox, receiver, tmp_path):
+def test_only_rejected_entries_are_set_aside(open_outbox, receiver, tmp_path):
     box = open_outbox()
     box.put({"n": 0}, {"bad": 1}, {"n": 2}, {"bad": 3}, {"n": 4})
     assert box.close(5.0)
@@ -158,7 +156,7 @@ def test_a_bug_in_the_receiver_is_not_taken_for_a_delivery(tmp_path, monkeypatch
     assert count_undelivered(tmp_path) == 1
 
 
-def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
+def test_all_entries_of_a_killed_process_are_delivered(tmp_path, receiver):
     code = """if True:
         import sys
         from pathlib import Path
@@ -181,7 +179,7 @@ def test_records_of_a_killed_process_are_all_there(tmp_path, receiver):
     assert receiver.taken == numbers(0, len(receiver.taken))
 
 
-def test_a_line_that_was_never_finished_is_dropped_and_writing_goes_on(tmp_path, receiver):
+def test_an_unfinished_line_is_dropped_and_writing_continues(tmp_path, receiver):
     (tmp_path / JOURNAL_FILE).write_bytes(b'{"n": 0}\n{"n": 1}\n{"n":')
     journal = Journal(tmp_path)
     journal.append([{"n": 2}])
@@ -189,7 +187,7 @@ def test_a_line_that_was_never_finished_is_dropped_and_writing_goes_on(tmp_path,
     assert receiver.taken == numbers(0, 3)
 
 
-def test_a_line_that_a_disk_spoilt_blocks_nothing(tmp_path):
+def test_a_corrupted_line_blocks_no_other(tmp_path):
     (tmp_path / JOURNAL_FILE).write_bytes(b'{"n": 0}\n\0\0\0\xff\n{"n": 2}\n')
     assert [record for record, _ in Journal(tmp_path).entries()] == [
         {"n": 0},
@@ -214,7 +212,7 @@ def test_a_process_that_died_after_sending_repeats_at_most_one_batch(tmp_path, r
     assert receiver.taken == numbers(0, BATCH_SIZE + 10) + numbers(BATCH_SIZE, BATCH_SIZE + 10)
 
 
-def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
+def test_a_journal_is_open_once_at_a_time(tmp_path):
     held = Journal(tmp_path)
     with pytest.raises(JournalLockedError):
         Journal(tmp_path)
@@ -227,7 +225,7 @@ def test_a_journal_belongs_to_one_holder_at_a_time(tmp_path):
     Journal(tmp_path).close()
 
 
-def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
+def test_the_journal_of_a_living_run_is_never_found_unlocked(tmp_path):
     """It once was there before it was locked: a sync beside it took the run for dead."""
     found, held, stop = [], set(), threading.Event()
 
@@ -253,7 +251,7 @@ def test_nobody_finds_the_journal_of_a_living_run_unheld(tmp_path):
     assert len(held) == len(journals) == 300
 
 
-def test_a_journal_that_was_delivered_is_nobodys(tmp_path):
+def test_a_deleted_journal_cannot_be_opened(tmp_path):
     Journal(tmp_path).delete()
     with pytest.raises(JournalLockedError):
         Journal(tmp_path, create=False)
@@ -266,7 +264,7 @@ def limited(size):
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-def test_a_full_disk_is_said_in_a_sentence_and_no_record_is_left_half_written(tmp_path):
+def test_a_full_disk_is_a_user_error_and_no_entry_is_half_written(tmp_path):
     code = """if True:
         import signal, sys
         from pathlib import Path
@@ -287,7 +285,7 @@ def test_a_full_disk_is_said_in_a_sentence_and_no_record_is_left_half_written(tm
     assert records[-1] == {"pair": len(records) // 2 - 1}
 
 
-def test_a_file_is_whole_or_as_it_was_before(tmp_path):
+def test_write_atomic_writes_the_whole_file_or_nothing(tmp_path):
     code = """if True:
         import io, signal, sys
         from pathlib import Path
@@ -302,7 +300,7 @@ def test_a_file_is_whole_or_as_it_was_before(tmp_path):
     assert (tmp_path / "file").stat().st_size == 100
 
 
-def test_the_reserve_is_real_room_and_given_back(tmp_path):
+def test_the_reserve_occupies_disk_space_until_it_is_released(tmp_path):
     journal = Journal(tmp_path)
     journal.reserve_space()
     assert sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir()) >= 1 << 20

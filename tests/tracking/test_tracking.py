@@ -1,4 +1,4 @@
-"""Runs in a real SQLite store and on a real server, which gets killed: everything a run says is there in the end."""
+"""Runs in a real SQLite store and on a real server that is killed: everything they log arrives in the end."""
 
 import errno
 import os
@@ -60,10 +60,10 @@ def steps(client, run_id, name):
     return [(point.step, point.value) for point in client.get_metric_history(run_id, name)]
 
 
-# ---- what a run says ------------------------------------------------------------------------------------------
+# ---- what a run logs ------------------------------------------------------------------------------------------
 
 
-def test_everything_a_run_says_is_in_mlflow(client, tmp_path):
+def test_everything_a_run_logs_is_in_mlflow(client, tmp_path):
     (tmp_path / "whole").mkdir()
     (tmp_path / "whole" / "weights").write_text("w")
     (tmp_path / "one.json").write_text("{}")
@@ -109,7 +109,7 @@ def test_a_run_goes_by_the_commit_of_this_checkout(client):
     assert client.get_run(run.id).data.tags.get("mlflow.source.git.commit", "") == here.stdout.strip()
 
 
-def test_figures_that_are_not_finite_become_a_warning(client, capsys):
+def test_metrics_that_are_not_finite_become_a_warning(client, capsys):
     with tracking.start_run() as run:
         run.metrics({"train_loss": float("nan"), "accuracy": 0.5}, step=3)
         run.metrics({"train_loss": float("inf")}, step=4)
@@ -118,7 +118,7 @@ def test_figures_that_are_not_finite_become_a_warning(client, capsys):
     assert "warning: train_loss was nan" in capsys.readouterr().err
 
 
-def test_warnings_stand_below_the_note_and_are_said_once(client, capsys):
+def test_warnings_are_shown_below_the_note_and_once(client, capsys):
     with tracking.start_run() as run:
         run.warn("Over-pruned.")
         run.warn("Over-pruned.")
@@ -130,7 +130,7 @@ def test_warnings_stand_below_the_note_and_are_said_once(client, capsys):
     assert capsys.readouterr().err.count("Over-pruned") == 1
 
 
-def test_values_longer_than_mlflow_takes_are_cut_and_not_refused(client):
+def test_values_longer_than_mlflow_accepts_are_truncated(client):
     with tracking.start_run() as run:
         run.params({"p" * 300: "v" * 7000})
         run.tag("text", "\0" + "t" * 9000)
@@ -139,7 +139,7 @@ def test_values_longer_than_mlflow_takes_are_cut_and_not_refused(client):
     assert data.tags["text"] == "t" * 7999 + "…"
 
 
-def test_what_mlflow_refuses_is_set_aside_and_said_and_the_rest_arrives(client, capsys):
+def test_entries_that_mlflow_rejects_are_kept_and_reported_and_the_others_arrive(client, capsys):
     with tracking.start_run() as run:
         run.metrics({"good": 1.0, "bad@name": 2.0, "fine": 3.0})
     seen = client.get_run(run.id)
@@ -187,7 +187,7 @@ def test_a_full_disk_fails_the_run_with_the_folder_in_its_note(client):
     assert client.get_run(run.id).data.tags[NOTE] == str(raised.value)
 
 
-def test_a_full_disk_still_takes_the_last_words(client, monkeypatch, tmp_path):
+def test_the_final_entries_fit_on_a_full_disk(client, monkeypatch, tmp_path):
     write = os.write
 
     def full_while_the_reserve_is_kept(file, data):
@@ -202,7 +202,7 @@ def test_a_full_disk_still_takes_the_last_words(client, monkeypatch, tmp_path):
     assert (seen.info.status, seen.data.tags[NOTE]) == ("FAILED", str(raised.value))
 
 
-def test_the_next_run_delivers_what_a_dead_one_left(client):
+def test_the_next_run_delivers_what_a_killed_one_left(client):
     dead = client.create_run("0").info.run_id
     folder = tracking.run_folder(dead)
     MlflowSender(folder).save_metadata(
@@ -258,7 +258,7 @@ def test_the_experiment_follows_the_argument_then_the_environment_then_mlflow(cl
     assert experiment("mine") == experiment("mine") == "mine"
 
 
-def test_two_who_begin_an_experiment_at_the_same_moment_share_it(client, monkeypatch):
+def test_two_runs_that_create_an_experiment_at_the_same_moment_share_it(client, monkeypatch):
     look, looked = MlflowClient.get_experiment_by_name, []
 
     def look_just_before_the_other_begins(asked, name):
@@ -273,7 +273,7 @@ def test_two_who_begin_an_experiment_at_the_same_moment_share_it(client, monkeyp
     assert [client.get_run(run.id).info.experiment_id] == looked
 
 
-def test_a_deleted_experiment_is_said_in_a_sentence(client):
+def test_a_deleted_experiment_is_a_user_error(client):
     client.delete_experiment(client.create_experiment("gone"))
     with pytest.raises(UserError, match="'gone' was deleted"), tracking.start_run(experiment="gone"):
         pass
@@ -337,13 +337,13 @@ def test_models_are_found_by_run_by_name_and_before_they_are_sent(client, tmp_pa
 
 
 @pytest.mark.parametrize("uri", ["runs:/nobody", "runs:/", "models:/nothing/1", "models:/", "nonsense"])
-def test_what_is_not_there_is_said_in_one_sentence(client, uri, tmp_path):
+def test_downloading_a_missing_artifact_is_a_user_error(client, uri, tmp_path):
     with pytest.raises(UserError, match="Cannot download") as raised:
         tracking.download(uri, tmp_path / "to")
     assert "\n" not in str(raised.value)
 
 
-def test_a_run_that_is_not_there_is_said_in_one_sentence(client, monkeypatch):
+def test_a_missing_run_is_a_user_error(client, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(UserError, match="Cannot start a run.*not found"), tracking.start_run():
         pass
@@ -395,7 +395,7 @@ def refused_sentence(uri, monkeypatch):
     return str(raised.value)
 
 
-def test_a_server_that_is_not_there_is_said_before_any_work(client, monkeypatch):
+def test_a_server_that_does_not_answer_is_reported_before_any_work(client, monkeypatch):
     said = refused_sentence(f"http://lab:secret@127.0.0.1:{free_port()}", monkeypatch)
     assert "does not answer" in said
     assert "Connection refused" in said
@@ -414,13 +414,13 @@ def test_something_else_at_that_address_is_no_server(client, answering, monkeypa
     assert "not as an MLflow server" in refused_sentence(answering(status), monkeypatch)
 
 
-def test_a_store_that_cannot_be_opened_is_said_at_once(client, tmp_path, monkeypatch):
+def test_a_store_that_cannot_be_opened_is_reported_at_once(client, tmp_path, monkeypatch):
     (tmp_path / "text.db").write_text("no database at all, but long enough to be looked at" * 10)
     assert "not a database" in refused_sentence(f"sqlite:///{tmp_path}/text.db", monkeypatch)
     assert "unable to open" in refused_sentence(f"sqlite:///{tmp_path}/no/such/folder.db", monkeypatch)
 
 
-def test_a_database_that_is_gone_is_said_at_once(client, monkeypatch):
+def test_a_database_that_does_not_answer_is_reported_at_once(client, monkeypatch):
     said = refused_sentence(f"postgresql+psycopg2://lab:secret@127.0.0.1:{free_port()}/mlflow", monkeypatch)
     assert "does not answer" in said
     assert "Connection refused" in said
@@ -525,8 +525,8 @@ def outage(tmp_path_factory):
         with tracking.start_run("goes on") as goes_on:
             with tracking.start_run("ends") as ends:
                 seen.goes_on, seen.ends, seen.folder = goes_on.id, ends.id, ends.folder
-                say_something(ends, range(10))
-                say_something(goes_on, range(10))
+                log_something(ends, range(10))
+                log_something(goes_on, range(10))
                 while not steps(seen.client, goes_on.id, "loss") or not steps(seen.client, ends.id, "loss"):
                     time.sleep(0.05)
                 server.kill()
@@ -536,18 +536,18 @@ def outage(tmp_path_factory):
                 crashing.kill()
                 crashing.wait()
                 with tracking.start_child_run(ends, "below") as below:
-                    say_something(below, range(5))
+                    log_something(below, range(5))
                     with tracking.start_child_run(below, "deep") as deep:
                         deep.metrics({"x": 1.0})
                     (below.artifact_folder / "model").mkdir()
                     (below.artifact_folder / "model" / "weights").write_text("w")
                     below.artifact(below.artifact_folder / "model")
                 seen.model = tracking.download(f"runs:/{below.id}", seen.home / "here").joinpath("weights").read_text()
-                say_something(ends, range(10, 20))
+                log_something(ends, range(10, 20))
             seen.waiting = count_undelivered(ends.folder)
             seen.unsent = tracking.undelivered_runs()
             seen.sent_while_gone = tracking.sync()
-            say_something(goes_on, range(10, 20))
+            log_something(goes_on, range(10, 20))
             server.start()
         seen.synced = tracking.sync()
         while tracking.undelivered_runs():  # the threads of the runs that ended here go on trying
@@ -556,7 +556,7 @@ def outage(tmp_path_factory):
     server.kill()
 
 
-def say_something(run, span):
+def log_something(run, span):
     for step in span:
         run.metrics({"loss": step / 4, "rate": 1.0}, step)
     run.params({f"p{span[0]}": span[0]})
@@ -573,12 +573,12 @@ def test_a_run_that_is_still_going_when_the_server_is_back_loses_nothing(outage)
     assert names(outage.client, outage.goes_on) == ["table0.csv", "table10.csv"]
 
 
-def test_a_run_that_ends_while_the_server_is_gone_ends_well_and_keeps_its_words(outage):
+def test_a_run_that_ends_during_an_outage_ends_well_and_keeps_its_entries(outage):
     assert outage.waiting == outage.unsent[outage.ends] > 20
     assert outage.sent_while_gone == 0
 
 
-def test_the_words_of_a_run_that_ended_without_a_server_arrive_later(outage):
+def test_the_entries_of_a_run_that_ended_during_an_outage_arrive_later(outage):
     seen = outage.client.get_run(outage.ends)
     assert seen.info.status == "FINISHED"
     assert steps(outage.client, outage.ends, "loss") == [(n, n / 4) for n in range(20)]
@@ -615,12 +615,12 @@ def test_a_killed_process_loses_nothing_and_its_run_is_not_left_running(outage):
     assert sorted(os.listdir(folder)) == ["last.pt", "run.json"]  # to resume from
 
 
-def test_no_run_is_there_twice(outage):
+def test_no_run_is_created_twice(outage):
     everything = outage.client.search_runs(["0"])
     assert sorted(run.info.run_name for run in everything) == ["below", "crashes", "deep", "ends", "goes on"]
 
 
-def test_a_run_that_began_while_the_server_was_gone_is_found_by_its_key_from_everywhere(client, tmp_path):
+def test_a_run_that_started_during_an_outage_is_found_by_its_key(client, tmp_path):
     key = "5" * 32
     made = client.create_run("0", tags={RUN_KEY_TAG: key})
     client.log_text(made.info.run_id, "{}", "model/spec.json")

@@ -15,7 +15,7 @@ from compression.errors import UserError
 from tests.study.browser import ADMIN, logins
 
 PEOPLE = {"p07": "the seventh password", "p08": "the eighth password", "ada": "a researcher's password"}
-SHUT_OUT = (MlflowException, HTTPError)
+DENIED = (MlflowException, HTTPError)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def server(tmp_path_factory):
         be(patch, address, ADMIN)
         for name, password in PEOPLE.items():
             role = "researcher" if name == "ada" else "participant"
-            done = told("add", name, "--role", role, said=password)
+            done = run_users("add", name, "--role", role, said=password)
             assert done.exit_code == 0, done.output
         yield address
     mlflow.set_tracking_uri(None)
@@ -37,7 +37,7 @@ def be(patch, address, login):
     patch.setenv("MLFLOW_TRACKING_PASSWORD", login[1])
 
 
-def told(*words, said=""):
+def run_users(*words, said=""):
     return CliRunner().invoke(cli, ["users", *words], input=said + "\n")
 
 
@@ -85,12 +85,12 @@ def test_a_participant_sees_and_writes_an_experiment_of_their_own_alone(as_user,
     ],
     ids=["run", "history", "list", "download", "metric", "file", "tag", "create", "delete", "experiment", "default"],
 )
-def test_a_participant_is_shut_out_of_another_ones_runs_and_files(as_user, theirs, reach):
-    with pytest.raises(SHUT_OUT, match="403|PERMISSION|denied"):
+def test_a_participant_cannot_access_the_runs_and_files_of_another(as_user, theirs, reach):
+    with pytest.raises(DENIED, match="403|PERMISSION|denied"):
         reach(as_user("p08"), theirs)
 
 
-def test_files_are_shut_by_their_address_too(server, theirs):
+def test_files_cannot_be_downloaded_by_their_url_either(server, theirs):
     path = f"mlflow-artifacts/artifacts/{theirs.experiment_id}/{theirs.run_id}/artifacts/notes.txt"
     addresses = [f"{server}/{api}/2.0/{path}" for api in ("api", "ajax-api")]
     addresses.append(f"{server}/get-artifact?run_uuid={theirs.run_id}&path=notes.txt")
@@ -105,7 +105,7 @@ def test_a_researcher_reads_everything_and_writes_nothing(as_user, theirs, tmp_p
     assert client.get_run(theirs.run_id).data.metrics == {"accuracy": 0.9}
     assert Path(client.download_artifacts(theirs.run_id, "notes.txt", str(tmp_path))).read_text() == "words"
     for write in (lambda: client.log_metric(theirs.run_id, "accuracy", 1.0), lambda: client.delete_run(theirs.run_id)):
-        with pytest.raises(SHUT_OUT):
+        with pytest.raises(DENIED):
             write()
 
 
@@ -119,21 +119,21 @@ def test_adding_somebody_again_changes_neither_rights_nor_password(as_user, serv
     as_user(ADMIN[0])
     for role in ("participant", "researcher"):
         name = "ada" if role == "researcher" else "p07"
-        assert told("add", name, "--role", role, said="another password").exit_code == 0
+        assert run_users("add", name, "--role", role, said="another password").exit_code == 0
         asked = f"{server}/api/2.0/mlflow/users/current"
         assert requests.get(asked, auth=(name, PEOPLE[name]), timeout=10).status_code == 200
 
 
-def test_passwords_are_renewed_and_users_removed(as_user, server):
+def test_passwords_are_replaced_and_users_removed(as_user, server):
     as_user(ADMIN[0])
-    assert told("add", "p09", said="the ninth password").exit_code == 0
-    assert told("passwd", "p09", said="another ninth password").exit_code == 0
-    assert "p09" in told("list").output
+    assert run_users("add", "p09", said="the ninth password").exit_code == 0
+    assert run_users("passwd", "p09", said="another ninth password").exit_code == 0
+    assert "p09" in run_users("list").output
     asked = f"{server}/api/2.0/mlflow/users/current"
     assert requests.get(asked, auth=("p09", "the ninth password"), timeout=10).status_code == 401
     assert requests.get(asked, auth=("p09", "another ninth password"), timeout=10).status_code == 200
-    assert told("remove", "p09").exit_code == 0
-    assert "p09" not in told("list").output
+    assert run_users("remove", "p09").exit_code == 0
+    assert "p09" not in run_users("list").output
 
 
 @pytest.mark.parametrize(
@@ -143,9 +143,9 @@ def test_passwords_are_renewed_and_users_removed(as_user, server):
         (("remove", "nobody"), "", "nobody"),
     ],
 )
-def test_what_the_server_refuses_is_one_sentence(as_user, words, said, sentence):
+def test_a_refusal_of_the_server_is_a_user_error(as_user, words, said, sentence):
     as_user(ADMIN[0])
-    refused = told(*words, said=said).exception
+    refused = run_users(*words, said=said).exception
     assert isinstance(refused, UserError)
     assert sentence in str(refused)
     assert "password" not in str(refused).lower().replace("password must", "")
@@ -153,9 +153,9 @@ def test_what_the_server_refuses_is_one_sentence(as_user, words, said, sentence)
 
 def test_a_participant_adds_nobody(as_user):
     as_user("p07")
-    assert "403" in str(told("add", "p11", said="the eleventh password").exception)
+    assert "403" in str(run_users("add", "p11", said="the eleventh password").exception)
 
 
 def test_a_store_without_users_says_so(tmp_path):
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    assert "has no users; set MLFLOW_TRACKING_URI" in str(told("list").exception)
+    assert "has no users; set MLFLOW_TRACKING_URI" in str(run_users("list").exception)

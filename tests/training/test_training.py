@@ -127,11 +127,11 @@ def test_out_of_memory_at_one_example_is_refused(task, make_context):
 
 def test_pruned_weights_stay_zero(task, make_context):
     model = built(task)
-    for module in layers.prunable(model).values():
+    for module in layers.prunable_layers(model).values():
         layers.set_mask(module, torch.rand_like(module.weight) > 0.5)
-    zeros = {name: m.weight == 0 for name, m in layers.prunable(model).items()}
+    zeros = {name: m.weight == 0 for name, m in layers.prunable_layers(model).items()}
     fit(model, make_context(task, model), Training(epochs=1))
-    for name, module in layers.prunable(model).items():
+    for name, module in layers.prunable_layers(model).items():
         assert (module.weight[zeros[name]] == 0).all()
         assert (module.weight[~zeros[name]] != 0).any()
 

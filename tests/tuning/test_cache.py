@@ -12,7 +12,7 @@ from compression import methods, models
 from compression.models import storage
 from compression.tasks.task import predict
 from compression.tuning import cache as module
-from compression.tuning.cache import StepCache, step_key, digest, files_digest, evict, weights_digest
+from compression.tuning.cache import StepCache, digest, evict, files_digest, step_key, weights_digest
 
 
 @pytest.fixture

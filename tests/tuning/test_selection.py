@@ -5,7 +5,7 @@ import pytest
 from optuna.trial import create_trial
 
 from compression.reporting.pareto import dominates
-from compression.tuning.selection import select_trials, completed_trials, pareto_front, knee_trial
+from compression.tuning.selection import completed_trials, knee_trial, pareto_front, select_trials
 from compression.tuning.trial import FEASIBLE_ATTR
 
 OBJECTIVES = {"accuracy": True, "size_mb": False}

@@ -35,7 +35,7 @@ from compression.nn.quantized.layers import (
     QuantInput,
     Quantize,
     QuantLinear,
-    bias_step,
+    bias_scale,
 )
 from compression.nn.quantized.qparams import split_groups
 from compression.nn.quantized.packing import pack
@@ -85,7 +85,7 @@ class OnnxConv2d(nn.Module):
 
 
 def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
-    step = bias_step(source)
+    step = bias_scale(source)
     if source.bias is None or step is None:
         return Plain(None if source.bias is None else source.bias.data)
     return OnnxBias(source, step)

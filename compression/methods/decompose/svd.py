@@ -51,7 +51,7 @@ class Svd(Decomposition):
             return [FactorSize(rows * rank, 0), FactorSize(rank * columns, sizes.output)]
         return [FactorSize(columns * rank, sizes.output), FactorSize(rank * rows, sizes.output)]
 
-    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:  # noqa: ARG002 - the base's signature
         """Truncate the singular value decomposition of the weight."""
         left, right, error = truncated_svd(weight(layer).flatten(1), *ranks)
         return Factorization(BUILD[type(layer)](layer, left, right), error)

@@ -56,7 +56,7 @@ class Tucker(Decomposition):
         ]
         return factors[inner_in == inputs : 3 - (inner_out == outputs)]
 
-    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:
+    def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:  # noqa: ARG002 - the base's signature
         """Fit the kernel by higher-order orthogonal iteration."""
         factors = tucker2(weight(layer), ranks)
         assert isinstance(layer, nn.Conv2d)

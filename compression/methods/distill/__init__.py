@@ -1,1 +1,1 @@
-"""Knowledge distillation: a student learns from what a teacher knows."""
+"""Knowledge distillation: train a student on the outputs of a teacher."""

@@ -1,26 +1,28 @@
-"""Layerwise distillation of transformers: every layer of the student learns from its layer of the teacher."""
+"""Layerwise distillation of transformers: each layer of the student learns from its layer of the teacher."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compression.methods.distill.layers.features import Pairs, stages
-from compression.methods.distill.layers.layered import Comparison, Layered
-from compression.methods.distill.layers.per_layer import DistilBert, TinyBert
-from compression.methods.distill.students.copies import shallower
+from compression.methods.distill.layers.features import LayerPairs, stage_names
+from compression.methods.distill.layers.layer_distillation import LayerDistillation
+from compression.methods.distill.layers.transformer_losses import DistilBertLoss, TinyBertLoss, TransformerLayerLoss
+from compression.methods.distill.students.copies import shallower_copy
 from compression.nn import transformer
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.training.context import Context
 
 STYLES = ("tinybert", "distilbert")
 
 
 @dataclass(frozen=True)
-class Layerwise(Layered):
-    """Train a transformer's student layer by layer, beside the teacher's answers. TinyBERT (Jiao et al. 2020,
+class Layerwise(LayerDistillation):
+    """Train a transformer's student layer by layer, in addition to the teacher's logits. TinyBERT (Jiao et al. 2020,
     arXiv:1909.10351): embeddings, hidden states and attention of every layer. DistilBERT (Sanh et al. 2019,
     arXiv:1910.01108): the direction of the last hidden states.
 
@@ -29,25 +31,31 @@ class Layerwise(Layered):
 
     requires: ClassVar[str] = "text"
 
-    style: str = param("tinybert", "what of a layer is compared", choices=STYLES, search=STYLES)
-    dynamic: bool = param(False, "let each layer learn from that layer of the teacher that is nearest just then")
-    adaptive: bool = param(False, "put a projection that learns along behind each of the student's layers")
+    style: str = param("tinybert", "what is compared of a layer", choices=STYLES, search=STYLES)
+    dynamic: bool = param(
+        False, "let each layer learn from the layer of the teacher that is nearest to it, in each batch"
+    )
+    adaptive: bool = param(False, "project each of the student's layers by a linear layer trained with the student")
     weight: float = param(1.0, "weight of the layers", interval="[0, inf)", search=(0.1, 10.0), log=True)
 
-    def pair(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
-        transformer.names(model)  # refuses what has no layers
-        return super().pair(model, context)
+    def teacher_and_student(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
+        """The frozen teacher and the student to train; raises UserError also where `model` is no transformer."""
+        transformer.architecture(model)
+        return super().teacher_and_student(model, context)
 
-    def small(self, teacher: nn.Module, context: Context) -> nn.Module:
-        return shallower(teacher, max(1, len(transformer.layers(teacher)) // 2))
+    def default_student(self, teacher: nn.Module, context: Context) -> nn.Module:  # noqa: ARG002 - the base's signature
+        """A copy of the teacher with half of its layers."""
+        return shallower_copy(teacher, max(1, len(transformer.layers(teacher)) // 2))
 
-    def comparison(self, teacher: nn.Module, student: nn.Module, context: Context) -> Comparison:
-        kind = {"tinybert": TinyBert, "distilbert": DistilBert}[self.style]
-        return kind(self.layers_to_compare(teacher, student), teacher, student, self.adaptive, self.weight)
+    def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> TransformerLayerLoss:  # noqa: ARG002 - the base's signature
+        """The loss of the chosen style."""
+        losses: dict[str, type[TransformerLayerLoss]] = {"tinybert": TinyBertLoss, "distilbert": DistilBertLoss}
+        pairs = self.compared_layers(teacher, student)
+        return losses[self.style](pairs, teacher, student, self.adaptive, self.weight)
 
-    def layers_to_compare(self, teacher: nn.Module, student: nn.Module) -> Pairs:
-        """Dynamic: every layer of the student with all of the teacher's; DistilBERT: the last ones."""
+    def compared_layers(self, teacher: nn.Module, student: nn.Module) -> LayerPairs:
+        """The named pairs; else, if dynamic, all combinations of layers, and with DistilBERT the last pair."""
         if self.dynamic and not self.pairs:
-            return [(theirs, ours) for ours in stages(student) for theirs in stages(teacher)]
-        found = super().layers_to_compare(teacher, student)
-        return found if self.pairs or self.style == "tinybert" else found[-1:]
+            return [(t, s) for s in stage_names(student) for t in stage_names(teacher)]
+        pairs = super().compared_layers(teacher, student)
+        return pairs if self.pairs or self.style == "tinybert" else pairs[-1:]

@@ -1,37 +1,41 @@
-"""Several teachers at once."""
+"""Distillation from several teachers at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.errors import UserError
-from compression.methods.distill.logits import pictures
-from compression.methods.distill.logits.lesson import learn
-from compression.methods.distill.response import Softened, soft_losses
-from compression.methods.distill.students.pair import Learner, frozen
+from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.training import train_on_logits
+from compression.methods.distill.response import SoftenedLogits, soft_losses
+from compression.methods.distill.students.teacher_student import StudentSelection, frozen
 from compression.params import Place, param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.training.context import Context
 
 WEIGHTINGS = ("mean", "weighted", "confidence")
 
 
 @dataclass(frozen=True)
-class MultiTeacher(Learner, Softened):
+class MultiTeacher(StudentSelection, SoftenedLogits):
     """Train the student on the softened outputs of several teachers.  You et al. 2017 (KDD); weighted by
     each one's confidence: Zhang et al. 2022, arXiv:2201.00007.
     """
 
     teachers: tuple[Place, ...] = param(
-        (), "model names, runs:/…, models:/… or folders with // between them; the model before the first step if empty"
+        (), "model names, runs:/…, models:/… or folders with // between them; if empty, the model before the first step"
     )
     weighting: str = param(
         "mean",
-        "what each counts: the same, a given weight, or for each example the more, the less it errs there",
+        "weights of the teachers: equal, as given in weights, or for each example the larger, the smaller its error",
         choices=WEIGHTINGS,
         search=("mean", "confidence"),
     )
@@ -50,44 +54,46 @@ class MultiTeacher(Learner, Softened):
             raise UserError(f"weights has {len(self.weights)} numbers for {count} teachers; give {count}.")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        teachers, student = self.group(model, context)
+        """Train the student on the labels and on the logits of all teachers."""
+        teachers, student = self.teachers_and_student(model, context)
         if len(teachers) == 1:
-            context.record.warn("There is one teacher only, so this is response; name more: teachers=ONE//OTHER.")
-        student = learn(
-            student, self.heard(teachers), context, self.training_for(context.task), self.judge(context.task)
-        )
-        pictures.keep_softened(context, teachers, student, self.temperature)
+            context.record.warn("There is only one teacher, so this is response; name more: teachers=ONE//OTHER.")
+        training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
+        student = train_on_logits(student, self.active_teachers(teachers), context, training, logits_loss)
+        record_softened_outputs(context, teachers, student, self.temperature)
         return student
 
     def check(self, model: nn.Module, context: Context) -> None:
-        self.group(model, context)
+        """Raise UserError where a teacher or the student cannot be built."""
+        self.teachers_and_student(model, context)
 
-    def group(self, model: nn.Module, context: Context) -> tuple[list[nn.Module], nn.Module]:
-        """The teachers, frozen, and the student; a copy is one of the first teacher."""
+    def teachers_and_student(self, model: nn.Module, context: Context) -> tuple[list[nn.Module], nn.Module]:
+        """The frozen teachers, and the student to train; a smaller copy is one of the first teacher."""
         found = [context.load(place) for place in self.teachers] or [context.original]
         teachers = [frozen(teacher, context) for teacher in found]
-        return teachers, self.learner(model, teachers[0], context)
+        return teachers, self.build_student(model, teachers[0], context)
 
-    def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
-        losses = torch.stack([soft_losses(answer, one, self.temperature) for one in known])
-        return (self.shares(known, targets) * losses).sum(0).mean()
+    def teacher_loss(self, student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The mean over the examples of the weighted losses of the teachers."""
+        losses = torch.stack([soft_losses(student, teacher, self.temperature) for teacher in teachers])
+        return (self.teacher_weights(teachers, targets) * losses).sum(0).mean()
 
-    def shares(self, known: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """What each teacher counts, `(teachers, batch)` or `(teachers, 1)`; over the teachers it adds up to 1."""
-        if self.weighting == "confidence" and len(known) > 1:
-            return confidence(torch.stack([errors(one, targets) for one in known]))
-        given = list(self.weights) if self.weights else [1.0] * len(known)
+    def teacher_weights(self, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """Weights of the teachers, `(teachers, batch)` or `(teachers, 1)`, with sum 1 over the teachers."""
+        if self.weighting == "confidence" and len(teachers) > 1:
+            return confidence_weights(torch.stack([teacher_errors(logits, targets) for logits in teachers]))
+        given = list(self.weights) if self.weights else [1.0] * len(teachers)
         return (targets.new_tensor(given, dtype=torch.float32) / sum(given)).unsqueeze(1)
 
 
-def errors(logits: Tensor, targets: Tensor) -> Tensor:
-    """How far each answer is from the target, `(batch,)`: cross-entropy, or squared difference in a regression."""
+def teacher_errors(logits: Tensor, targets: Tensor) -> Tensor:
+    """The error of each example, `(batch,)`: cross-entropy, or the squared difference in a regression."""
     if logits.shape[1] == 1:
         return (logits.squeeze(1) - targets).square()
     return F.cross_entropy(logits, targets, reduction="none")
 
 
-def confidence(errors: Tensor) -> Tensor:
+def confidence_weights(errors: Tensor) -> Tensor:
     """Weights of two or more teachers for each example from their errors, both `(teachers, batch)`.
 
     (1 - softmax of the errors over the teachers) / (teachers - 1); Zhang et al. 2022, section 2.

@@ -1,80 +1,87 @@
-"""Relational distillation: examples lie to one another as they do for the teacher."""
+"""Relational distillation: distances and angles between examples are as in the teacher."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.methods.distill.layers.features import Pairs
-from compression.methods.distill.layers.layered import Comparison, Layered, Outputs
+from compression.methods.distill.layers.layer_distillation import LayerDistillation, LayerLoss, LayerOutputs
 from compression.params import param
-from compression.training.context import Context
 
-RELATED = 128  # examples of a batch that are related at most: there are as many angles as their third power
+if TYPE_CHECKING:
+    from compression.methods.distill.layers.features import LayerPairs
+    from compression.training.context import Context
+
+MOST_EXAMPLES = 128  # of a batch that are compared: the number of angles is the third power of it
 
 
 @dataclass(frozen=True)
-class Relational(Layered):
-    """Train the student on the distances between examples and the angles of any three, beside the teacher's answers.
+class Relational(LayerDistillation):
+    """Train the student on the teacher's distances between examples and angles of any three, in addition to its logits.
     Park et al. 2019, arXiv:1904.05068.
 
-    An example is the mean over the places of an image, or the first token of a text, in the last pair of layers,
-    or in all that are named.
+    An example is represented by the mean over the pixels of a feature map, or by the first token of a text, in the
+    last pair of layers, or in all that are named.
     """
 
     distance: float = param(25.0, "weight of the distances", interval="[0, inf)", search=(1.0, 100.0), log=True)
     angle: float = param(50.0, "weight of the angles", interval="[0, inf)", search=(1.0, 200.0), log=True)
 
-    def comparison(self, teacher: nn.Module, student: nn.Module, context: Context) -> Comparison:
-        pairs = self.layers_to_compare(teacher, student)
-        return Relations(pairs if self.pairs else pairs[-1:], self.distance, self.angle)
+    def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> LayerLoss:  # noqa: ARG002 - the base's signature
+        """The weighted losses of distances and angles."""
+        pairs = self.compared_layers(teacher, student)
+        return RelationalLoss(pairs if self.pairs else pairs[-1:], self.distance, self.angle)
 
 
-class Relations(Comparison):
-    def __init__(self, pairs: Pairs, distance: float, angle: float) -> None:
+class RelationalLoss(LayerLoss):
+    """The sum over the pairs of `distance_loss` and `angle_loss`, with the weights `distance` and `angle`."""
+
+    def __init__(self, pairs: LayerPairs, distance: float, angle: float) -> None:
         super().__init__(pairs)
         self.distance, self.angle = distance, angle
 
-    def forward(self, known: Outputs, seen: Outputs, tokens: Tensor | None) -> Tensor:
-        losses = [self.apart(embedding(seen[student]), embedding(known[teacher])) for teacher, student in self.pairs]
+    def forward(self, teacher: LayerOutputs, student: LayerOutputs, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - the base's signature
+        """The weighted sum over the pairs."""
+        losses = []
+        for of_teacher, of_student in self.pairs:
+            vectors = example_vectors(student[of_student]), example_vectors(teacher[of_teacher])
+            losses.append(self.distance * distance_loss(*vectors) + self.angle * angle_loss(*vectors))
         return torch.stack(losses).sum()
 
-    def apart(self, student: Tensor, teacher: Tensor) -> Tensor:
-        return self.distance * distance_loss(student, teacher) + self.angle * angle_loss(student, teacher)
 
-
-def embedding(output: Tensor) -> Tensor:
-    """One vector for each example, `(batch, features)`."""
-    output = output[:RELATED]
+def example_vectors(output: Tensor) -> Tensor:
+    """One vector for each of the first MOST_EXAMPLES of a batch, `(examples, features)`."""
+    output = output[:MOST_EXAMPLES]
     if output.ndim == 4:
         return output.mean((2, 3))
     return output[:, 0] if output.ndim == 3 else output
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber's loss of the pairwise distances, each in units of their mean; Park et al. 2019, eq. 4 to 6.
+    """Huber loss of the pairwise distances, each in units of their mean; Park et al. 2019, eq. 4 to 6.
 
     Vectors `(batch, features)`; the two widths need not be the same.
     """
-    return F.smooth_l1_loss(distances(student), distances(teacher))
+    return F.smooth_l1_loss(normalized_distances(student), normalized_distances(teacher))
 
 
-def distances(vectors: Tensor) -> Tensor:
-    """`(batch, batch)`, divided by the mean of those that are not zero."""
-    found = torch.cdist(vectors.float(), vectors.float(), compute_mode="donot_use_mm_for_euclid_dist")
-    apart = found[found > 0]
-    return found / apart.mean() if len(apart) else found
+def normalized_distances(vectors: Tensor) -> Tensor:
+    """Pairwise distances `(batch, batch)`, divided by the mean of those that are not zero."""
+    distances = torch.cdist(vectors.float(), vectors.float(), compute_mode="donot_use_mm_for_euclid_dist")
+    positive = distances[distances > 0]
+    return distances / positive.mean() if len(positive) else distances
 
 
 def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Huber's loss of the cosines of the angles at each example between any two others; Park et al. 2019, eq. 7, 8."""
-    return F.smooth_l1_loss(cosines(student), cosines(teacher))
+    """Huber loss of the cosines of the angles at each example between any two others; Park et al. 2019, eq. 7, 8."""
+    return F.smooth_l1_loss(angle_cosines(student), angle_cosines(teacher))
 
 
-def cosines(vectors: Tensor) -> Tensor:
+def angle_cosines(vectors: Tensor) -> Tensor:
     """`(batch, batch, batch)`: at [j, i, k] the cosine of the angle at j between i and k."""
-    sides = F.normalize(vectors.float().unsqueeze(0) - vectors.float().unsqueeze(1), dim=2)
-    return sides @ sides.transpose(1, 2)
+    directions = F.normalize(vectors.float().unsqueeze(0) - vectors.float().unsqueeze(1), dim=2)
+    return directions @ directions.transpose(1, 2)

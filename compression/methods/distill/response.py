@@ -2,77 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.methods.distill.logits import pictures
-from compression.methods.distill.logits.lesson import Judge, label_loss, learn
-from compression.methods.distill.students.pair import Distillation, Pair
+from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.training import LogitsLoss, label_loss, train_on_logits
+from compression.methods.distill.students.teacher_student import Distillation, TeacherStudent
 from compression.params import param
-from compression.tasks.task import Task
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+    from compression.tasks.task import Task
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class Softened(Distillation):
-    """How much a teacher's outputs are softened, and how much they count."""
+class SoftenedLogits(Distillation):
+    """A distillation whose loss is `alpha` times a term of softened logits and `1 - alpha` times that of the labels."""
 
     temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
 
     def inactive(self) -> frozenset[str]:
+        """Also the temperature, where the teacher's term has no weight."""
         return super().inactive() | (set() if self.alpha else {"temperature"})
 
-    def judge(self, task: Task) -> Judge:
-        """alpha times the teacher's term and 1 - alpha times that of the labels."""
-        hard = label_loss(task, self.training_for(task))
+    def logits_loss(self, task: Task) -> LogitsLoss:
+        """The weighted sum of the teacher's term and that of the labels."""
+        of_labels = label_loss(task, self.training_for(task))
 
-        def judge(answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
+        def loss(student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
             if not self.alpha:
-                return hard(answer, targets)
-            return self.alpha * self.soft(answer, known, targets) + (1 - self.alpha) * hard(answer, targets)
+                return of_labels(student, targets)
+            of_teachers = self.teacher_loss(student, teachers, targets)
+            return self.alpha * of_teachers + (1 - self.alpha) * of_labels(student, targets)
 
-        return judge
+        return loss
 
-    def heard(self, teachers: list[nn.Module]) -> list[nn.Module]:
-        """The teachers to ask: none where their answers do not count."""
+    def active_teachers(self, teachers: list[nn.Module]) -> list[nn.Module]:
+        """The teachers to run: none where their term has no weight."""
         return teachers if self.alpha else []
 
-    def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
-        """The teacher's term."""
-        return soft_loss(answer, known[0], self.temperature)
+    def teacher_loss(self, student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:  # noqa: ARG002 - overrides need it
+        """The teacher's term, a scalar, of the logits `(batch, classes)` of student and teachers."""
+        return soft_loss(student, teachers[0], self.temperature)
 
 
 @dataclass(frozen=True)
-class Response(Pair, Softened):
+class Response(TeacherStudent, SoftenedLogits):
     """Train the student on the teacher's softened outputs.  Hinton et al. 2015, arXiv:1503.02531, section 2.
 
     On a regression task the teacher's term is the squared difference of the outputs; there is nothing to soften.
     """
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        teacher, student = self.pair(model, context)
-        student = learn(
-            student, self.heard([teacher]), context, self.training_for(context.task), self.judge(context.task)
-        )
-        pictures.keep_softened(context, [teacher], student, self.temperature)
+        """Train the student on the labels and on the teacher's logits."""
+        teacher, student = self.teacher_and_student(model, context)
+        training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
+        student = train_on_logits(student, self.active_teachers([teacher]), context, training, logits_loss)
+        record_softened_outputs(context, [teacher], student, self.temperature)
         return student
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 KL(teacher || student) of the outputs softened by T, averaged over the batch.
 
-    Logits `(batch, classes)`. T^2 keeps the gradient's size as T changes (Hinton et al. 2015, section 2.1). The
+    Logits `(batch, classes)`. T^2 keeps the size of the gradient as T changes (Hinton et al. 2015, section 2.1). The
     mean is over examples: a mean over examples and classes would make the term `classes` times weaker.
     """
     return soft_losses(student, teacher, temperature).mean()
 
 
 def soft_losses(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """The same for each example, `(batch,)`."""
+    """The loss of each example, `(batch,)`, see `soft_loss`; with a single output, the squared difference."""
     if student.shape[1] == 1:
         return (student - teacher).square().squeeze(1)
     log_student, log_teacher = (F.log_softmax(x / temperature, dim=1) for x in (student, teacher))

@@ -1,40 +1,44 @@
-"""Self-distillation: a network is its own teacher, or makes do without one."""
+"""Self-distillation: a network is its own teacher, or is trained with a virtual one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
-from compression.methods.distill.logits import pictures
-from compression.methods.distill.logits.lesson import learn, require_classes
-from compression.methods.distill.logits.teacher_time import one_share
-from compression.methods.distill.response import Softened, soft_loss
-from compression.methods.distill.students.pair import frozen
+from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.teacher_time import record_total_share
+from compression.methods.distill.logits.training import require_classes, train_on_logits
+from compression.methods.distill.response import SoftenedLogits, soft_loss
+from compression.methods.distill.students.teacher_student import frozen
 from compression.models import storage
 from compression.nn import transformer
 from compression.nn.layers import COMPRESSED
 from compression.params import param
 from compression.tasks.task import evaluate
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.training.context import Context
 
 STYLES = ("born_again", "teacher_free")
 
 
 @dataclass(frozen=True)
-class SelfDistillation(Softened):
-    """Train the same architecture anew on what the trained one knows, once or for several generations (born again:
-    Furlanello et al. 2018, arXiv:1805.04770), or on a made-up teacher that is nearly sure of the label (teacher-free:
-    Yuan et al. 2020, arXiv:1909.11723, section 5).
+class SelfDistillation(SoftenedLogits):
+    """Train the same architecture anew on the logits of the trained one, for one or more generations (born again:
+    Furlanello et al. 2018, arXiv:1805.04770), or on a virtual teacher that gives the label nearly all probability
+    (teacher-free: Yuan et al. 2020, arXiv:1909.11723, section 5).
 
     Nothing gets smaller: it is for quality at the same size. In a chain every generation starts from the chain's model.
     """
 
-    style: str = param("born_again", "where the answers come from", choices=STYLES, search=STYLES)
+    style: str = param("born_again", "which logits to train on", choices=STYLES, search=STYLES)
     generations: int = param(
         1, "how often the student becomes the teacher", interval="[1, inf)", when={"style": ("born_again",)}
     )
@@ -45,27 +49,30 @@ class SelfDistillation(Softened):
         search=(0.9, 0.99),
         when={"style": ("teacher_free",)},
     )
-    student: str = param("", "model name or folder to start from; the model's own architecture, untrained, if empty")
+    student: str = param("", "model name or folder to start from; if empty, the model's own architecture, untrained")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Train the generations and return the best, or train once with the virtual teacher."""
         context.record.tag("distillation", "self")
         if self.style == "teacher_free":
-            training = self.training_for(context.task)
-            return learn(self.start(model, context), [], context, training, self.judge(context.task))
-        with one_share(context):
-            generations = self.born(model, context)
-        return self.best(generations, context)
+            training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
+            return train_on_logits(self.initial_student(model, context), [], context, training, logits_loss)
+        with record_total_share(context):
+            generations = self.train_generations(model, context)
+        return self.best_generation(generations, context)
 
     def check(self, model: nn.Module, context: Context) -> None:
-        self.start(model, context)
+        """Raise UserError where a student must be named, or the virtual teacher has no classes."""
+        self.initial_student(model, context)
 
-    def soft(self, answer: Tensor, known: Sequence[Tensor], targets: Tensor) -> Tensor:
-        made_up = self.style == "teacher_free"
-        right = virtual_teacher(targets, answer.shape[1], self.sure) if made_up else known[0]
-        return soft_loss(answer, right, self.temperature)
+    def teacher_loss(self, student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
+        """The loss of softened logits, by style from the virtual teacher or the generation before."""
+        if self.style == "teacher_free":
+            return soft_loss(student, virtual_teacher(targets, student.shape[1], self.sure), self.temperature)
+        return soft_loss(student, teachers[0], self.temperature)
 
-    def start(self, model: nn.Module, context: Context) -> nn.Module:
-        """The network that a generation begins with; UserError where a pretrained one must be named."""
+    def initial_student(self, model: nn.Module, context: Context) -> nn.Module:
+        """The network that a generation starts from; raises UserError where `student` must name it."""
         if self.style == "teacher_free":
             require_classes(context.task, "style=teacher_free")
         if self.student:
@@ -78,19 +85,21 @@ class SelfDistillation(Softened):
             raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")
         return storage.untrained(model)
 
-    def born(self, model: nn.Module, context: Context) -> list[nn.Module]:
-        """The generations, each taught by the one before it, the first by `model`; a child run each."""
-        found, training = [frozen(copy.deepcopy(model), context)], self.training_for(context.task)
+    def train_generations(self, model: nn.Module, context: Context) -> list[nn.Module]:
+        """Train each generation on the logits of the one before, the first on those of `model`; a child run each."""
+        generations, training = [frozen(copy.deepcopy(model), context)], self.training_for(context.task)
+        logits_loss = self.logits_loss(context.task)
         for number in range(1, self.generations + 1):
-            student, teachers, name = self.start(model, context), found[-1:], f"generation-{number}"
-            with context.stage(name) as (stage, _):
-                student = learn(student, self.heard(teachers), stage, training, self.judge(context.task), name=name)
-                pictures.keep_softened(stage, teachers, student, self.temperature)
-            found.append(frozen(student, context))
-        return found[1:]
+            student, teachers, name = self.initial_student(model, context), generations[-1:], f"generation-{number}"
+            with context.stage(name) as (stage_context, _):
+                active = self.active_teachers(teachers)
+                student = train_on_logits(student, active, stage_context, training, logits_loss, name=name)
+                record_softened_outputs(stage_context, teachers, student, self.temperature)
+            generations.append(frozen(student, context))
+        return generations[1:]
 
-    def best(self, generations: list[nn.Module], context: Context) -> nn.Module:
-        """The generation that is best on the validation split; all are in the table `generations`."""
+    def best_generation(self, generations: list[nn.Module], context: Context) -> nn.Module:
+        """The best generation on the validation split, trainable; records the table `generations` of all."""
         task = context.task
         validation = task.validation.to(context.device)
         qualities = [evaluate(student, validation, task)[task.metric] for student in generations]
@@ -99,10 +108,11 @@ class SelfDistillation(Softened):
         return generations[qualities.index(max(qualities))].requires_grad_(True)
 
 
-def virtual_teacher(targets: Tensor, classes: int, sure: float) -> Tensor:
-    """Logits `(batch, classes)` whose softmax is `sure` for the target and even for the others.
+def virtual_teacher(targets: Tensor, classes: int, target_probability: float) -> Tensor:
+    """Logits `(batch, classes)` whose softmax is `target_probability` for the target and uniform over the others.
 
     Yuan et al. 2020, section 5. Softening them by T is the distribution to the power 1 / T, normalised.
     """
-    probabilities = torch.full((len(targets), classes), (1 - sure) / (classes - 1), device=targets.device)
-    return probabilities.scatter(1, targets.unsqueeze(1), sure).log()
+    other_probability = (1 - target_probability) / (classes - 1)
+    probabilities = torch.full((len(targets), classes), other_probability, device=targets.device)
+    return probabilities.scatter(1, targets.unsqueeze(1), target_probability).log()

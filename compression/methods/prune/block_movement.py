@@ -32,7 +32,7 @@ class BlockMovement(Learned):
     def groups(self, model: nn.Module) -> list[list[Part]]:
         joint = list(self.joint(model)) if transformer.is_transformer(model) else []
         taken = {name for parts in joint for name, _ in parts}
-        alone = {name: layer for name, layer in layers.prunable(model).items() if name not in taken}
+        alone = {name: layer for name, layer in layers.prunable_layers(model).items() if name not in taken}
         return joint + [[(n, Blocks.of(m, self.block_rows, self.block_columns))] for n, m in alone.items()]
 
     def joint(self, model: nn.Module) -> list[list[Part]]:

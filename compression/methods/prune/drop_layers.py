@@ -75,7 +75,7 @@ def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor
     for inputs, _ in scores.batches(context, examples):
         assert isinstance(inputs, dict)
         there = inputs["attention_mask"].bool()
-        with transformer.watched(model) as seen:
+        with transformer.record_hidden_states(model) as seen:
             forward(model, inputs)
         for layer, (before, after) in enumerate(seen):
             sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()

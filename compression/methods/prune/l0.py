@@ -63,7 +63,7 @@ class L0(Method):
             raise UserError(f"ramp_start={self.ramp_start} is not before ramp_end={self.ramp_end}; it must be less.")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        transformer.names(model)  # refuses what has no heads or layers
+        transformer.architecture(model)  # refuses what has no heads or layers
         require_training(self.training, context.task.training, "Gates are learned")
         before = cutting.sizes(model)
         course = Course(self.resolved(context.task), context, model, Learned(model, context.original))
@@ -129,7 +129,7 @@ class Course:
         """The task's loss, the original's answers and layers, and the constraint, under gates drawn anew."""
         self.learned.masks.draw()
         m, task = self.method, self.context.task
-        with transformer.watched(self.model) as seen:
+        with transformer.record_hidden_states(self.model) as seen:
             answer = forward(model, inputs)
         value = (1 - m.distill_alpha) * task.loss(answer, targets, label_smoothing=m.training.label_smoothing or 0.0)
         if m.distill_alpha:
@@ -139,7 +139,7 @@ class Course:
     def taught(self, answer: Tensor, states: list[Tensor], inputs: Inputs) -> Tensor:
         """What the original model says of an answer and of the hidden states it came by."""
         m, teacher = self.method, self.context.original.to(self.context.device).eval()
-        with torch.no_grad(), transformer.watched(teacher) as known:
+        with torch.no_grad(), transformer.record_hidden_states(teacher) as known:
             right = forward(teacher, inputs)
         value = (1 - m.layer_share) * soft_loss(answer, right, m.temperature)
         if not m.layer_share:

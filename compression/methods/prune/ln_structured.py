@@ -31,7 +31,7 @@ class LnStructured(Gradual):
 
     def candidates(self, model: nn.Module) -> Iterable[str]:
         last = transformer.classifier(model)
-        return [name for name, layer in layers.prunable(model).items() if layer is not last]
+        return [name for name, layer in layers.prunable_layers(model).items() if layer is not last]
 
     def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
         return {name: self._mask(weight, shares[name]) for name, weight in self._weights(model, shares)}

@@ -45,6 +45,6 @@ def importance(model: nn.Module, criterion: str, seed: int) -> scores.Scores:
     for name, weight in scores.weights(model).items():
         drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
         found[name] = weight.detach().abs() if criterion == "l1" else drawn
-    for name, layer in layers.masked(model).items():
+    for name, layer in layers.masked_layers(model).items():
         found[name] = found[name].masked_fill(~cast(Tensor, layer.mask), -math.inf)
     return found

@@ -110,7 +110,7 @@ class Movement(Learned):
     """
 
     def groups(self, model: nn.Module) -> list[list[blocks.Part]]:
-        return [[(name, blocks.Blocks.of(layer, 1, 1))] for name, layer in layers.prunable(model).items()]
+        return [[(name, blocks.Blocks.of(layer, 1, 1))] for name, layer in layers.prunable_layers(model).items()]
 
 
 @dataclass

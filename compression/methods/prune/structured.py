@@ -153,7 +153,7 @@ class Structured(Method):
 
 def lift_masks(model: nn.Module) -> list[str]:
     """Take the masks off, which torch-pruning does not cut; the names of the layers that had one."""
-    names = list(layers.masked(model))
+    names = list(layers.masked_layers(model))
     for name in names:
         delattr(model.get_submodule(name), "mask")
     return names

@@ -22,7 +22,7 @@ from compression.methods.quantize.widths.timed import fewest, share_of_time
 from compression.methods.quantize.wiring.between import floats, round_inputs
 from compression.methods.quantize.wiring.folding import fold_batch_norms, relu_before_pool
 from compression.nn.inputs import Inputs
-from compression.nn.layers import Add, macs, weight
+from compression.nn.layers import Add, count_macs, weight
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
 from compression.params import param
@@ -168,7 +168,7 @@ class Mixed(Method):
         """The widths that keep to the share of time, with integers in as few layers as need be."""
         assert self.latency is not None
         widest, example = self.tried[0], context.task.example(2)
-        costs = macs(model, example)
+        costs = count_macs(model, example)
         order = sorted(layers, key=lambda n: max(0.0, found[n, widest][self.by]) / max(costs.get(n, 0), 1))
         rows = []
 

@@ -1,1 +1,1 @@
-"""Training the model itself: baselines, and the recovery after a step that cost quality."""
+"""Training of the model itself: baselines, and the recovery after a step that cost quality."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compression import params
 from compression.methods.base import Method
-from compression.training.context import Context
+from compression.params import group
 from compression.training.hyperparameters import Training
 from compression.training.loop import fit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Finetune(Method):
 
     family: ClassVar[str] = "train"
 
-    training: Training = params.group(Training)
+    training: Training = group(Training)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Train the model in place."""
         return fit(model, context, self.training)

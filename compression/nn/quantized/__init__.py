@@ -1,7 +1,7 @@
-"""The one quantized representation: integer codes, scales, zero points, and layers that compute what they mean.
+"""The quantized representation of all methods: integer codes, scales, zero points, and layers that hold them.
 
-A quantizer only chooses numbers (`Numbers`); the layers here hold them packed at their bit width, compute with
-them in torch, and `deploy.onnx` turns them into what ONNX Runtime runs as integers.
+A quantizer chooses quantization parameters (`QParams`). The layers here store the codes packed at their bit width and
+simulate the integer arithmetic in torch; `deploy.onnx` exports them to what ONNX Runtime computes in integers.
 """
 
 from compression.nn.quantized.convolution import conv_arguments
@@ -18,7 +18,16 @@ from compression.nn.quantized.layers import (
     QuantLinear,
     QuantWeightLayer,
 )
-from compression.nn.quantized.qparams import QParams, calc_qparams, code_range, dequantize, merge_groups, quantize, split_groups, weight_code_range
+from compression.nn.quantized.qparams import (
+    QParams,
+    calc_qparams,
+    code_range,
+    dequantize,
+    merge_groups,
+    quantize,
+    split_groups,
+    weight_code_range,
+)
 from compression.nn.quantized.packing import pack, unpack
 
 __all__ = [

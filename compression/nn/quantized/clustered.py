@@ -36,7 +36,7 @@ class ClusteredLayer(nn.Module):
     def indices(self) -> Tensor:
         """Each weight's index into the codebook, int64 in the shape of the weight."""
         signed = unpack(self.packed, self.bits, self.weight.numel())
-        return signed.view(self.weight.shape).long() + 2 ** (self.bits - 1)
+        return signed.view(self.weight.shape).long() + (1 << self.bits - 1)
 
     @torch.no_grad()
     def set_indices(self, indices: Tensor, codebook: Tensor, bias: Tensor | None) -> Self:
@@ -58,6 +58,7 @@ class ClusteredLayer(nn.Module):
         self.update_weight()
 
     def extra_repr(self) -> str:
+        """Shape of the weight and size of the codebook."""
         return f"{'x'.join(map(str, self.weight.shape))}, {2**self.bits} values"
 
 
@@ -69,6 +70,7 @@ class ClusteredLinear(ClusteredLayer):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
         return F.linear(inputs, self.weight, self.bias)
 
 
@@ -92,4 +94,5 @@ class ClusteredConv2d(ClusteredLayer):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map images `(batch, in_channels, height, width)` to feature maps `(batch, out_channels, ...)`."""
         return F.conv2d(inputs, self.weight, self.bias, **conv_options(self))

@@ -33,6 +33,7 @@ class HalfLayer(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Shape and dtype of the weight."""
         return f"{'x'.join(map(str, self.weight.shape))}, {self.stored}"
 
 
@@ -44,6 +45,7 @@ class HalfLinear(HalfLayer):
         self.in_features, self.out_features = in_features, out_features
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
         return F.linear(inputs, self.weight.float(), self.bias)
 
 
@@ -67,6 +69,7 @@ class HalfConv2d(HalfLayer):
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map images `(batch, in_channels, height, width)` to feature maps `(batch, out_channels, ...)`."""
         return F.conv2d(inputs, self.weight.float(), self.bias, **conv_options(self))
 
 
@@ -78,4 +81,5 @@ class HalfEmbedding(HalfLayer):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
     def forward(self, indices: Tensor) -> Tensor:
+        """Look up `indices` of any shape: float32 `(..., embedding_dim)`."""
         return F.embedding(indices, self.weight).float()

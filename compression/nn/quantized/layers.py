@@ -1,4 +1,4 @@
-"""Layers that hold integers. Their forward computes in torch what the integers mean, so it needs no special device."""
+"""Quantized layers: they store integers, and simulate integer arithmetic in floats, so that they run on any device."""
 
 from __future__ import annotations
 
@@ -9,21 +9,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.nn.quantized.convolution import conv_arguments, conv_options
-from compression.nn.quantized.qparams import MAX_PAIR_SUM, MAX_ROW_SUM, QParams, code_range, dequantize, merge_groups, quantize, require_exact_sums, split_groups, nonzero_scale
+from compression.nn.quantized.qparams import (
+    MAX_PAIR_SUM,
+    MAX_ROW_SUM,
+    QParams,
+    code_range,
+    dequantize,
+    merge_groups,
+    quantize,
+    require_exact_sums,
+    split_groups,
+    nonzero_scale,
+)
 from compression.nn.quantized.packing import pack, packed_size, unpack
 
-# Of a step, added before a sign is taken. Layers of integers give multiples of a step, zero among them, and rounding
-# noise would say on which side of zero it lies: in torch on one, in ONNX Runtime on the other.
+# Share of a step that is added before a mid-rise quantizer takes the sign. Quantized layers output multiples of a
+# step, often exactly zero, and rounding noise would decide the sign: in torch for one side, in ONNX Runtime for the
+# other.
 TIE_SHIFT = 2.0**-12
 DYNAMIC: Literal["dynamic"] = "dynamic"
-ActivationScheme = QParams | Literal["dynamic"] | None  # what a layer does to its input; None leaves it alone
+ActivationScheme = QParams | Literal["dynamic"] | None  # how a layer quantizes its input; None: not at all
 
 
 class Quantize(nn.Module):
-    """Rounds its input to the levels of unsigned codes of `bits` bits.
+    """Fake-quantizes its input: rounds it to the values of unsigned codes of `bits` bits, in any shape.
 
-    `levels` is affine, odd (no level at zero; see `Numbers`), or dynamic: an affine range of 8 bits taken from each
-    input as a whole, by the formula of ONNX's DynamicQuantizeLinear.
+    `levels` names the scheme: affine, odd (mid-rise, see `QParams`), or dynamic: affine with 8 bits over the range of
+    each input tensor, by the formula of ONNX's DynamicQuantizeLinear.
     """
 
     scale: Tensor
@@ -40,7 +52,7 @@ class Quantize(nn.Module):
 
     @classmethod
     def from_scheme(cls, activation: ActivationScheme) -> Quantize | nn.Identity:
-        """The module that does to an input what `activation` says."""
+        """Build the module that quantizes an input by `activation`; an identity for None."""
         if activation is None:
             return nn.Identity()
         if isinstance(activation, str):
@@ -57,10 +69,11 @@ class Quantize(nn.Module):
 
     @property
     def largest_code(self) -> int:
-        """The largest byte that stands for an activation in integer kernels; odd levels lie around 128."""
-        return 2**self.bits - 1 + (128 if self.qscheme == "odd" else 0)
+        """The largest byte that an integer kernel reads for an activation; those of `odd` lie around 128."""
+        return (1 << self.bits) - 1 + (128 if self.qscheme == "odd" else 0)
 
     def forward(self, values: Tensor) -> Tensor:
+        """Round `values` to the nearest representable ones, in their shape."""
         scale, zero_point = self.calc_qparams(values)
         if self.qscheme == "odd":
             values = values + TIE_SHIFT * scale
@@ -68,11 +81,11 @@ class Quantize(nn.Module):
 
     @property
     def qparams(self) -> QParams:
-        """What `of` made it from; there is no such thing for a dynamic range."""
+        """The parameters that `from_scheme` built it from; not defined for a dynamic range."""
         return QParams(self.bits, self.scale, self.zero_point, *code_range(self.bits, signed=False))
 
     def calc_qparams(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, scalars."""
+        """Return scale and zero point, scalars; those of a dynamic range depend on `values`."""
         if self.qscheme != "dynamic":
             return self.scale, self.zero_point
         low, high = values.amin().clamp(max=0.0), values.amax().clamp(min=0.0)
@@ -80,19 +93,20 @@ class Quantize(nn.Module):
         return scale, (-low / scale).round().clamp(0, 255)
 
     def extra_repr(self) -> str:
+        """Scheme and bit width."""
         return f"{self.levels}, {self.bits} bits"
 
 
 class QuantInput(Quantize):
-    """What goes into a layer that stays in floats, so that the layer of integers before it gets its kernel."""
+    """Quantizes the input of a float layer, so that the quantized layer before it is fused to an integer kernel."""
 
 
 class QuantWeightLayer(nn.Module):
-    """What layers with an integer weight share.
+    """Base class of layers with an integer weight.
 
-    On disk a weight is `packed` (uint8, the codes at their bit width) with its `scale` `(rows, groups)` and, where
-    they are not all zero, its zero points; in memory `weight` holds the values they stand for. Buffers, all of them:
-    nothing here trains.
+    Stored are `packed` (uint8, the codes at their bit width), `scale` `(rows, groups)` and, for affine schemes,
+    `zero_point` in the same shape; `weight` holds the dequantized values in memory alone. All are buffers: nothing
+    here trains.
     """
 
     packed: Tensor
@@ -106,10 +120,10 @@ class QuantWeightLayer(nn.Module):
         super().__init__()
         self.bits, self.granularity, self.group_size, self.levels = bits, granularity, group_size, levels
         weight = torch.zeros(shape)
-        numbers = torch.ones(split_groups(weight, granularity, group_size).shape[:2])
+        ones = torch.ones(split_groups(weight, granularity, group_size).shape[:2])
         self.register_buffer("packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8))
-        self.register_buffer("scale", numbers)
-        self.register_buffer("zero_point", numbers.to(torch.int8) if levels == "affine" else None)
+        self.register_buffer("scale", ones)
+        self.register_buffer("zero_point", ones.to(torch.int8) if levels == "affine" else None)
         self.register_buffer("weight", weight, persistent=False)
         self.bias = nn.Parameter(torch.zeros(bias), requires_grad=False) if bias else None
 
@@ -120,42 +134,47 @@ class QuantWeightLayer(nn.Module):
 
     @property
     def codes(self) -> Tensor:
-        """The integers, int8, in the shape of the weight."""
+        """The integer codes, int8 in the shape of the weight."""
         return unpack(self.packed, self.bits, self.weight.numel()).view(self.weight.shape)
 
     @property
     def zero_points(self) -> Tensor:
-        """`(rows, groups)`, float32."""
+        """Zero points of every scheme, float32 `(rows, groups)`."""
         if self.zero_point is not None:
             return self.zero_point.float()
         return torch.full_like(self.scale, -0.5 if self.qscheme == "odd" else 0.0)
 
     @property
     def code_step(self) -> int:
-        """What integer kernels are given codes times: as much as a byte holds, and a pair of products.
+        """The distance of neighbouring codes in integer kernels: the largest that a byte and `MAX_PAIR_SUM` allow.
 
-        Few bits beside few bits have so large a product of their scales that a bias in steps of it would be far off.
+        A bias is rounded to multiples of input scale times weight scale. With few bits both are large, and the bias
+        would be far off; spreading the codes over the byte divides the weight scale by this factor.
         """
         source = getattr(self, "input", None)
         if not isinstance(source, Quantize) or source.qscheme != "affine" or not self.has_integer_kernel:
             return 1
         odd = self.qscheme == "odd"
-        limit, largest = MAX_PAIR_SUM // (2 * source.largest_code), 2**self.bits - 1 if odd else 2 ** (self.bits - 1)
+        limit = MAX_PAIR_SUM // (2 * source.largest_code)
+        largest = (1 << self.bits) - 1 if odd else 1 << self.bits - 1
         return max(1, min(limit, 127 if odd else 128) // largest)
 
     @property
     def kernel_scale(self) -> Tensor:
-        """What 1 stands for in integer kernels, `(rows, groups)`: halves are doubled for them."""
+        """The weight scale of integer kernels, `(rows, groups)`; `odd` codes are doubled there to make them whole."""
         return self.scale / (self.code_step * (2 if self.qscheme == "odd" else 1))
 
     @property
     def has_integer_kernel(self) -> bool:
-        """Whether integer kernels can multiply with this weight; the others turn it into floats when loaded."""
+        """Whether an integer kernel can multiply with this weight; otherwise it is cast to floats on loading."""
         return self.granularity != "group" and not (self.qscheme == "odd" and self.bits == 8)
 
     @torch.no_grad()
     def set_codes(self, codes: Tensor, scale: Tensor, zero_point: Tensor) -> Self:
-        """Take these integers for the weight; a ValueError where integer kernels would not add them up exactly."""
+        """Set the weight to these codes (shape of the weight), scales and zero points `(rows, groups)`.
+
+        Raises ValueError if integer kernels could not sum them exactly.
+        """
         self.packed = pack(codes, self.bits)
         self.scale = scale.detach().to(torch.float32).clone()
         if self.qscheme == "affine":
@@ -165,73 +184,77 @@ class QuantWeightLayer(nn.Module):
         return self
 
     def update_weight(self) -> None:
-        """Compute `weight` from the integers."""
+        """Dequantize the codes into `weight`; ValueError as in `set_codes`."""
         codes = split_groups(self.codes.float(), self.granularity, self.group_size)
         values = dequantize(codes, self.scale.unsqueeze(2), self.zero_points.unsqueeze(2))
         self.weight = merge_groups(values, self.weight.shape)
         source = getattr(self, "input", None)
         if isinstance(source, Quantize) and self.has_integer_kernel:
             stored = self.codes.flatten(1).int()
-            whole = 2 * stored + 1 if self.qscheme == "odd" else stored
-            require_exact_sums(self.code_step * whole, source.largest_code)
+            integers = 2 * stored + 1 if self.qscheme == "odd" else stored
+            require_exact_sums(self.code_step * integers, source.largest_code)
 
     def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         super()._load_from_state_dict(*arguments, **options)
         self.update_weight()
 
     def extra_repr(self) -> str:
+        """Shape, bit width, granularity and scheme of the weight."""
         grouped = f" of {self.group_size}" if self.group_size else ""
         shape = "x".join(map(str, self.weight.shape))
-        return f"{shape}, {self.bits} bits per {self.granularity}{grouped}, {self.levels}"
+        return f"{shape}, {self.bits} bits per {self.granularity}{grouped}, {self.qscheme}"
 
 
-def _hold(made: QuantWeightLayer, layer: nn.Module, weight: QParams, activation: ActivationScheme, codes: Tensor | None) -> None:
-    """Give `made` the weight and the bias of the float `layer`, in these numbers.
+def _quantize_into(
+    quantized: QuantWeightLayer, layer: nn.Module, weight: QParams, activation: ActivationScheme, codes: Tensor | None
+) -> None:
+    """Quantize the weight and the bias of the float `layer` into `quantized`.
 
-    `codes` (shape of the weight) replaces rounding to the nearest. A bias beside quantized inputs is rounded to
-    what its 32-bit integer will hold.
+    `codes` (shape of the weight) replaces rounding to the nearest. With quantized inputs the bias is rounded to the
+    32-bit integers that kernels add.
     """
-    values, bias = layer.weight.detach(), getattr(layer, "bias", None)  # type: ignore[union-attr, operator]
+    values, bias = layer.weight.detach(), getattr(layer, "bias", None)  # type: ignore[operator]
     scale = weight.scale.detach().to(torch.float32)
     if isinstance(activation, QParams) and bias is not None and codes is None:
-        # A channel of tiny weights would need a larger integer for its bias than 32 bits.
-        most = activation.scale * MAX_ROW_SUM / made.code_step
-        scale = torch.maximum(scale, _largest(bias.detach(), scale.shape) / most)
+        # With a scale as small as the weights of a weak channel, its bias would not fit into 32 bits.
+        largest_step = activation.scale * MAX_ROW_SUM / quantized.code_step
+        scale = torch.maximum(scale, _largest_bias(bias.detach(), scale.shape) / largest_step)
     if codes is None:
         groups = split_groups(values, weight.granularity, weight.group_size)
-        found = quantize(groups, scale.unsqueeze(2), weight.zero_point.unsqueeze(2), weight.low, weight.high)
-        codes = merge_groups(found, values.shape)
-    made.to(values.device).set_codes(codes, scale, weight.zero_point)
+        rounded = quantize(groups, scale.unsqueeze(2), weight.zero_point.unsqueeze(2), weight.low, weight.high)
+        codes = merge_groups(rounded, values.shape)
+    quantized.to(values.device).set_codes(codes, scale, weight.zero_point)
     if bias is not None:
-        step = bias_step(made)
-        assert made.bias is not None
-        made.bias.data = bias.detach().clone() if step is None else (bias.detach() / step).round() * step
+        step = bias_scale(quantized)
+        assert quantized.bias is not None
+        quantized.bias.data = bias.detach().clone() if step is None else (bias.detach() / step).round() * step
 
 
-def bias_step(layer: QuantWeightLayer) -> Tensor | None:
-    """What 1 stands for in the 32-bit bias of integer kernels, `(outputs,)` or `(1,)`; None where it stays a float."""
+def bias_scale(layer: QuantWeightLayer) -> Tensor | None:
+    """Return the scale of the 32-bit bias in integer kernels, `(outputs,)` or `(1,)`; None if the bias stays float."""
     source = getattr(layer, "input", None)
     if not isinstance(source, Quantize) or source.qscheme != "affine" or not layer.has_integer_kernel:
         return None
     return layer.kernel_scale.flatten() * source.scale
 
 
-def _largest(bias: Tensor, shape: torch.Size) -> Tensor:
+def _largest_bias(bias: Tensor, shape: torch.Size) -> Tensor:
+    """Largest magnitude of the biases `(outputs,)` that each scale of `shape` `(1 or outputs, 1)` belongs to."""
     return bias.abs().amax().expand(shape) if shape[0] == 1 else bias.abs().unsqueeze(1).expand(shape)
 
 
-def _arguments(numbers: QParams, activation: ActivationScheme) -> dict[str, Any]:
-    """The constructor's arguments that follow from the numbers."""
+def _arguments(qparams: QParams, activation: ActivationScheme) -> dict[str, Any]:
+    """Return the constructor arguments that follow from the quantization parameters."""
     source = Quantize.from_scheme(activation)
-    held = {
-        "bits": numbers.bits,
-        "granularity": numbers.granularity,
-        "group_size": numbers.group_size,
-        "levels": numbers.qscheme,
+    arguments = {
+        "bits": qparams.bits,
+        "granularity": qparams.granularity,
+        "group_size": qparams.group_size,
+        "levels": qparams.qscheme,
     }
     if isinstance(source, Quantize):
-        held |= {"activation": source.qscheme, "activation_bits": source.bits}
-    return held
+        arguments |= {"activation": source.qscheme, "activation_bits": source.bits}
+    return arguments
 
 
 def _input(activation: str, bits: int) -> nn.Module:
@@ -239,7 +262,7 @@ def _input(activation: str, bits: int) -> nn.Module:
 
 
 class QuantLinear(QuantWeightLayer):
-    """`nn.Linear` with an integer weight; `activation` is what `Quantize` does to its input, or none."""
+    """`nn.Linear` with an integer weight; `activation` is the scheme of its `Quantize` input, or none."""
 
     def __init__(
         self,
@@ -264,19 +287,20 @@ class QuantLinear(QuantWeightLayer):
     def from_float(
         cls, layer: nn.Linear, weight: QParams, activation: ActivationScheme = None, codes: Tensor | None = None
     ) -> Self:
-        """`layer` in the chosen numbers; `codes` (shape of the weight) where they are not the nearest ones."""
+        """Quantize `layer`; `codes` (shape of the weight) replaces rounding to the nearest."""
         bias = layer.bias is not None
         made = cls(layer.in_features, layer.out_features, bias, **_arguments(weight, activation))
         made.input = Quantize.from_scheme(activation)
-        _hold(made, layer, weight, activation, codes)
+        _quantize_into(made, layer, weight, activation, codes)
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
         return F.linear(self.input(inputs), self.weight, self.bias)
 
 
 class QuantConv2d(QuantWeightLayer):
-    """`nn.Conv2d` with an integer weight; `activation` is what `Quantize` does to its input, or none."""
+    """`nn.Conv2d` with an integer weight; `activation` is the scheme of its `Quantize` input, or none."""
 
     def __init__(
         self,
@@ -306,20 +330,21 @@ class QuantConv2d(QuantWeightLayer):
     def from_float(
         cls, layer: nn.Conv2d, weight: QParams, activation: ActivationScheme = None, codes: Tensor | None = None
     ) -> Self:
-        """`layer` in the chosen numbers; `codes` (shape of the weight) where they are not the nearest ones."""
+        """Quantize `layer`; `codes` (shape of the weight) replaces rounding to the nearest."""
         if layer.padding_mode != "zeros":
             raise ValueError(f"padding_mode={layer.padding_mode!r}: only zeros can be padded in integers")
         made = cls(**conv_arguments(layer), bias=layer.bias is not None, **_arguments(weight, activation))
         made.input = Quantize.from_scheme(activation)
-        _hold(made, layer, weight, activation, codes)
+        _quantize_into(made, layer, weight, activation, codes)
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map images `(batch, in_channels, height, width)` to feature maps `(batch, out_channels, ...)`."""
         return F.conv2d(self.input(inputs), self.weight, self.bias, **conv_options(self))
 
 
 class QuantEmbedding(QuantWeightLayer):
-    """`nn.Embedding` with an integer table: `channel` gives every row its own scale."""
+    """`nn.Embedding` with an integer table; granularity `channel` gives every row its own scale."""
 
     def __init__(
         self,
@@ -335,17 +360,18 @@ class QuantEmbedding(QuantWeightLayer):
 
     @classmethod
     def from_float(cls, layer: nn.Embedding, weight: QParams, codes: Tensor | None = None) -> Self:
-        """`layer` in the chosen numbers; `codes` (shape of the table) where they are not the nearest ones."""
+        """Quantize `layer`; `codes` (shape of the table) replaces rounding to the nearest."""
         made = cls(layer.num_embeddings, layer.embedding_dim, **_arguments(weight, None))
-        _hold(made, layer, weight, None, codes)
+        _quantize_into(made, layer, weight, None, codes)
         return made
 
     def forward(self, indices: Tensor) -> Tensor:
+        """Look up `indices` of any shape: `(..., embedding_dim)`."""
         return F.embedding(indices, self.weight)
 
 
 class QuantAdd(nn.Module):
-    """The sum of two inputs, each rounded to its own levels: what integer kernels add."""
+    """The sum of two inputs of one shape, each quantized with its own parameters, as integer kernels add them."""
 
     def __init__(self, bits: int = 8) -> None:
         super().__init__()
@@ -354,16 +380,18 @@ class QuantAdd(nn.Module):
 
     @classmethod
     def from_qparams(cls, left: QParams, right: QParams) -> Self:
+        """Build the sum of inputs quantized by `left` and `right`."""
         made = cls(left.bits)
         made.left, made.right = Quantize.from_scheme(left), Quantize.from_scheme(right)  # type: ignore[assignment]
         return made
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Add two tensors of one shape."""
         return self.left(left) + self.right(right)
 
 
 class QuantAvgPool2d(nn.Module):
-    """`nn.AdaptiveAvgPool2d` on a rounded input: the sum before it can stay in integers, and so can the mean."""
+    """`nn.AdaptiveAvgPool2d` on a quantized input, so that a sum before it and the mean run in integers."""
 
     def __init__(self, output_size: int | tuple[int, int], bits: int = 8) -> None:
         super().__init__()
@@ -372,10 +400,11 @@ class QuantAvgPool2d(nn.Module):
 
     @classmethod
     def from_float(cls, layer: nn.AdaptiveAvgPool2d, activation: QParams) -> Self:
-        """`layer` on an input in the chosen numbers."""
+        """Build the pooling of `layer` on an input quantized by `activation`."""
         made = cls(layer.output_size, activation.bits)  # type: ignore[arg-type]
         made.input = Quantize.from_scheme(activation)  # type: ignore[assignment]
         return made
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Pool `(batch, channels, height, width)` to `(batch, channels, *output_size)`."""
         return F.adaptive_avg_pool2d(self.input(inputs), self.output_size)

@@ -22,7 +22,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     stream = (packed.unsqueeze(1) >> _BIT_POSITIONS.to(packed.device)) & 1
     digits = stream.flatten()[: count * bits].view(count, bits)
     unsigned = (digits << _BIT_POSITIONS[:bits].to(packed.device)).sum(1, dtype=torch.uint8)
-    return (unsigned.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+    return (unsigned.to(torch.int16) - (1 << bits - 1)).to(torch.int8)
 
 
 def packed_size(count: int, bits: int) -> int:

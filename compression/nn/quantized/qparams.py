@@ -53,9 +53,9 @@ def code_range(bits: int, signed: bool) -> tuple[int, int]:
 
 
 def weight_code_range(bits: int, activation_bits: int | None) -> tuple[int, int]:
-    """Lowest and highest code a weight may use beside activations of `activation_bits` (None: not quantized).
+    """Return the lowest and highest code of a weight multiplied with activations of `activation_bits` (None: floats).
 
-    Eight bits beside eight become -64..64, so that no pair of products saturates: see `PAIR_SUM`.
+    With 8 bits for both, weights get -64..64, so that no pair of products saturates: see `MAX_PAIR_SUM`.
     """
     low, high = code_range(bits, signed=True)
     if activation_bits is None:
@@ -111,11 +111,11 @@ def split_groups(weight: Tensor, granularity: str, group_size: int = 0) -> Tenso
     rows = weight.flatten(1)
     if granularity == "channel":
         return rows.unsqueeze(1)
-    return F.pad(rows, (0, -rows.shape[1] % group_size)).unflatten(1, (-1, group_size))
+    return F.pad(rows, (0, -rows.shape[1] % group_size)).reshape(len(rows), -1, group_size)
 
 
 def merge_groups(groups: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """The tensor of `shape` that `split` cut into `groups`."""
+    """Undo `split_groups`: return the tensor of `shape` that `groups` was made from."""
     if len(groups) != shape[0]:
         return groups.reshape(shape)
     columns = torch.Size(shape[1:]).numel()

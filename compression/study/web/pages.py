@@ -13,7 +13,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlalchemy.orm import Session
 
-from compression.reporting.report import number
+from compression.reporting.report import format_number
 from compression.study import store, texts
 from compression.study.definition import Study
 from compression.study.questionnaires import MAX_TEXT
@@ -30,7 +30,7 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-ENVIRONMENT.globals.update(say=say, pick=pick, number=number, languages=texts.LANGUAGES, max_text=MAX_TEXT)
+ENVIRONMENT.globals.update(say=say, pick=pick, number=format_number, languages=texts.LANGUAGES, max_text=MAX_TEXT)
 
 
 class Elsewhere(Exception):

@@ -137,7 +137,7 @@ def show_run(request: Request, id: str) -> Response:
     if id not in own:
         raise Refused("no_run")
     run = own[id]
-    rows = report.rows({"metrics": run.metrics, "metric": headline(run)["metric"]}) if run.metrics else []
+    rows = report.comparison_rows({"metrics": run.metrics, "metric": headline(run)["metric"]}) if run.metrics else []
     return page(request, "run.html", run=run, rows=rows, link=mlflow_page(run))
 
 

@@ -163,7 +163,7 @@ def test_noise_is_said_to_be_noise(model, task, make_context):
 def test_the_zeros_of_a_pruned_layer_are_said_to_be_lost(model, task, make_context):
     layers.set_mask(model.hidden.fc, torch.rand(128, 256) > 0.5)
     made, record = applied("svd:rank=ratio,skip=fc", model, make_context, task)
-    assert layers.masked(made) == {}
+    assert layers.masked_layers(made) == {}
     assert any("1 pruned layers (such as hidden.fc) lose their zeros" in sentence for sentence in record.warnings)
 
 

@@ -22,12 +22,14 @@ def test_both_terms_equal_the_case_worked_by_hand():
     assert others.item() == pytest.approx(by_hand, rel=1e-5)
 
 
-def test_weighed_by_the_teachers_doubt_the_terms_are_the_response_again():
+def test_weighted_by_the_teachers_other_classes_the_terms_sum_to_response():
     # Zhao et al. 2022, eq. 6: KD = TCKD + (1 - p_target of the teacher) NCKD, for each example
     student, teacher, targets = torch.randn(1, 10), torch.randn(1, 10), torch.tensor([3])
     target, others = decoupled_losses(student, teacher, targets, temperature=4.0)
-    doubt = 1 - F.softmax(teacher / 4, 1)[0, 3]
-    assert (target + doubt * others).item() == pytest.approx(soft_loss(student, teacher, 4.0).item(), rel=1e-4)
+    others_probability = 1 - F.softmax(teacher / 4, 1)[0, 3]
+    assert (target + others_probability * others).item() == pytest.approx(
+        soft_loss(student, teacher, 4.0).item(), rel=1e-4
+    )
 
 
 def published(student, teacher, targets, alpha, beta, temperature):
@@ -43,9 +45,9 @@ def published(student, teacher, targets, alpha, beta, temperature):
     return alpha * first + beta * second
 
 
-def test_the_loss_is_the_published_one_beside_the_labels():
+def test_the_loss_is_the_published_one_plus_that_of_the_labels():
     student, teacher, targets = 3 * torch.randn(16, 3), 3 * torch.randn(16, 3), torch.randint(3, (16,))
-    found = Decoupled(alpha=1.5, beta=4.0, temperature=2.0).judge(stripes_task())(student, [teacher], targets)
+    found = Decoupled(alpha=1.5, beta=4.0, temperature=2.0).logits_loss(stripes_task())(student, [teacher], targets)
     expected = F.cross_entropy(student, targets) + published(student, teacher, targets, 1.5, 4.0, 2.0)
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -55,7 +57,7 @@ def test_with_two_classes_only_the_target_teaches():
     assert others.item() == pytest.approx(0.0, abs=1e-6)
 
 
-def test_very_sure_answers_give_a_finite_loss_and_gradient():
+def test_very_confident_outputs_give_a_finite_loss_and_gradient():
     student = torch.tensor([[100.0, -100.0, 0.0]], requires_grad=True)
     sum(decoupled_losses(student, -student.detach(), torch.tensor([0]), 1.0)).backward()
     assert torch.isfinite(student.grad).all()
@@ -63,5 +65,5 @@ def test_very_sure_answers_give_a_finite_loss_and_gradient():
 
 def test_a_regression_is_refused(make_context):
     task = stripes_task(outputs=1)
-    with pytest.raises(UserError, match="decoupled is about classes, and stripes has none"):
+    with pytest.raises(UserError, match="decoupled needs a task with classes, and stripes is a regression"):
         Decoupled().apply(torch.nn.Identity(), make_context(task, torch.nn.Identity()))

@@ -7,8 +7,8 @@ from torch import nn
 from compression import models
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.distill.feature import Hints, hint_loss, regressor
-from compression.methods.distill.layers.layered import learn_layers
+from compression.methods.distill.feature import HintLoss, hint_loss, regressor
+from compression.methods.distill.layers.layer_distillation import train_on_layers
 from compression.tasks.task import evaluate
 
 Feature = method("feature")
@@ -27,8 +27,8 @@ def test_images_of_different_size_are_averaged_to_the_smaller():
 
 def test_padding_does_not_count():
     student, teacher = torch.zeros(1, 3, 2), torch.tensor([[[1.0, 1.0], [2.0, 2.0], [99.0, 99.0]]])
-    tokens = torch.tensor([[True, True, False]])
-    assert hint_loss(student, teacher, tokens).item() == pytest.approx((1 + 1 + 4 + 4) / 4)
+    mask = torch.tensor([[True, True, False]])
+    assert hint_loss(student, teacher, mask).item() == pytest.approx((1 + 1 + 4 + 4) / 4)
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,29 @@ def test_padding_does_not_count():
         ((2, 5, 48), (2, 5, 48), nn.Identity),
     ],
 )
-def test_a_regressor_stands_where_widths_differ(student, teacher, kind):
+def test_a_regressor_maps_between_different_widths(student, teacher, kind):
     found = regressor(torch.zeros(student), torch.zeros(teacher))
     assert type(found) is kind
-    at = 1 if len(teacher) == 4 else -1
-    assert found(torch.zeros(student)).shape[at] == teacher[at]
+    dimension = 1 if len(teacher) == 4 else -1
+    assert found(torch.zeros(student)).shape[dimension] == teacher[dimension]
 
 
 def test_the_term_is_the_weighted_mean_over_the_pairs():
-    known = {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}
-    seen = {"x": torch.zeros(2, 3), "y": 2 * torch.ones(2, 3)}
-    hints = Hints([("a", "x"), ("b", "y")], known, seen, weight=10.0)
-    assert hints(known, seen, None).item() == pytest.approx(10 * (1 + 4) / 2)
+    teacher = {"a": torch.ones(2, 3), "b": torch.zeros(2, 3)}
+    student = {"x": torch.zeros(2, 3), "y": 2 * torch.ones(2, 3)}
+    loss = HintLoss([("a", "x"), ("b", "y")], teacher, student, weight=10.0)
+    assert loss(teacher, student, None).item() == pytest.approx(10 * (1 + 4) / 2)
 
 
 def test_the_regressors_learn_with_the_student(task, make_context):
     torch.manual_seed(0)
     teacher = models.build("digits_cnn", task).eval().requires_grad_(False)
     step, student, context = Feature(epochs=1), models.build("digits_cnn_small", task), make_context(task, teacher)
-    hints = step.comparison(teacher, student, context)
-    assert [type(m) for m in hints.regressors] == [nn.Conv2d] * 2
-    before = [copy.deepcopy(m.weight) for m in hints.regressors]
-    learn_layers(student, teacher, hints, context, step.training_for(task), step.judge(task))
-    assert not any(torch.equal(a, m.weight) for a, m in zip(before, hints.regressors, strict=True))
+    loss = step.layer_loss(teacher, student, context)
+    assert [type(m) for m in loss.regressors] == [nn.Conv2d] * 2
+    before = [copy.deepcopy(m.weight) for m in loss.regressors]
+    train_on_layers(student, teacher, loss, context, step.training_for(task), step.logits_loss(task))
+    assert not any(torch.equal(a, m.weight) for a, m in zip(before, loss.regressors, strict=True))
 
 
 def test_layers_of_two_kinds_are_refused(task, make_context):

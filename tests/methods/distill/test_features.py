@@ -1,4 +1,4 @@
-"""Which layers are compared, what is captured of them, and that nothing of it stays behind."""
+"""Which layers are compared, their recorded outputs, and that no hooks remain."""
 
 import copy
 
@@ -9,9 +9,15 @@ from torch import nn
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse, text
-from compression.methods.distill.layers.features import captured, layer_pairs, listed, stages, there
-from compression.methods.distill.layers.layered import Comparison, learn_layers
-from compression.methods.distill.mutual import alike
+from compression.methods.distill.layers.features import (
+    attention_mask,
+    layer_listing,
+    layer_pairs,
+    record_outputs,
+    stage_names,
+)
+from compression.methods.distill.layers.layer_distillation import LayerLoss, train_on_layers
+from compression.methods.distill.mutual import have_equal_weights
 from tests.conftest import stripes_task, tiny_bert, words_task
 
 LAYERED = ["feature", "attention", "relational"]
@@ -25,13 +31,13 @@ def hooks(model):
     return [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
 
 
-def test_what_a_layer_gives_is_captured_and_the_hook_is_gone_even_after_a_failure():
+def test_the_outputs_of_layers_are_recorded_and_the_hooks_removed_even_after_a_failure():
     model = network("resnet8").eval()
     images = torch.randn(2, 1, 8, 8)
-    with captured(model, ["stem", "stages.1"]) as seen:
+    with record_outputs(model, ["stem", "stages.1"]) as outputs:
         model(images)
-    torch.testing.assert_close(seen["stages.1"], model.stages[1](model.stages[0](seen["stem"])))
-    with pytest.raises(RuntimeError), captured(model, ["stem"]):
+    torch.testing.assert_close(outputs["stages.1"], model.stages[1](model.stages[0](outputs["stem"])))
+    with pytest.raises(RuntimeError), record_outputs(model, ["stem"]):
         model(torch.randn(2, 3, 8, 8))
     assert not hooks(model)
 
@@ -54,9 +60,9 @@ def test_of_a_transformer_layers_are_taken_evenly():
 
 def test_other_cnns_are_compared_where_their_images_shrink():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3), nn.MaxPool2d(2), nn.Flatten())
-    assert stages(model) == ["1", "3"]
+    assert stage_names(model) == ["1", "3"]
     with pytest.raises(UserError, match="A Sequential has no stages that could be compared; .* it has 0, 1"):
-        stages(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+        stage_names(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 
 
 def test_pairs_are_named_in_one_word_that_a_chain_can_carry():
@@ -80,13 +86,13 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(pairs, senten
 
 
 def test_a_long_list_of_layers_is_cut():
-    assert listed(tiny_bert(num_hidden_layers=12)).endswith("within them")
+    assert layer_listing(tiny_bert(num_hidden_layers=12)).endswith("within them")
 
 
-def test_padding_is_told_from_tokens():
+def test_padding_is_masked():
     mask = torch.tensor([[1, 1, 0]])
-    assert there({"input_ids": mask, "attention_mask": mask}).tolist() == [[True, True, False]]
-    assert there(torch.zeros(2, 1, 8, 8)) is None
+    assert attention_mask({"input_ids": mask, "attention_mask": mask}).tolist() == [[True, True, False]]
+    assert attention_mask(torch.zeros(2, 1, 8, 8)) is None
 
 
 @pytest.mark.parametrize("name", LAYERED)
@@ -95,7 +101,7 @@ def test_neither_hooks_nor_changes_stay_in_teacher_and_student(name, task, make_
     teacher = network("digits_cnn").eval()
     before, context = copy.deepcopy(teacher), make_context(task, teacher)
     student = method(name)(epochs=1).apply(copy.deepcopy(teacher), context)
-    assert alike(teacher, before)
+    assert have_equal_weights(teacher, before)
     assert not teacher.training
     assert not hooks(teacher)
     assert not hooks(student)
@@ -114,38 +120,41 @@ def test_transformers_are_compared_too(name, make_context):
     assert "features" in context.record.figures
 
 
-class Constant(Comparison):
-    """A comparison that is worth its learned weight, and remembers what it was given."""
+class Constant(LayerLoss):
+    """A loss that is its squared weight, and keeps its arguments."""
 
     def __init__(self, pairs):
         super().__init__(pairs)
         self.weight = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, known, seen, tokens):
-        self.given = (known, seen, tokens)
+    def forward(self, teacher, student, mask):
+        self.arguments = (teacher, student, mask)
         return self.weight.square()
 
 
-def test_the_comparison_gets_both_sides_of_a_batch_and_learns_along(task, make_context):
+def test_the_layer_loss_gets_both_models_outputs_and_is_trained(task, make_context):
     teacher = network("digits_cnn").eval().requires_grad_(False)
-    comparison = Constant([("stages.1", "stages.0")])
+    layer_loss = Constant([("stages.1", "stages.0")])
     student, context, step = network("digits_cnn_small"), make_context(task, teacher), method("feature")(epochs=1)
-    learn_layers(student, teacher, comparison, context, step.training_for(task), step.judge(task))
-    known, seen, tokens = comparison.given
-    assert (list(known), list(seen), tokens) == (["stages.1"], ["stages.0"], None)
-    assert not known["stages.1"].requires_grad
-    assert seen["stages.0"].requires_grad
-    assert comparison.weight.item() < 0.9
+    train_on_layers(student, teacher, layer_loss, context, step.training_for(task), step.logits_loss(task))
+    teacher_outputs, student_outputs, mask = layer_loss.arguments
+    assert (list(teacher_outputs), list(student_outputs), mask) == (["stages.1"], ["stages.0"], None)
+    assert not teacher_outputs["stages.1"].requires_grad
+    assert student_outputs["stages.0"].requires_grad
+    assert layer_loss.weight.item() < 0.9
 
 
-def test_the_comparison_is_added_to_the_loss_of_response(task, make_context, monkeypatch):
-    caught = {}
+def test_the_layer_loss_is_added_to_the_loss_of_response(task, make_context, monkeypatch):
+    given = {}
     monkeypatch.setattr(
-        "compression.methods.distill.layers.layered.fit", lambda student, context, recipe, **named: caught.update(named)
+        "compression.methods.distill.layers.layer_distillation.fit",
+        lambda student, context, training, **options: given.update(options),
     )
     teacher, student = network("digits_cnn").eval(), network("digits_cnn_small").eval()
     step = method("feature")(temperature=2.0, alpha=0.3)
-    learn_layers(student, teacher, Constant([]), make_context(task, teacher), step.training_for(task), step.judge(task))
+    train_on_layers(
+        student, teacher, Constant([]), make_context(task, teacher), step.training_for(task), step.logits_loss(task)
+    )
     inputs, targets = next(task.train.batches(16))
-    expected = step.judge(task)(student(inputs), [teacher(inputs)], targets) + 1
-    assert caught["loss"](student, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = step.logits_loss(task)(student(inputs), [teacher(inputs)], targets) + 1
+    assert given["loss"](student, inputs, targets).item() == pytest.approx(expected.item(), rel=1e-5)

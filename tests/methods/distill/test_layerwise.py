@@ -7,9 +7,9 @@ from torch.nn import functional as F
 
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.distill.layers.features import captured, there
-from compression.methods.distill.layers.layered import learn_layers
-from compression.methods.distill.mutual import alike
+from compression.methods.distill.layers.features import attention_mask, record_outputs
+from compression.methods.distill.layers.layer_distillation import train_on_layers
+from compression.methods.distill.mutual import have_equal_weights
 from compression.nn import transformer
 from compression.nn.inputs import forward
 from compression.tasks.task import predict
@@ -20,15 +20,17 @@ LAYER = "bert.encoder.layer"
 
 
 def outputs(model, names, inputs):
-    with torch.no_grad(), captured(model, names) as seen:
+    with torch.no_grad(), record_outputs(model, names) as recorded:
         forward(model, inputs)
-    return seen
+    return recorded
 
 
-def term(comparison, teacher, student, inputs):
-    """What a comparison says of a batch."""
-    theirs, ours = comparison.watched()
-    return comparison(outputs(teacher, theirs, inputs), outputs(student, ours, inputs), there(inputs)).item()
+def value_of(loss, teacher, student, inputs):
+    """The loss of a batch."""
+    of_teacher, of_student = loss.layer_names()
+    return loss(
+        outputs(teacher, of_teacher, inputs), outputs(student, of_student, inputs), attention_mask(inputs)
+    ).item()
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ def batch():
 
 @pytest.fixture
 def compared(make_context):
-    """`compared(step, teacher, student)`: the comparison that the step makes of them."""
-    return lambda step, teacher, student: step.comparison(teacher, student, make_context(words_task(), teacher))
+    """`compared(step, teacher, student)`: the loss between them by the step."""
+    return lambda step, teacher, student: step.layer_loss(teacher, student, make_context(words_task(), teacher))
 
 
 def states(model, inputs):
@@ -64,12 +66,16 @@ def raw_attention(model, layer, inputs):
 def test_tinyberts_terms_are_those_of_the_paper(batch, compared):
     # Jiao et al. 2020, eq. 7 to 9, with every second layer of the teacher: 1 -> 2, 2 -> 4
     teacher, student = tiny_bert(num_hidden_layers=4), tiny_bert(num_hidden_layers=2)
-    known, seen = states(teacher, batch), states(student, batch)
-    expected = F.mse_loss(seen[0], known[0]) + F.mse_loss(seen[1], known[2]) + F.mse_loss(seen[2], known[4])
+    of_teacher, of_student = states(teacher, batch), states(student, batch)
+    expected = (
+        F.mse_loss(of_student[0], of_teacher[0])
+        + F.mse_loss(of_student[1], of_teacher[2])
+        + F.mse_loss(of_student[2], of_teacher[4])
+    )
     for ours, theirs in ((0, 1), (1, 3)):
         expected += F.mse_loss(raw_attention(student, ours, batch), raw_attention(teacher, theirs, batch))
-    comparison = compared(Layerwise(weight=3.0), teacher, student)
-    assert term(comparison, teacher, student, batch) == pytest.approx(3 * expected.item(), rel=1e-4)
+    loss = compared(Layerwise(weight=3.0), teacher, student)
+    assert value_of(loss, teacher, student, batch) == pytest.approx(3 * expected.item(), rel=1e-4)
 
 
 @torch.no_grad()
@@ -77,19 +83,21 @@ def test_distilberts_term_is_one_minus_the_cosine_of_the_last_hidden_states(batc
     teacher, student = tiny_bert(num_hidden_layers=4), tiny_bert(num_hidden_layers=2)
     ours, theirs = states(student, batch)[-1], states(teacher, batch)[-1]
     expected = 1 - (ours * theirs).sum(-1) / (ours.norm(dim=-1) * theirs.norm(dim=-1))
-    comparison = compared(Layerwise(style="distilbert"), teacher, student)
-    assert comparison.pairs == [(f"{LAYER}.3", f"{LAYER}.1")]
-    assert term(comparison, teacher, student, batch) == pytest.approx(expected.mean().item(), rel=1e-4)
+    loss = compared(Layerwise(style="distilbert"), teacher, student)
+    assert loss.pairs == [(f"{LAYER}.3", f"{LAYER}.1")]
+    assert value_of(loss, teacher, student, batch) == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
 @torch.no_grad()
 def test_dynamic_takes_the_nearest_layer_of_the_teacher_for_each_of_the_students(batch, compared):
     teacher, student = tiny_bert(num_hidden_layers=3), tiny_bert(num_hidden_layers=2)
-    known, seen = states(teacher, batch)[1:], states(student, batch)[1:]
-    apart = [[(1 - F.cosine_similarity(ours, theirs, dim=-1)).mean().item() for theirs in known] for ours in seen]
-    comparison = compared(Layerwise(style="distilbert", dynamic=True), teacher, student)
-    assert len(comparison.pairs) == 6
-    assert term(comparison, teacher, student, batch) == pytest.approx(sum(map(min, apart)), rel=1e-4)
+    of_teacher, of_student = states(teacher, batch)[1:], states(student, batch)[1:]
+    distances = [
+        [(1 - F.cosine_similarity(ours, theirs, dim=-1)).mean().item() for theirs in of_teacher] for ours in of_student
+    ]
+    loss = compared(Layerwise(style="distilbert", dynamic=True), teacher, student)
+    assert len(loss.pairs) == 6
+    assert value_of(loss, teacher, student, batch) == pytest.approx(sum(map(min, distances)), rel=1e-4)
 
 
 def test_a_copied_layer_is_found_by_dynamic(batch, compared):
@@ -97,23 +105,23 @@ def test_a_copied_layer_is_found_by_dynamic(batch, compared):
     student = copy.deepcopy(teacher)
     transformer.keep_layers(student, [0, 1])
     uniform, dynamic = (compared(Layerwise(dynamic=d), teacher, student) for d in (False, True))
-    assert term(dynamic, teacher, student, batch) == pytest.approx(0.0, abs=1e-6)
-    assert term(uniform, teacher, student, batch) > 0.1
+    assert value_of(dynamic, teacher, student, batch) == pytest.approx(0.0, abs=1e-6)
+    assert value_of(uniform, teacher, student, batch) > 0.1
 
 
 def test_candidates_can_be_named(compared):
     teacher, student = tiny_bert(num_hidden_layers=4), tiny_bert(num_hidden_layers=2)
     pairs = f"{LAYER}.0:{LAYER}.0/{LAYER}.1:{LAYER}.0"
-    comparison = compared(Layerwise(pairs=pairs, dynamic=True), teacher, student)
-    assert comparison.pairs == [(f"{LAYER}.0", f"{LAYER}.0"), (f"{LAYER}.1", f"{LAYER}.0")]
-    assert comparison.layers == [f"{LAYER}.0"]
+    loss = compared(Layerwise(pairs=pairs, dynamic=True), teacher, student)
+    assert loss.pairs == [(f"{LAYER}.0", f"{LAYER}.0"), (f"{LAYER}.1", f"{LAYER}.0")]
+    assert loss.layers == [f"{LAYER}.0"]
 
 
-def linears(comparison):
-    return {m for m in comparison.projections.modules() if isinstance(m, nn.Linear)}
+def linears(loss):
+    return {m for m in loss.projections.modules() if isinstance(m, nn.Linear)}
 
 
-def test_projections_stand_where_widths_differ_one_for_all_or_one_for_each(compared):
+def test_projections_are_made_for_different_widths_one_for_all_or_one_for_each(compared):
     teacher = tiny_bert(num_hidden_layers=4)
     same, thin = tiny_bert(num_hidden_layers=2), tiny_bert(num_hidden_layers=2, hidden_size=16)
     assert len(linears(compared(Layerwise(), teacher, same))) == 0
@@ -125,25 +133,25 @@ def test_projections_stand_where_widths_differ_one_for_all_or_one_for_each(compa
 def test_a_projection_starts_as_the_identity_and_learns(batch, compared, make_context):
     torch.manual_seed(0)
     teacher, student = tiny_bert(num_hidden_layers=2).requires_grad_(False), tiny_bert(num_hidden_layers=1)
-    plain, comparison = (compared(Layerwise(adaptive=a, epochs=1), teacher, student) for a in (False, True))
-    assert term(comparison, teacher, student, batch) == pytest.approx(term(plain, teacher, student, batch), rel=1e-5)
+    plain, loss = (compared(Layerwise(adaptive=a, epochs=1), teacher, student) for a in (False, True))
+    assert value_of(loss, teacher, student, batch) == pytest.approx(value_of(plain, teacher, student, batch), rel=1e-5)
     step, task = Layerwise(epochs=1), words_task()
     context = make_context(task, teacher)
-    learn_layers(student, teacher, comparison, context, step.training_for(task), step.judge(task))
-    assert not torch.equal(comparison.projections[0].weight, torch.eye(32))
+    train_on_layers(student, teacher, loss, context, step.training_for(task), step.logits_loss(task))
+    assert not torch.equal(loss.projections[0].weight, torch.eye(32))
 
 
 @pytest.mark.parametrize("fields", [{}, {"style": "distilbert"}, {"dynamic": True}, {"adaptive": True}])
-def test_a_student_of_every_second_layer_answers_as_its_teacher_which_stays(make_context, fields):
+def test_a_student_of_every_second_layer_predicts_as_its_unchanged_teacher(make_context, fields):
     torch.manual_seed(0)
     task = words_task()
     teacher = method("finetune")(epochs=6).apply(tiny_bert(num_hidden_layers=4), make_context(task, nn.Identity()))
     before, context = copy.deepcopy(teacher), make_context(task, teacher)
     student = Layerwise(epochs=6, temperature=2.0, **fields).apply(copy.deepcopy(teacher), context)
     assert student.config.num_hidden_layers == 2
-    answers, known = (predict(model, task.test)[0].argmax(1) for model in (student, teacher))
-    assert (answers == known).float().mean() > 0.8
-    assert alike(teacher, before)
+    of_student, of_teacher = (predict(model, task.test)[0].argmax(1) for model in (student, teacher))
+    assert (of_student == of_teacher).float().mean() > 0.8
+    assert have_equal_weights(teacher, before)
     assert {"softened", "features"} <= set(context.record.figures)
 
 
@@ -155,7 +163,7 @@ def test_attention_of_other_heads_is_refused_by_tinybert_alone(compared):
     compared(Layerwise(style="distilbert"), teacher, student)
 
 
-def test_what_is_no_layer_of_the_transformer_is_refused(compared):
+def test_names_that_are_no_layer_of_the_transformer_is_refused(compared):
     with pytest.raises(UserError, match="bert.pooler is no layer"):
         compared(Layerwise(style="distilbert", pairs="bert.pooler"), tiny_bert(), tiny_bert())
 

@@ -8,12 +8,12 @@ from torch import nn
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse
-from compression.methods.distill.feature import Hints
-from compression.methods.distill.layers.blocks import Hybrid, count_up_to, grow
-from compression.methods.distill.layers.features import sample
-from compression.methods.distill.mutual import alike
-from compression.methods.distill.progressive import assistant, halfway
-from compression.methods.distill.students.chain import Chain
+from compression.methods.distill.feature import HintLoss
+from compression.methods.distill.layers.blocks import Hybrid, count_parameters_up_to, train_blocks
+from compression.methods.distill.layers.features import sample_outputs
+from compression.methods.distill.mutual import have_equal_weights
+from compression.methods.distill.progressive import build_assistant, halfway_copy
+from compression.methods.distill.students.progression import Progression
 from compression.nn import layers, transformer
 from compression.tasks.task import evaluate, predict
 from compression.training.hyperparameters import Training
@@ -38,8 +38,8 @@ def child(children):
 
 
 def shared(times):
-    """The teachers' part of the time of all trainings."""
-    return sum(taught for taught, _ in times) / sum(whole for _, whole in times)
+    """The teachers' share of the time of all trainings."""
+    return sum(in_teachers for in_teachers, _ in times) / sum(whole for _, whole in times)
 
 
 def trained(task, make_context, epochs=4):
@@ -51,12 +51,12 @@ def trained(task, make_context, epochs=4):
 def test_each_assistant_is_taught_by_the_one_before_it(task, make_context, monkeypatch):
     taught = []
 
-    def learn(student, teachers, context, recipe, judge, name):
+    def train_on_logits(student, teachers, context, training, logits_loss, name):
         context.teacher_times.append((1.0, 2.0))
         taught.append((name, student, teachers[0]))
         return student.eval()
 
-    monkeypatch.setattr("compression.methods.distill.progressive.learn", learn)
+    monkeypatch.setattr("compression.methods.distill.progressive.train_on_logits", train_on_logits)
     teacher = models.build("digits_cnn", task).eval()
     student = Progressive(assistants="0.5//mlp").apply(copy.deepcopy(teacher), make_context(task, teacher))
     assert [name for name, _, _ in taught] == ["assistant-1", "assistant-2", "student"]
@@ -70,7 +70,7 @@ def test_each_assistant_is_taught_by_the_one_before_it(task, make_context, monke
     assert all(p.requires_grad for p in student.parameters())
 
 
-def test_the_chain_is_recorded_as_child_runs_and_drawn(task, make_context, child, children):
+def test_the_progression_is_recorded_as_child_runs_and_drawn(task, make_context, child, children):
     teacher = trained(task, make_context)
     before, context = copy.deepcopy(teacher), make_context(task, teacher, child=child)
     student = Progressive(epochs=3).apply(copy.deepcopy(teacher), context)
@@ -87,45 +87,45 @@ def test_the_chain_is_recorded_as_child_runs_and_drawn(task, make_context, child
         a / b for a, b in context.teacher_times
     ]
     assert context.record.history["teacher_time_share"][-1] == (None, shared(context.teacher_times))
-    assert alike(teacher, before)
+    assert have_equal_weights(teacher, before)
 
 
 def test_the_assistant_by_default_has_about_the_geometric_mean_of_parameters():
     teacher, student = (models.build(name, stripes_task()) for name in ("resnet56", "resnet8"))
-    sizes = [layers.count_parameters(m) for m in (teacher, halfway(teacher, student), student)]
+    sizes = [layers.count_parameters(m) for m in (teacher, halfway_copy(teacher, student), student)]
     assert sizes[1] == pytest.approx((sizes[0] * sizes[2]) ** 0.5, rel=0.1)
 
 
 def test_a_transformers_assistant_has_half_the_layers_more():
     teacher, student = tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2)
-    assert len(transformer.layers(halfway(teacher, student))) == 4
-    assert halfway(tiny_bert(num_hidden_layers=3), student) is None
+    assert len(transformer.layers(halfway_copy(teacher, student))) == 4
+    assert halfway_copy(tiny_bert(num_hidden_layers=3), student) is None
 
 
-def test_an_assistant_is_a_number_of_layers_a_share_of_channels_or_a_place(make_context):
+def test_an_assistant_is_a_number_of_layers_a_share_of_channels_or_a_name(make_context):
     task, model = words_task(), tiny_bert()
-    assert len(transformer.layers(assistant("2", model, make_context(task, model)))) == 2
+    assert len(transformer.layers(build_assistant("2", model, make_context(task, model)))) == 2
     with pytest.raises(
         UserError, match="assistants=0.5 is a copy of the teacher. width=0.5 makes thinner copies of the lab's own"
     ):
-        assistant("0.5", model, make_context(task, model))
+        build_assistant("0.5", model, make_context(task, model))
 
 
 def test_a_teacher_without_smaller_copies_asks_for_assistants_by_name(make_context):
     wide = {"builder": "resnet50", "arguments": {"outputs": 3, "input_shape": [3, 32, 32], "width": 1.0}}
     student = models.rebuild({"builder": "mlp", "arguments": {"outputs": 3, "input_shape": [3, 32, 32], "width": 0.1}})
     with pytest.raises(UserError, match="A ResNet as this teacher is has no smaller copy .*: name assistants=MODEL"):
-        halfway(models.rebuild(wide), student)
+        halfway_copy(models.rebuild(wide), student)
 
 
 def warnings_of(step, teacher, student, make_context, task):
-    """What is said of the sizes in a chain from `teacher` to `student`, which begins no training."""
+    """The warnings about the sizes from `teacher` to `student`, without any training."""
     context = make_context(task, teacher)
-    step.warn_of_sizes([teacher, *step.between(teacher, student, context), student], context)
+    step.warn_of_sizes([teacher, *step.build_assistants(teacher, student, context), student], context)
     return context.record.warnings
 
 
-def test_without_room_for_an_assistant_the_teacher_teaches_alone_and_it_is_said(make_context):
+def test_without_room_for_an_assistant_the_student_learns_from_the_teacher_alone_with_a_warning(make_context):
     task = stripes_task()
     pairs = [
         (tiny_bert(num_hidden_layers=3), tiny_bert(num_hidden_layers=2)),
@@ -133,8 +133,8 @@ def test_without_room_for_an_assistant_the_teacher_teaches_alone_and_it_is_said(
         (models.build("resnet8", task), shaved(models.build("resnet8", task))),
     ]
     for teacher, student in pairs:
-        [said] = warnings_of(Progressive(), teacher, student, make_context, task)
-        assert "so there is no assistant; name one, assistants=MODEL" in said
+        [warning] = warnings_of(Progressive(), teacher, student, make_context, task)
+        assert "so there is no assistant; name one, assistants=MODEL" in warning
 
 
 def shaved(model):
@@ -151,16 +151,16 @@ def test_a_student_that_is_no_smaller_is_warned_of_whatever_the_network(make_con
         (models.build("digits_cnn", task), models.build("digits_cnn", task)),
         (models.build("digits_cnn_small", task), models.build("digits_cnn", task)),
     ]:
-        [said] = warnings_of(Progressive(), teacher, student, make_context, task)
-        assert "leads from large to small" in said
+        [warning] = warnings_of(Progressive(), teacher, student, make_context, task)
+        assert "goes from large to small" in warning
 
 
-def test_an_assistant_that_does_not_stand_between_is_warned_of(make_context):
+def test_an_assistant_that_is_not_between_is_warned_of(make_context):
     task = stripes_task()
     teacher, student = models.build("digits_cnn", task), models.build("digits_cnn_small", task)
     assert warnings_of(Progressive(assistants="0.5"), teacher, student, make_context, task) == []
-    [said] = warnings_of(Progressive(assistants="resnet8"), teacher, student, make_context, task)
-    assert f"chain has {layers.count_parameters(teacher):,} -> 7" in said
+    [warning] = warnings_of(Progressive(assistants="resnet8"), teacher, student, make_context, task)
+    assert f"from the teacher to the student, {layers.count_parameters(teacher):,} -> 7" in warning
 
 
 def test_a_decomposed_student_learns_without_an_assistant(make_context):
@@ -176,7 +176,10 @@ def test_a_decomposed_student_learns_without_an_assistant(make_context):
 def test_stages_that_do_not_fit_are_refused_before_any_training(task, make_context):
     teacher = models.build("digits_cnn", task)
     context = make_context(task, teacher)
-    sentence = "the student's stages .* of a MLP do not fit a ConvNet; take another student=, or style=assistants"
+    sentence = (
+        "the teacher's stages by the student's, and those of a MLP do not fit a ConvNet; take another student=, "
+        "or style=assistants"
+    )
     with pytest.raises(UserError, match=sentence):
         Progressive(style="blocks", student="mlp").apply(copy.deepcopy(teacher), context)
     assert "train_loss" not in context.record.history
@@ -196,7 +199,7 @@ def test_assistants_without_their_style_are_refused():
         parse("progressive:style=blocks,assistants=mlp")
 
 
-def test_block_by_block_the_student_takes_the_teachers_place(task, make_context, child, children):
+def test_block_by_block_the_student_replaces_the_teacher(task, make_context, child, children):
     teacher = trained(task, make_context)
     before, context = copy.deepcopy(teacher), make_context(task, teacher, child=child)
     student = Progressive(style="blocks", epochs=9).apply(copy.deepcopy(teacher), context)
@@ -207,31 +210,31 @@ def test_block_by_block_the_student_takes_the_teachers_place(task, make_context,
     assert len(context.teacher_times) == 3
     assert context.record.history["teacher_time_share"][-1] == (None, shared(context.teacher_times))
     assert evaluate(student, task.test, task)["accuracy"] > 0.6
-    assert alike(teacher, before)
+    assert have_equal_weights(teacher, before)
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
 
 
 def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_context):
     teacher, student = models.build("digits_cnn", task).eval(), models.build("digits_cnn_small", task)
     start = copy.deepcopy(student)
-    chain, pairs = Chain(make_context(task, teacher)), [("stages.0", "stages.0")]
-    grow(student, teacher.requires_grad_(False), pairs, Training(epochs=1, keep="last"), chain)
+    progression, pairs = Progression(make_context(task, teacher)), [("stages.0", "stages.0")]
+    train_blocks(student, teacher.requires_grad_(False), pairs, Training(epochs=1, keep="last"), progression)
     assert not torch.equal(student.stages[0].conv.weight, start.stages[0].conv.weight)
     assert torch.equal(student.stages[1].conv.weight, start.stages[1].conv.weight)
     assert torch.equal(student.fc.weight, start.fc.weight)
 
 
 def hybrid(teacher, student, pair, context):
-    known, seen = sample(teacher, [pair[0]], context), sample(student, [pair[1]], context)
-    return Hybrid(student, teacher, Hints([pair], known, seen, 1.0)).eval()
+    outputs = sample_outputs(teacher, [pair[0]], context), sample_outputs(student, [pair[1]], context)
+    return Hybrid(student, teacher, HintLoss([pair], *outputs, 1.0)).eval()
 
 
-def test_a_teacher_that_is_replaced_by_its_copy_answers_the_same(task, make_context):
+def test_a_teacher_that_is_replaced_by_its_copy_has_the_same_outputs(task, make_context):
     teacher = models.build("resnet8", task).eval()
     context = make_context(task, teacher)
     mixed = hybrid(teacher, copy.deepcopy(teacher), ("stages.1", "stages.1"), context)
     torch.testing.assert_close(predict(mixed, task.test)[0], predict(teacher, task.test)[0])
-    assert mixed.count(context) == layers.count_parameters(teacher)
+    assert mixed.count_parameters(context) == layers.count_parameters(teacher)
     assert not any(module._forward_hooks for module in mixed.modules())
 
 
@@ -242,20 +245,20 @@ def test_so_does_a_transformer(make_context):
     torch.testing.assert_close(predict(mixed, task.test)[0], predict(teacher, task.test)[0])
 
 
-def test_the_student_and_its_regressor_stand_in_the_teacher(task, make_context):
+def test_the_student_and_its_regressor_replace_the_teachers_stages(task, make_context):
     teacher = models.build("resnet8", task).eval()
     thin = models.rebuild({"builder": "resnet8", "arguments": {"outputs": 3, "input_shape": [1, 8, 8], "width": 0.5}})
     context = make_context(task, teacher)
     mixed = hybrid(teacher, thin.eval(), ("stages.0", "stages.0"), context)
     images = task.example(4)
-    given = mixed.regressor(thin.stages[0](thin.stem(images)))
-    expected = teacher.fc(teacher.stages[2](teacher.stages[1](given)).mean((2, 3)))
+    replacement = mixed.regressor(thin.stages[0](thin.stem(images)))
+    expected = teacher.fc(teacher.stages[2](teacher.stages[1](replacement)).mean((2, 3)))
     torch.testing.assert_close(mixed(images), expected)
     sizes = [layers.count_parameters(m) for m in (thin.stem, thin.stages[0], teacher.stages[1:], teacher.fc)]
-    assert mixed.count(context) == sum(sizes) + 8 * 16 + 16
+    assert mixed.count_parameters(context) == sum(sizes) + 8 * 16 + 16
 
 
-def test_what_a_layer_depends_on_is_counted(task, make_context):
+def test_parameters_that_a_layer_depends_on_are_counted(task, make_context):
     model = models.build("resnet8", task)
     expected = layers.count_parameters(nn.Sequential(model.stem, model.stages[0], model.stages[1]))
-    assert count_up_to(model, "stages.1", make_context(task, model)) == expected
+    assert count_parameters_up_to(model, "stages.1", make_context(task, model)) == expected

@@ -46,16 +46,16 @@ def test_one_output_is_a_regression():
 
 @pytest.mark.parametrize(("alpha", "soft_weight", "hard_weight"), [(0.0, 0, 1), (1.0, 1, 0), (0.25, 0.25, 0.75)])
 def test_alpha_weighs_the_two_terms(task, alpha, soft_weight, hard_weight):
-    answer, known, targets = torch.randn(16, 3), torch.randn(16, 3), torch.randint(3, (16,))
-    expected = soft_weight * soft_loss(answer, known, 3.0) + hard_weight * F.cross_entropy(answer, targets)
-    found = Response(alpha=alpha, temperature=3.0).judge(task)(answer, [known], targets)
+    student, teacher, targets = torch.randn(16, 3), torch.randn(16, 3), torch.randint(3, (16,))
+    expected = soft_weight * soft_loss(student, teacher, 3.0) + hard_weight * F.cross_entropy(student, targets)
+    found = Response(alpha=alpha, temperature=3.0).logits_loss(task)(student, [teacher], targets)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_labels_are_smoothed_as_the_recipe_says(task):
-    answer, targets = torch.randn(16, 3), torch.randint(3, (16,))
-    found = Response(alpha=0.0, label_smoothing=0.2).judge(task)(answer, [answer], targets)
-    assert found.item() == pytest.approx(F.cross_entropy(answer, targets, label_smoothing=0.2).item())
+def test_the_labels_are_smoothed_as_the_training_says(task):
+    student, targets = torch.randn(16, 3), torch.randint(3, (16,))
+    found = Response(alpha=0.0, label_smoothing=0.2).logits_loss(task)(student, [student], targets)
+    assert found.item() == pytest.approx(F.cross_entropy(student, targets, label_smoothing=0.2).item())
 
 
 def test_the_teacher_never_changes_and_the_student_learns(task, make_context):
@@ -73,10 +73,10 @@ def test_the_teacher_never_changes_and_the_student_learns(task, make_context):
 
 
 @pytest.mark.parametrize("name", ["response", "multi_teacher", "progressive"])
-@pytest.mark.parametrize(("alpha", "asked"), [(0, False), (0.5, True)])
-def test_a_teacher_is_asked_only_if_its_answers_count(name, alpha, asked, task, make_context):
-    teacher, shown = models.build("mlp", task), []
-    teacher.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+@pytest.mark.parametrize(("alpha", "runs"), [(0, False), (0.5, True)])
+def test_a_teacher_runs_only_if_its_term_has_a_weight(name, alpha, runs, task, make_context):
+    teacher, seen_examples = models.build("mlp", task), []
+    teacher.register_forward_pre_hook(lambda _, inputs: seen_examples.append(len(inputs[0])))
     context = make_context(task, teacher)
     method(name)(alpha=alpha, epochs=1, student="digits_cnn_small").apply(teacher, context)
-    assert (sum(shown) >= len(task.train)) is asked  # a few are shown for the picture
+    assert (sum(seen_examples) >= len(task.train)) is runs  # the figure shows it a few

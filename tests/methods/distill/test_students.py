@@ -8,7 +8,7 @@ import torch
 from compression import models
 from compression.errors import UserError
 from compression.methods import method, of_family, parse
-from compression.methods.distill.students.copies import evenly, shallower, thinner
+from compression.methods.distill.students.copies import evenly_spaced, shallower_copy, thinner_copy
 from compression.models import storage
 from compression.nn import layers, transformer
 from compression.tasks.task import predict
@@ -21,12 +21,12 @@ Response = method("response")
     ("total", "count", "kept"), [(12, 4, [2, 5, 8, 11]), (6, 3, [1, 3, 5]), (3, 2, [0, 2]), (5, 5, [0, 1, 2, 3, 4])]
 )
 def test_layers_are_taken_evenly_and_the_last_is_among_them(total, count, kept):
-    assert evenly(total, count) == kept
+    assert evenly_spaced(total, count) == kept
 
 
 def test_a_thinner_copy_has_that_share_of_the_channels_and_a_spec_that_says_so():
     teacher = models.build("resnet8", stripes_task())
-    student = thinner(thinner(teacher, 0.5), 0.5)
+    student = thinner_copy(thinner_copy(teacher, 0.5), 0.5)
     assert student.stages[2][0].conv1.out_channels == 16
     assert models.spec_of(student)["arguments"]["width"] == 0.25
 
@@ -37,18 +37,18 @@ def test_a_thinner_copy_of_a_compressed_teacher_is_refused_for_it_could_be_the_l
     [step] = parse(text)
     teacher = step.apply(copy.deepcopy(original), make_context(task, original))
     with pytest.raises(UserError, match="compression changed the teacher's layers; name a model in its place"):
-        thinner(teacher, 0.9)
+        thinner_copy(teacher, 0.9)
 
 
 def test_zeros_are_no_hindrance_to_a_thinner_copy(task):
     teacher = models.build("digits_cnn", task)
     layers.set_mask(teacher.fc, torch.rand_like(teacher.fc.weight) > 0.5)
-    assert layers.count_parameters(thinner(teacher, 0.5)) < layers.count_parameters(teacher)
+    assert layers.count_parameters(thinner_copy(teacher, 0.5)) < layers.count_parameters(teacher)
 
 
 def test_a_shallower_transformer_is_made_of_the_teachers_layers():
     teacher = tiny_bert(num_hidden_layers=4).requires_grad_(False)
-    student = shallower(teacher, 2)
+    student = shallower_copy(teacher, 2)
     ours, theirs = transformer.blocks(student), transformer.blocks(teacher)
     assert student.config.num_hidden_layers == len(ours) == 2
     assert len(theirs) == 4
@@ -61,7 +61,7 @@ def test_a_shallower_transformer_is_made_of_the_teachers_layers():
 def test_a_shallower_residual_network_keeps_as_many_blocks_in_each_stage_and_reloads(tmp_path):
     task = stripes_task()
     teacher = models.build("resnet20", task).eval()
-    student = shallower(teacher, 6)
+    student = shallower_copy(teacher, 6)
     assert [len(stage) for stage in student.stages] == [2, 2, 2]
     assert torch.equal(student.stages[1][1].conv1.weight, teacher.stages[1][2].conv1.weight)
     assert layers.count_parameters(student) < layers.count_parameters(teacher)

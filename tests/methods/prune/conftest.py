@@ -18,7 +18,7 @@ def knowing(task, make_context):
 
 
 def zeros(model):
-    return {name: layers.weight(m) == 0 for name, m in layers.prunable(model).items()}
+    return {name: layers.weight(m) == 0 for name, m in layers.prunable_layers(model).items()}
 
 
 def sparsity(model):

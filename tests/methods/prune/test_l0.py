@@ -192,7 +192,7 @@ def test_what_is_left_trains_on_and_its_zeros_stay(make_context):
     pruned = method("magnitude")(sparsity=0.3).apply(copy.deepcopy(model), context)
     small = method("l0")(epochs=1).apply(pruned, context)
     small = method("finetune")(epochs=1).apply(small, context)
-    masked = layers.masked(small).values()
+    masked = layers.masked_layers(small).values()
     assert sum(int((~layer.mask).sum()) for layer in masked) > 1000
     assert all((layer.weight[~layer.mask] == 0).all() for layer in masked)
 

@@ -24,8 +24,8 @@ WAYS = ["linear", "agp", "lottery"]
 def peers(model, by):
     """The zeros after torch.nn.utils.prune on a copy."""
     copied = copy.deepcopy(model)
-    by([(m, "weight") for m in layers.prunable(copied).values()])
-    return {name: m.weight == 0 for name, m in layers.prunable(copied).items()}
+    by([(m, "weight") for m in layers.prunable_layers(copied).values()])
+    return {name: m.weight == 0 for name, m in layers.prunable_layers(copied).items()}
 
 
 def assert_same_masks(found, expected):
@@ -50,12 +50,12 @@ def test_local_l1_is_torchs_l1_unstructured(knowing, amount):
 def test_random_takes_as_many_as_torch_and_by_chance(knowing, scope):
     model, context = knowing
     expected = peers(model, lambda weights: [prune.random_unstructured(m, n, 0.4) for m, n in weights])
-    before = {name: layers.weight(m).abs().mean().item() for name, m in layers.prunable(model).items()}
+    before = {name: layers.weight(m).abs().mean().item() for name, m in layers.prunable_layers(model).items()}
     found = zeros(Magnitude(sparsity=0.4, scope=scope, criterion="random").apply(model, context))
     if scope == "local":
         assert all(found[name].sum() == expected[name].sum() for name in expected)
     assert sparsity(model) == pytest.approx(0.4, abs=1e-3)
-    left = {name: layers.weight(m)[~found[name]].abs().mean().item() for name, m in layers.prunable(model).items()}
+    left = {name: layers.weight(m)[~found[name]].abs().mean().item() for name, m in layers.prunable_layers(model).items()}
     assert left["hidden.fc"] == pytest.approx(before["hidden.fc"], rel=0.1)
 
 
@@ -152,7 +152,7 @@ def test_every_schedule_ends_at_the_target_with_its_curve(knowing, name, schedul
     assert (wanted[0], wanted[-1]) == (0.0, pytest.approx(0.8))
     assert reached == pytest.approx(wanted, abs=0.03)
     assert len(wanted) >= 3
-    assert list(layers.masked(model)) == list(finals)
+    assert list(layers.masked_layers(model)) == list(finals)
 
 
 def test_gradual_pruning_has_the_course_of_its_equation(knowing):
@@ -203,7 +203,7 @@ def test_a_lottery_ticket_starts_from_the_first_weights(knowing, monkeypatch):
     ticket = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=1, rounds=1).apply(model, context)
     torch.manual_seed(context.seed)
     fresh = models.rebuild(models.spec_of(model))
-    for name, layer in layers.prunable(ticket).items():
+    for name, layer in layers.prunable_layers(ticket).items():
         expected = layers.weight(fresh.get_submodule(name)) * layer.mask
         assert torch.equal(layers.weight(layer), expected)
 
@@ -289,7 +289,7 @@ def test_a_transformer_is_pruned_and_reloads(make_context, tmp_path):
         step.apply(model, make_context(task, model))
     assert sparsity(model) == pytest.approx(0.95, abs=1e-3)
     again = storage.load(storage.save(model, tmp_path, {}))
-    assert list(layers.masked(again)) == list(layers.masked(model))
+    assert list(layers.masked_layers(again)) == list(layers.masked_layers(model))
 
 
 def test_nothing_to_prune_leaves_the_weights_alone(knowing):

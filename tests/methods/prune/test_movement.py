@@ -39,7 +39,7 @@ def test_the_target_is_met(name, fields, wanted, knowing):
 def test_zeros_stay_zeros_through_finetune(name, knowing):
     model, context = knowing
     model = method(name)(epochs=1).apply(model, context)
-    assert all(type(m) in (nn.Linear, nn.Conv2d) for m in layers.prunable(model).values())
+    assert all(type(m) in (nn.Linear, nn.Conv2d) for m in layers.prunable_layers(model).values())
     before = zeros(model)
     after = zeros(method("finetune")(epochs=1).apply(model, context))
     assert all((after[layer] >= gone).all() for layer, gone in before.items())
@@ -62,7 +62,7 @@ def test_a_ranking_does_not_depend_on_the_learning_rate_of_the_scores(knowing):
     def pruned(rate):
         torch.manual_seed(0)
         step = method("movement")(epochs=1, score_learning_rate=rate)
-        return layers.prunable(step.apply(copy.deepcopy(model), context)).values()
+        return layers.prunable_layers(step.apply(copy.deepcopy(model), context)).values()
 
     for one, other in zip(pruned(2.0**-7), pruned(2.0**-3), strict=True):
         assert torch.equal(one.weight, other.weight)
@@ -164,11 +164,11 @@ def test_blocks_too_large_for_the_target_are_told(task, make_context):
 def test_a_transformer_loses_its_share_and_is_cut_to_what_is_left(fields, make_context):
     torch.manual_seed(0)
     task, model = words_task(), tiny_bert()
-    total = sum(layers.weight(m).numel() for m in layers.prunable(model).values())
+    total = sum(layers.weight(m).numel() for m in layers.prunable_layers(model).values())
     context = make_context(task, model)
     small = method("block_movement")(sparsity=0.6, epochs=1, **fields).apply(copy.deepcopy(model), context)
     assert context.record.history["pruned_share"][0][1] == pytest.approx(0.6, abs=0.02)
-    left = sum(int((layers.weight(m) != 0).sum()) for m in layers.prunable(small).values())
+    left = sum(int((layers.weight(m) != 0).sum()) for m in layers.prunable_layers(small).values())
     assert 0.58 < 1 - left / total < 0.75  # heads without values take live weights with them
     rows = context.record.tables["kept"]
     assert [row["heads_before"] for row in rows] == [4, 4, 4]

@@ -23,7 +23,7 @@ COSTS = {
     "params": lambda model, task: layers.count_parameters(model),
     "macs": lambda model, task: operations(model, task.example()),
     "channels": lambda model, task: sum(
-        layers.weight(m).shape[0] for m in layers.prunable(model).values() if m is not transformer.classifier(model)
+        layers.weight(m).shape[0] for m in layers.prunable_layers(model).values() if m is not transformer.classifier(model)
     ),
 }
 
@@ -60,7 +60,7 @@ def test_the_target_is_met_in_multiples_of_eight_too(task, make_context, scope, 
     small, context = pruned(model, make_context, task, sparsity=sparsity, scope=scope, round_to=8)
     assert left(small, model, task) == pytest.approx(1 - sparsity, abs=0.02)
     assert not context.record.warnings
-    widths = [layers.weight(m).shape[0] for m in layers.prunable(small).values()][:-1]
+    widths = [layers.weight(m).shape[0] for m in layers.prunable_layers(small).values()][:-1]
     assert min(widths) > 8  # no layer is drained to fill a gap
 
 
@@ -89,7 +89,7 @@ def test_the_models_of_cifar_lose_half_their_macs(make_context, name, width):
     model = models.rebuild({"builder": name, "arguments": {"outputs": 3, "input_shape": [3, 32, 32], "width": width}})
     small, _ = pruned(model, make_context, task, round_to=8)
     assert left(small, model, task) == pytest.approx(0.5, abs=0.02)
-    assert all(layers.weight(m).shape[0] % 8 == 0 for m in layers.prunable(small).values() if m is not small.fc)
+    assert all(layers.weight(m).shape[0] % 8 == 0 for m in layers.prunable_layers(small).values() if m is not small.fc)
     assert predict(small.eval(), images)[0].shape == (4, 3)
 
 

@@ -144,9 +144,9 @@ def test_after_pruning_the_ratio_is_that_of_the_bytes(task, make_context):
     torch.manual_seed(0)
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))
-    for layer in layers.prunable(model).values():
+    for layer in layers.prunable_layers(model).values():
         layers.set_mask(layer, layer.weight.abs() > layer.weight.abs().quantile(0.9))
-    gone = {name: layer.weight == 0 for name, layer in layers.prunable(model).items()}
+    gone = {name: layer.weight == 0 for name, layer in layers.prunable_layers(model).items()}
     [step] = parse("cluster:epochs=1")
     found = step.apply(model, context)
     size = (context.folder / "model.huffman").stat().st_size

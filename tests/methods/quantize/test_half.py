@@ -28,7 +28,7 @@ def test_weights_are_the_nearest_halves_and_answers_follow(dtype, task, make_con
     context = make_context(task, copy.deepcopy(model))
     found = parse(f"half:dtype={dtype}")[0].apply(model, context).eval()
     kind = TYPES[dtype][0]
-    for name, layer in layers.prunable(context.original).items():
+    for name, layer in layers.prunable_layers(context.original).items():
         assert torch.equal(found.get_submodule(name).weight, layer.weight.to(kind))
     ours, theirs = predict(found, task.test)[0], predict(context.original, task.test)[0]
     assert (ours - theirs).norm() < 0.02 * theirs.norm()

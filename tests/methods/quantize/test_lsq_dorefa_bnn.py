@@ -18,7 +18,7 @@ from compression.methods.quantize.fake.rounding import deployed, foldable, round
 from compression.methods.quantize.fake.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
 from compression.methods.quantize.wiring.order import Order
 from compression.nn.quantized import QParams, QuantConv2d, QuantLinear
-from compression.nn.quantized.layers import bias_step
+from compression.nn.quantized.layers import bias_scale
 from compression.tasks.task import predict
 
 
@@ -163,7 +163,7 @@ def test_the_deployed_layer_computes_what_the_training_layer_did(kind, layer):
 
 def assert_equal_but_for_the_bias(made, found, expected):
     """Beside integer inputs a bias is a whole number of steps."""
-    step = bias_step(made)
+    step = bias_scale(made)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 + (0 if step is None else step.max().item() / 2))
 
 
@@ -227,9 +227,9 @@ def test_pruned_weights_stay_zero(task, make_context):
 
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))
-    for layer in layers.prunable(model).values():
+    for layer in layers.prunable_layers(model).values():
         layers.set_mask(layer, torch.rand_like(layer.weight) > 0.5)
-    gone = {name: layer.weight == 0 for name, layer in layers.prunable(model).items()}
+    gone = {name: layer.weight == 0 for name, layer in layers.prunable_layers(model).items()}
     found = method("lsq")(epochs=1).apply(model, context)
     assert all((found.get_submodule(name).weight[zero] == 0).all() for name, zero in gone.items())
 

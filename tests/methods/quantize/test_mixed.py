@@ -98,10 +98,10 @@ def test_the_model_keeps_its_budget_and_gives_bits_where_they_count(task, make_c
         [step] = parse(f"mixed:budget={budget},calibration_samples=64")
         made = step.apply(copy.deepcopy(model), context)
         rows = context.record.tables["widths"]
-        assert {row["layer"]: row["bits"] for row in rows} == {n: m.bits for n, m in layers.prunable(made).items()}
-        held = sum(m.packed.numel() + 4 * m.scale.numel() for m in layers.prunable(made).values())
+        assert {row["layer"]: row["bits"] for row in rows} == {n: m.bits for n, m in layers.prunable_layers(made).items()}
+        held = sum(m.packed.numel() + 4 * m.scale.numel() for m in layers.prunable_layers(made).values())
         assert held == sum(row["bytes"] for row in rows)
-        assert held <= budget * 4 * sum(m.weight.numel() for m in layers.prunable(model).values())
+        assert held <= budget * 4 * sum(m.weight.numel() for m in layers.prunable_layers(model).values())
         found[budget] = sum(max(0.0, row[f"loss_{row['bits']}"]) for row in rows)
     assert found[0.2] <= found[0.13]
     assert set(context.record.figures) >= {"widths"}
@@ -121,7 +121,7 @@ def test_a_budget_of_time_is_kept_by_integers_in_as_few_layers_as_were_timed_to_
     made = step.apply(copy.deepcopy(context.original), context)
     timed, rows = context.record.tables["latency"], context.record.tables["widths"]
     fewest = min(row["layers in integers"] for row in timed if row["share of time"] <= 0.95)
-    sizes = {name: layer.weight.numel() for name, layer in layers.prunable(context.original).items()}  # and its MACs
+    sizes = {name: layer.weight.numel() for name, layer in layers.prunable_layers(context.original).items()}  # and its MACs
     order = sorted(rows, key=lambda row: max(0.0, row["loss_8"]) / sizes[row["layer"]])
     assert [row["bits"] for row in order] == [8] * fewest + [32] * (len(rows) - fewest)
     assert sum(isinstance(m, QuantLinear) for m in made.modules()) == fewest
@@ -135,6 +135,6 @@ def test_layers_that_lose_most_stay_in_floats_where_there_is_room(task, make_con
     rows = context.record.tables["widths"]
     assert {row["bits"] for row in rows} == {2, 32}
     held = sum(row["bytes"] for row in rows)
-    assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable(context.original).values())
+    assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable_layers(context.original).values())
     file = export(made, task.example(4), tmp_path / "model.onnx")
     parity(made, file, task.test, task.metrics, threads=1)

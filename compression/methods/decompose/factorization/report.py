@@ -29,7 +29,7 @@ def diagnostics(model: nn.Module, candidates: Sequence[Candidate], chosen: Mappi
             f"EVBMF finds only noise in {len(noise)} of {len(candidates)} layers (such as {noise[0]}), which get the "
             "least rank: choose rank=energy, or train the model longer."
         )
-    if lost := [name for name in layers.masked(model) if name in chosen]:
+    if lost := [name for name in layers.masked_layers(model) if name in chosen]:
         sentences.append(f"{len(lost)} pruned layers (such as {lost[0]}) lose their zeros: the factors are dense.")
     if not chosen:
         sentences.append(f"No layer gets smaller at the ranks by {rank}: the model stays as it was.")

@@ -1,1 +1,1 @@
-"""Learning from a teacher's layers: which are compared, what they give, how far they are apart."""
+"""Training on the layers of a teacher: which are compared, what they output, and losses between them."""

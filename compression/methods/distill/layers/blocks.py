@@ -1,100 +1,113 @@
-"""Distillation block by block: the student grows into the teacher's place, from its inputs on."""
+"""Distillation block by block: the stages of the student replace those of the teacher in turn, from the inputs on."""
 
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.errors import UserError
-from compression.methods.distill.feature import Hints
-from compression.methods.distill.layers.features import Pairs, captured, layer_pairs, sample
-from compression.methods.distill.layers.layered import learn_layers, require_same_kind
-from compression.methods.distill.students.chain import Chain
+from compression.methods.distill.feature import HintLoss
+from compression.methods.distill.layers.features import LayerPairs, layer_pairs, record_outputs, sample_outputs
+from compression.methods.distill.layers.layer_distillation import require_comparable, train_on_layers
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward, map_inputs
 from compression.nn.layers import count_parameters
-from compression.training.context import Context
-from compression.training.hyperparameters import Training
+
+if TYPE_CHECKING:
+    from compression.methods.distill.students.progression import Progression
+    from compression.training.context import Context
+    from compression.training.hyperparameters import Training
 
 
-def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> Pairs:
-    """The stages that take one another's place; UserError where they are of no kind."""
+def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> LayerPairs:
+    """The stages of the teacher and those of the student that replace them; raises UserError where they do not fit."""
     try:
         pairs = layer_pairs((), teacher, student)
-        theirs, ours = zip(*pairs, strict=True)
-        require_same_kind(pairs, sample(teacher, theirs, context), sample(student, ours, context))
+        of_teacher, of_student = zip(*pairs, strict=True)
+        require_comparable(
+            pairs, sample_outputs(teacher, of_teacher, context), sample_outputs(student, of_student, context)
+        )
     except UserError as error:
         raise UserError(
-            "style=blocks puts the student's stages in the place of the teacher's, and those of a "
+            "style=blocks replaces the teacher's stages by the student's, and those of a "
             f"{type(student).__name__} do not fit a {type(teacher).__name__}; take another student=, or "
             "style=assistants."
         ) from error
     return pairs
 
 
-def grow(student: nn.Module, teacher: nn.Module, pairs: Pairs, training: Training, chain: Chain) -> None:
-    """Train the student up to each of its stages in turn, in place, to give what the teacher's stage gives.
+def train_blocks(
+    student: nn.Module, teacher: nn.Module, pairs: LayerPairs, training: Training, progression: Progression
+) -> None:
+    """Train the student, in place, up to each of its stages in turn to match the output of the teacher's stage.
 
-    Each is a child run, and adds to the chain the teacher with its first stages replaced by the student's.
+    Each stage is a child run, and adds to the progression the teacher with its first stages replaced.
     """
-    context = chain.context
+    context = progression.context
     for number, pair in enumerate(pairs, 1):
-        name, (theirs, ours) = f"block-{number}", pair
-        known, seen = sample(teacher, [theirs], context), sample(student, [ours], context)
-        hints = Hints([pair], known, seen, weight=1.0)
-        with context.stage(name) as (stage, own):
-            learn_layers(student, teacher, hints, stage, training, unheard, name=name)
-            hybrid = Hybrid(student, teacher, hints).eval()
-            chain.add(name, hybrid, hybrid.count(context))
-            own.metrics({"params": chain.points[-1]["params"]})
+        name, (of_teacher, of_student) = f"block-{number}", pair
+        outputs = sample_outputs(teacher, [of_teacher], context), sample_outputs(student, [of_student], context)
+        hint_loss = HintLoss([pair], *outputs, weight=1.0)
+        with context.stage(name) as (stage_context, own_logger):
+            train_on_layers(student, teacher, hint_loss, stage_context, training, no_logits_loss, name=name)
+            hybrid = Hybrid(student, teacher, hint_loss).eval()
+            progression.add(name, hybrid, hybrid.count_parameters(context))
+            own_logger.metrics({"params": progression.points[-1]["params"]})
 
 
-def unheard(answer: Tensor, known: object, targets: Tensor) -> Tensor:
-    """A judge that leaves all to the layers: behind them nothing learns yet."""
-    return answer.new_zeros(())
+def no_logits_loss(student: Tensor, teachers: object, targets: Tensor) -> Tensor:  # noqa: ARG001 - a `LogitsLoss`
+    """0 whatever the logits: only the layers up to the trained one are to learn."""
+    return student.new_zeros(())
 
 
 class Hybrid(nn.Module):
-    """The teacher with all up to one layer replaced by the student and its regressor."""
+    """The teacher with everything up to one layer replaced by the student and its regressor."""
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, hints: Hints) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, hint_loss: HintLoss) -> None:
         super().__init__()
-        [(self.theirs, self.ours)] = hints.pairs
-        self.student, self.teacher, self.regressor = student, teacher, hints.regressors[0]
+        [(self.teacher_layer, self.student_layer)] = hint_loss.pairs
+        self.student, self.teacher, self.regressor = student, teacher, hint_loss.regressors[0]
 
     def forward(self, *images: Tensor, **tokens: Tensor) -> Tensor:
+        """The logits `(batch, outputs)`: the teacher's, its layer's output replaced by the student's."""
         inputs: Inputs = tokens or images[0]
-        with captured(self.student, [self.ours]) as seen:
+        with record_outputs(self.student, [self.student_layer]) as outputs:
             forward(self.student, inputs)
-        given = self.regressor(seen[self.ours])
-        hook = self.teacher.get_submodule(self.theirs).register_forward_hook(lambda *call: shaped(given, call[-1]))
-        try:
+        replacement = self.regressor(outputs[self.student_layer])
+
+        def replace(call: Call) -> Tensor | tuple[Tensor, ...]:
+            return match_output(replacement, call.output)
+
+        with on_forward({self.teacher_layer: self.teacher.get_submodule(self.teacher_layer)}, replace):
             return forward(self.teacher, inputs)
-        finally:
-            hook.remove()
 
-    def count(self, context: Context) -> int:
-        """Its parameters: the student's up to the layer, the regressor's, the teacher's behind the layer."""
-        replaced = count_up_to(self.teacher, self.theirs, context)
+    def count_parameters(self, context: Context) -> int:
+        """Parameters of the student up to the layer, of the regressor, and of the teacher after its layer."""
+        replaced = count_parameters_up_to(self.teacher, self.teacher_layer, context)
         kept = count_parameters(self.teacher) - replaced
-        return count_up_to(self.student, self.ours, context) + count_parameters(self.regressor) + kept
+        own = count_parameters_up_to(self.student, self.student_layer, context)
+        return own + count_parameters(self.regressor) + kept
 
 
-def shaped(given: Tensor, like: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-    """`given` in place of a layer's output: images in its size, and in a tuple where it came in one."""
-    if isinstance(like, tuple):
-        return given, *like[1:]
-    return F.adaptive_avg_pool2d(given, (like.shape[2], like.shape[3])) if given.ndim == 4 else given
+def match_output(replacement: Tensor, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    """`replacement` in the form of a layer's `output`: feature maps pooled to its size, in a tuple if it is one."""
+    if isinstance(output, tuple):
+        return replacement, *output[1:]
+    if replacement.ndim == 4:
+        return F.adaptive_avg_pool2d(replacement, (output.shape[2], output.shape[3]))
+    return replacement
 
 
-def count_up_to(model: nn.Module, layer: str, context: Context) -> int:
-    """Parameters that the output of `layer` depends on."""
+def count_parameters_up_to(model: nn.Module, layer: str, context: Context) -> int:
+    """The number of parameters that the output of `layer` depends on: those with a gradient."""
     copied = copy.deepcopy(model).requires_grad_(True).eval()
     inputs = map_inputs(lambda tensor: tensor.to(context.device), context.task.example(2))
-    with captured(copied, [layer]) as seen:
+    with record_outputs(copied, [layer]) as outputs:
         forward(copied, inputs)
     weights = list(copied.parameters())
-    reached = torch.autograd.grad(seen[layer].sum(), weights, allow_unused=True)
-    return sum(weight.numel() for weight, slope in zip(weights, reached, strict=True) if slope is not None)
+    gradients = torch.autograd.grad(outputs[layer].sum(), weights, allow_unused=True)
+    return sum(weight.numel() for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None)

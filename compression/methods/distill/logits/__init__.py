@@ -1,1 +1,1 @@
-"""Learning from a teacher's logits."""
+"""Training on the logits of teachers."""

@@ -1,61 +1,68 @@
-"""How much of a training its teachers take."""
+"""The share of a training's time that is spent in its teachers."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
-from compression.training.context import Context
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
-KEPT = 256  # pairs of GPU events kept before they are added up: each is a handle of the driver
+    from compression.training.context import Context
+
+MOST_EVENTS = 256  # pairs of GPU events held before they are added up: each is a handle of the driver
 
 
-class TeacherTime:
-    """Adds up the time within `asked()`, without making a GPU wait for it."""
+class TeacherTimer:
+    """Adds up the seconds within `measure()`; on a GPU with events, so that it need not wait for the device."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.began, self.seconds = device, time.perf_counter(), 0.0
+        self.device, self.started, self.seconds = device, time.perf_counter(), 0.0
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextlib.contextmanager
-    def asked(self) -> Iterator[None]:
+    def measure(self) -> Iterator[None]:
+        """Count the time of the block as the teachers'."""
         if self.device.type != "cuda":
-            began = time.perf_counter()
+            started = time.perf_counter()
             yield
-            self.seconds += time.perf_counter() - began
+            self.seconds += time.perf_counter() - started
             return
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         begin.record()
         yield
         end.record()
         self.events.append((begin, end))
-        if len(self.events) == KEPT:
-            self.add_up()
+        if len(self.events) == MOST_EVENTS:
+            self.add_up_events()
 
-    def add_up(self) -> None:
+    def add_up_events(self) -> None:
+        """Wait for the events held so far and add their time."""
         for begin, end in self.events:
             end.synchronize()
             self.seconds += begin.elapsed_time(end) / 1000
         self.events.clear()
 
-    def keep(self, context: Context) -> None:
-        """Record `teacher_time_share`, of all the time since this was made."""
-        self.add_up()
-        context.teacher_times.append((self.seconds, time.perf_counter() - self.began))
-        keep_share(context, context.teacher_times[-1:])
+    def record_share(self, context: Context) -> None:
+        """Record `teacher_time_share`, of all the time since the timer was made."""
+        self.add_up_events()
+        context.teacher_times.append((self.seconds, time.perf_counter() - self.started))
+        record_share_of(context, context.teacher_times[-1:])
 
 
 @contextlib.contextmanager
-def one_share(context: Context) -> Iterator[None]:
-    """Several trainings within, each a child run: the share of the run they make up is that of all together."""
+def record_total_share(context: Context) -> Iterator[None]:
+    """Record `teacher_time_share` of all trainings within the block together; each has its own in its child run."""
     before = len(context.teacher_times)
     yield
-    keep_share(context, context.teacher_times[before:])
+    record_share_of(context, context.teacher_times[before:])
 
 
-def keep_share(context: Context, lessons: Sequence[tuple[float, float]]) -> None:
-    taught, whole = (sum(seconds) for seconds in zip(*lessons, strict=True))
-    context.record.metrics({"teacher_time_share": taught / whole})
+def record_share_of(context: Context, times: Sequence[tuple[float, float]]) -> None:
+    """Record the share of some trainings, given as (seconds in teachers, seconds in all) of each."""
+    in_teachers, in_all = (sum(seconds) for seconds in zip(*times, strict=True))
+    context.record.metrics({"teacher_time_share": in_teachers / in_all})

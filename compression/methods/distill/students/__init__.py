@@ -1,1 +1,1 @@
-"""Who learns from whom, and copies of a teacher that are smaller."""
+"""Which models are teacher and student, and smaller copies of a teacher."""

@@ -1,9 +1,8 @@
-"""Students cut from their teacher: thinner and shallower copies."""
+"""Students made from their teacher: thinner and shallower copies."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 from torch import nn
 
@@ -14,8 +13,11 @@ from compression.models.resnet import BasicBlock
 from compression.nn import transformer
 
 
-def thinner(teacher: nn.Module, width: float) -> nn.Module:
-    """The architecture of `teacher` with `width` times its channels, untrained; UserError where it has no width."""
+def thinner_copy(teacher: nn.Module, width: float) -> nn.Module:
+    """The architecture of `teacher` with `width` times its channels, untrained.
+
+    Raises UserError for models that have no width, and for those whose layers compression has changed.
+    """
     spec = models.spec_of(teacher)
     arguments = spec.get("arguments", {})
     if "width" not in arguments:
@@ -31,25 +33,27 @@ def thinner(teacher: nn.Module, width: float) -> nn.Module:
     return models.rebuild(spec | {"arguments": arguments | {"width": arguments["width"] * width}})
 
 
-def shallower(teacher: nn.Module, count: int) -> nn.Module:
-    """A copy of `teacher`, weights and all, with `count` of its layers (blocks of a residual network), evenly spread.
+def shallower_copy(teacher: nn.Module, count: int) -> nn.Module:
+    """A copy of `teacher` with its weights and `count` of its layers or residual blocks, evenly spaced.
 
-    DistilBERT's start: Sanh et al. 2019, arXiv:1910.01108, section 3. UserError where it has not so many.
+    DistilBERT's initialization: Sanh et al. 2019, arXiv:1910.01108, section 3. Raises UserError where the teacher has
+    fewer layers, or none that can be dropped.
     """
     student = copy.deepcopy(teacher).requires_grad_(True)
     if not transformer.is_transformer(student):
-        return keep_blocks(student, count)
+        keep_blocks(student, count)
+        return student
     total = len(transformer.layers(student))
     if count > total:
         raise UserError(f"layers={count} is more than the {total} layers of the teacher; take fewer.")
-    require_whole(student)
-    transformer.keep_layers(student, evenly(total, count))
+    require_linear_layers(student)
+    transformer.keep_layers(student, evenly_spaced(total, count))
     return student
 
 
-def require_whole(teacher: nn.Module) -> None:
-    """UserError for a transformer whose layers are no plain ones: a config could not say what its copy has."""
-    parts = transformer.names(teacher)
+def require_linear_layers(teacher: nn.Module) -> None:
+    """Raise UserError for a transformer with decomposed or quantized layers, which its config cannot describe."""
+    parts = transformer.architecture(teacher)
     for layer in transformer.layers(teacher):
         if not all(isinstance(layer.get_submodule(part), nn.Linear) for part in (parts.query, parts.up)):
             raise UserError(
@@ -58,8 +62,12 @@ def require_whole(teacher: nn.Module) -> None:
             )
 
 
-def keep_blocks(model: Any, count: int) -> nn.Module:
-    """Keep `count` blocks of a residual network, as many in each stage; the first of a stage changes the shape."""
+def keep_blocks(model: nn.Module, count: int) -> None:
+    """Keep `count` blocks of a residual network, in place: as many in each stage, its first one among them.
+
+    The first block of a stage changes the shape. Raises UserError for other models, and where `count` is no multiple
+    of the stages or more than the blocks.
+    """
     stages = [s for s in getattr(model, "stages", []) if all(isinstance(block, BasicBlock) for block in s)]
     if not stages:
         raise UserError(
@@ -71,15 +79,14 @@ def keep_blocks(model: Any, count: int) -> nn.Module:
         most = len(stages) * min(map(len, stages))
         raise UserError(f"layers={count}: the teacher has {len(stages)} stages; take a multiple of it, {most} at most.")
     for stage in stages:
-        kept = {0, *(1 + i for i in evenly(len(stage) - 1, each - 1))}
+        kept = {0, *(1 + i for i in evenly_spaced(len(stage) - 1, each - 1))}
         for i in reversed(range(len(stage))):
             if i not in kept:
                 del stage[i]
-    return model
 
 
-def evenly(total: int, count: int) -> list[int]:
-    """`count` of the indices below `total`, evenly spread, the last among them: 2, 5, 8 and 11 for 4 of 12.
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """`count` of the indices below `total`, evenly spaced, with the last one: 2, 5, 8 and 11 for 4 of 12.
 
     The mapping of TinyBERT: Jiao et al. 2020, arXiv:1909.10351, section 4.1.
     """

@@ -76,7 +76,7 @@ class Gradual(Method):
 
     def candidates(self, model: nn.Module) -> Iterable[str]:
         """The layers that this method prunes."""
-        return layers.prunable(model)
+        return layers.prunable_layers(model)
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         model = model.to(context.device)

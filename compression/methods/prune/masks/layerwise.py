@@ -68,7 +68,7 @@ class Layerwise(Method):
 
     def fitting(self, model: nn.Module, record: RunLogger) -> list[nn.Module]:
         """The layers whose inputs divide into the pattern; UserError if there are none, the others are told."""
-        found = layers.prunable(model)
+        found = layers.prunable_layers(model)
         if not self.kept_of:
             return list(found.values())
         fitting = {name: layer for name, layer in found.items() if divisible(layer, self.kept_of[1])}

@@ -48,7 +48,7 @@ def differentiable(model: nn.Module, context: Context, batch_statistics: bool) -
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights of the prunable layers, by the layer's name."""
-    return {name: cast(Tensor, module.weight) for name, module in layers.prunable(model).items()}
+    return {name: cast(Tensor, module.weight) for name, module in layers.prunable_layers(model).items()}
 
 
 def losses(model: nn.Module, context: Context, examples: int, temperature: float = 1.0) -> Iterator[Tensor]:
@@ -95,8 +95,8 @@ def keep_largest(scores: Mapping[str, Tensor], sparsity: float) -> Scores:
 
 def prune(model: nn.Module, scores: Mapping[str, Tensor], sparsity: float) -> nn.Module:
     """Mask `model` in place where its scores are least; what is pruned already goes first and stays pruned."""
-    found = layers.prunable(model)
-    for name, module in layers.masked(model).items():
+    found = layers.prunable_layers(model)
+    for name, module in layers.masked_layers(model).items():
         if name in scores:
             scores[name].masked_fill_(~cast(Tensor, module.mask).to(scores[name].device), -math.inf)
     for name, keep in keep_largest(scores, sparsity).items():

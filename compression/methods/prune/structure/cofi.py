@@ -183,8 +183,8 @@ def cut_attention(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     if not keep:
         block, first = transformer.blocks(model)[layer], torch.tensor([0])
         for projection in (block.query, block.key, block.value):
-            transformer.take(projection, first, dim=0)
-        transformer.take(block.output, first, dim=1)
+            transformer.index_select_layer(projection, first, dim=0)
+        transformer.index_select_layer(block.output, first, dim=1)
         block.attention.attention_head_size = 1
         if hasattr(block.attention, "all_head_size"):
             block.attention.all_head_size = 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.nn.inputs import Inputs, forward
-from compression.nn.layers import prunable
+from compression.nn.layers import prunable_layers
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -31,7 +31,7 @@ class Order:
     def of(cls, model: nn.Module, inputs: Inputs) -> Order:
         """The order in which `model` runs on the prepared `inputs`."""
         seen: list[tuple[str, nn.Module, Any, Any]] = []
-        wanted = {**prunable(model), **{n: m for n, m in model.named_modules() if isinstance(m, (*NORMS, nn.ReLU))}}
+        wanted = {**prunable_layers(model), **{n: m for n, m in model.named_modules() if isinstance(m, (*NORMS, nn.ReLU))}}
         hooks = [m.register_forward_hook(partial(_note, seen.append, n)) for n, m in wanted.items()]
         was, _ = model.training, model.eval()
         try:

@@ -1,0 +1,38 @@
+"""The figure of a distillation on logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from compression.nn.inputs import forward
+from compression.reporting.figures.distill import softened_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
+    from compression.training.context import Context
+
+EXAMPLES = 4
+
+
+@torch.no_grad()
+def record_softened_outputs(
+    context: Context, teachers: Sequence[nn.Module], student: nn.Module, temperature: float
+) -> None:
+    """Record the figure `softened`: outputs for the first validation examples; nothing for a regression."""
+    task = context.task
+    if task.outputs == 1:
+        return
+    few = task.validation.take(torch.arange(min(EXAMPLES, len(task.validation)))).to(context.device)
+    [(inputs, targets)] = few.batches(EXAMPLES)
+    *of_teachers, of_student = (forward(model, inputs).float().cpu() for model in (*teachers, student))
+    labels = task.labels or [str(i) for i in range(task.outputs)]
+    titles = [labels[i] for i in targets.tolist()]
+    plain = torch.stack([logits.softmax(1) for logits in of_teachers]).mean(0).numpy()
+    soft = torch.stack([(logits / temperature).softmax(1) for logits in of_teachers]).mean(0).numpy()
+    own = (of_student / temperature).softmax(1).numpy()
+    context.record.figure("softened", softened_outputs(plain, soft, own, temperature, labels, titles))
