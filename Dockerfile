@@ -1,4 +1,4 @@
-# One image for the entry points, the tracking server, the workers and the study. README.md says how it is built.
+# One image for the entry points, the tracking server, the workers and the study. docs/containers.md says how it is built.
 # What changes seldom comes first: a change of code rebuilds the last two layers.
 ARG BASE_IMAGE=debian:bookworm-slim
 # An image with wheels at its root, for machines that have some on disk.

@@ -31,7 +31,7 @@ from compression import methods, models, tasks
 from compression.deploy.onnx.export import export, named
 from compression.deploy.session import Session
 from compression.deploy.timing import time_files
-from compression.methods.quantize.calibration.activations import batches
+from compression.methods.quantize.calibration.activations import calibration_batches
 from compression.methods.quantize.dynamic import Dynamic
 from compression.models import storage
 from compression.nn.inputs import forward
@@ -94,7 +94,7 @@ def compare(model, task, step, threads, folder, rounds):
     """A row for the float file, for ONNX Runtime's two usual settings, and for ours."""
     record = SimpleNamespace(figure=lambda *_: None, warn=print, table=lambda *_: None)
     context = Context(task, model, accelerator(True, "no"), record, 0, folder, None, None, None)
-    data = [] if isinstance(step, Dynamic) else batches(context, step.calibration_samples)
+    data = [] if isinstance(step, Dynamic) else calibration_batches(context, step.calibration_samples)
     files = {"float32": export(model, task.example(4), folder / "float32.onnx")}
     for name, options in {
         "onnxruntime": {},

@@ -1,1 +1,1 @@
-"""What models are made of: layers, their quantized forms, the parts of transformers, recurrent layers."""
+"""Building blocks of models: layers, quantized layers, parts of transformers, recurrent layers, forward hooks."""

@@ -1,10 +1,13 @@
-"""What models take and give: one tensor of images, or named tensors of a text; logits."""
+"""The inputs of models: one tensor of images, or named tensors of tokenized text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -17,6 +20,7 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """The model's logits `(batch, outputs)`: images go in as one tensor, text as named tensors."""
+    """Return the model's logits `(batch, outputs)`, for images as one tensor or text as named tensors."""
     outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    return outputs if isinstance(outputs, Tensor) else outputs.logits
+    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    return logits

@@ -1,4 +1,4 @@
-"""Layers and what the lab does to them: which carry weights, masks that stay, counting."""
+"""The layer classes of the lab, pruning masks, and counts of parameters and multiply-accumulates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from compression.nn.quantized import (
     QuantLinear,
     QuantWeightLayer,
 )
-from compression.nn.quantized.clustered import ClusteredLayer, ClusteredConv2d, ClusteredLinear
+from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLayer, ClusteredLinear
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
 
 COMPRESSED = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
@@ -27,14 +27,15 @@ PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED)
 
 
 class Add(nn.Module):
-    """A residual sum as a module, so that a quantizer finds it and can put `QuantAdd` in its place."""
+    """A residual sum as a module, so that a quantizer can find it and replace it by `QuantAdd`."""
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        """Add two tensors of one shape."""
         return left + right
 
 
-# Layers that a saved model may hold where its builder put another: rebuilt from their constructor's arguments, each
-# kept under the attribute of the same name. A layer class of the lab joins this line to be saved and loaded.
+# Layer classes that a stored model may have where its builder put another layer. They are rebuilt from constructor
+# arguments, each read from the attribute of the same name. A new layer class must join this list to be stored.
 REBUILT: tuple[type[nn.Module], ...] = (
     *PRUNABLE,
     nn.BatchNorm1d,
@@ -55,22 +56,22 @@ REBUILT: tuple[type[nn.Module], ...] = (
 
 
 def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers whose weights count for sparsity, by name: linear and convolution, not norms or embeddings."""
+    """Return the layers whose weights count for sparsity, by name: linear and convolution, no norms or embeddings."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
 
 
 def original_name(model: nn.Module, name: str) -> str:
-    """The name that a layer was built under: a quantizer may round its input in a Sequential around it."""
+    """Return the name a layer had before a quantizer wrapped it in a Sequential that quantizes its input."""
     parent, _, own = name.rpartition(".")
-    around = model.get_submodule(parent)
-    wrapped = own == "layer" and type(around) is nn.Sequential and isinstance(around[0], Quantize)
-    return parent if wrapped else name
+    container = model.get_submodule(parent)
+    is_wrapped = own == "layer" and type(container) is nn.Sequential and isinstance(container[0], Quantize)
+    return parent if is_wrapped else name
 
 
 def set_mask(module: nn.Module, keep: Tensor) -> None:
-    """Zero `module.weight` where `keep` (bool, shape of the weight) is false, and hold it there in training.
+    """Zero `module.weight` where `keep` (bool, shape of the weight) is false, and keep it zero during training.
 
-    The mask is a buffer that is not saved: a mask is where the weight is zero, so `artifacts.load` finds it again.
+    The mask is a buffer that is not stored: `artifacts.load` restores it from the zeros of the weight.
     """
     module.register_buffer("mask", keep.to(torch.bool), persistent=False)
     apply_mask(module)
@@ -78,40 +79,43 @@ def set_mask(module: nn.Module, keep: Tensor) -> None:
 
 @torch.no_grad()
 def apply_mask(module: nn.Module) -> None:
-    module.weight.mul_(module.mask)  # type: ignore[operator, union-attr, arg-type]
+    """Set the masked entries of the layer's weight to zero, in place."""
+    module.weight.mul_(module.mask)  # type: ignore[operator, arg-type]
 
 
 def masked_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that carry a mask, by name."""
+    """Return the layers that have a mask, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(getattr(m, "mask", None), Tensor)}
 
 
 def apply_masks(model: nn.Module) -> None:
-    """Put pruned weights back to zero; `fit` calls it after every optimizer step."""
+    """Set pruned weights back to zero; `fit` calls it after every optimizer step."""
     for module in masked_layers(model).values():
         apply_mask(module)
 
 
 def weight(module: nn.Module) -> Tensor:
-    """The layer's weight as the layer uses it."""
-    return module.weight.detach()  # type: ignore[union-attr, return-value, operator]
+    """Return the layer's weight, detached and dequantized, as its forward pass uses it."""
+    found = module.weight
+    assert isinstance(found, Tensor)
+    return found.detach()
 
 
 def weight_bits(module: nn.Module) -> int:
-    """Bits that one weight of the layer takes."""
+    """Return the bits that one weight of the layer takes."""
     return getattr(module, "weight_bits", None) or weight(module).element_size() * 8
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Learned numbers of the model, each counted once; an integer weight is a buffer, and counts."""
-    integers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (QuantWeightLayer, ClusteredLayer)))
-    return sum(p.numel() for p in model.parameters()) + integers
+    """Count the parameters of the model, shared ones once; integer and clustered weights, which are buffers, count."""
+    buffers = sum(m.weight.numel() for m in model.modules() if isinstance(m, (QuantWeightLayer, ClusteredLayer)))
+    return sum(p.numel() for p in model.parameters()) + buffers
 
 
 def count_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
-    """Multiply-accumulates of one forward pass by module, counted on the CPU; `""` holds what no layer owns.
+    """Count the multiply-accumulates of one forward pass by layer, on the CPU; `""` has those of no prunable layer.
 
-    FlopCounterMode counts two operations a multiply-accumulate, so its figures are halved.
+    FlopCounterMode counts two operations per multiply-accumulate, so its figures are halved.
     """
     copied = copy.deepcopy(model).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():

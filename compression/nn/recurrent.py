@@ -1,4 +1,4 @@
-"""A recurrent layer made of linear ones, so that whatever is done to weights finds its weights too."""
+"""An LSTM layer built from linear layers, so that pruning, quantization and decomposition find its weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 
 class Gates(nn.Linear):
-    """What an LSTM multiplies its input or its last state with: rows of the input, forget, cell and output gates.
+    """The input or recurrent weights of an LSTM: rows of the input, forget, cell and output gates.
 
-    A class of its own, for what goes in comes step by step: what rounds the inputs of linear layers has no kernel here.
+    A class of its own, because its inputs come step by step: quantizers that round the inputs of linear layers must
+    leave it out, as no integer kernel exists for it.
     """
 
 
 class Direction(nn.Module):
-    """One way along a sequence. `input` and `hidden` give the gates; any layers of their shapes may take their places.
+    """An LSTM in one direction. `input` and `hidden` compute the gates; other layers of their shapes may replace them.
 
     Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; gates in the order of `nn.LSTM`.
     """
@@ -24,22 +25,26 @@ class Direction(nn.Module):
         self.hidden_size = hidden_size
         self.input, self.hidden = Gates(input_size, 4 * hidden_size), Gates(hidden_size, 4 * hidden_size, bias=False)
 
-    def forward(self, values: Tensor, there: Tensor) -> Tensor:
-        """States `(batch, length, hidden)` for `(batch, length, input)`; zero where `there` `(batch, length)` is 0."""
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the states `(batch, length, hidden)` for `values` `(batch, length, input)`.
+
+        States are zero where `mask` `(batch, length)` is 0.
+        """
         state = cell = values.new_zeros(len(values), self.hidden_size)
         states = []
-        for gates, now in zip(self.input(values).unbind(1), there.to(values.dtype).unsqueeze(2).unbind(1), strict=True):
-            taken, kept, new, shown = (gates + self.hidden(state)).chunk(4, 1)
-            cell = kept.sigmoid() * cell + taken.sigmoid() * new.tanh()
-            state = shown.sigmoid() * cell.tanh() * now
+        steps = zip(self.input(values).unbind(1), mask.to(values.dtype).unsqueeze(2).unbind(1), strict=True)
+        for gates, is_token in steps:
+            input_gate, forget_gate, candidate, output_gate = (gates + self.hidden(state)).chunk(4, 1)
+            cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+            state = output_gate.sigmoid() * cell.tanh() * is_token
             states.append(state)
         return torch.stack(states, 1)
 
 
 class BiLSTM(nn.Module):
-    """A layer of LSTMs in both directions, over sequences of several lengths that are filled up at their ends.
+    """A bidirectional LSTM layer over sequences of different lengths, padded at their ends.
 
-    As fast in training as `nn.LSTM` on packed sequences, on a CPU (27 words, 128 to 300 units).
+    Trains as fast on a CPU as `nn.LSTM` on packed sequences (27 words, 128 to 300 units).
     """
 
     def __init__(self, input_size: int, hidden_size: int) -> None:
@@ -48,14 +53,18 @@ class BiLSTM(nn.Module):
         self.ahead, self.back = Direction(input_size, hidden_size), Direction(input_size, hidden_size)
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """States `(batch, length, 2 hidden)`, ahead and back, for `(batch, length, input)`, zero beyond `lengths`."""
-        places = torch.arange(values.shape[1], device=values.device)
-        last = lengths.unsqueeze(1)
-        there, turned = places < last, torch.where(places < last, last - 1 - places, places)
-        ahead, back = self.ahead(values, there), self.back(_taken(values, turned), there)
-        return torch.cat([ahead, _taken(back, turned)], 2)
+        """Return the states `(batch, length, 2 hidden)`, forward then backward, for `(batch, length, input)`.
+
+        They are zero beyond `lengths` `(batch,)`.
+        """
+        positions = torch.arange(values.shape[1], device=values.device)
+        length = lengths.unsqueeze(1)
+        mask = positions < length
+        reversed_positions = torch.where(mask, length - 1 - positions, positions)
+        ahead, back = self.ahead(values, mask), self.back(_gather(values, reversed_positions), mask)
+        return torch.cat([ahead, _gather(back, reversed_positions)], 2)
 
 
-def _taken(values: Tensor, places: Tensor) -> Tensor:
-    """Of `values` `(batch, length, size)` those at `places` `(batch, length)`."""
-    return values.gather(1, places.unsqueeze(2).expand(-1, -1, values.shape[2]))
+def _gather(values: Tensor, positions: Tensor) -> Tensor:
+    """Reorder `values` `(batch, length, size)` to those at `positions` `(batch, length)`."""
+    return values.gather(1, positions.unsqueeze(2).expand(-1, -1, values.shape[2]))

@@ -1,35 +1,38 @@
-"""Cutting transformers: heads of an attention, neurons of a feed-forward part, hidden dimensions, whole layers.
+"""Structured pruning of transformers: attention heads, feed-forward neurons, hidden dimensions, whole layers.
 
-Every cut is done in place, on the weights, their masks and the numbers that the modules keep of themselves; then the
-model's config is made to tell the truth. A BERT's config has one `num_attention_heads`, `intermediate_size`,
-`hidden_size` and `num_hidden_layers`, and takes every head to be hidden_size / num_attention_heads wide. So:
+Every cut changes the model in place: weights, masks, the size attributes of the modules, and the model's config. A
+BERT config has one `num_attention_heads`, `intermediate_size`, `hidden_size` and `num_hidden_layers` for all layers,
+and implies heads of hidden_size / num_attention_heads dimensions. Therefore:
 
-- `from_pretrained` reads a model whose layers are gone, whose feed-forward parts all have the same width, or whose
-  heads and hidden size were cut together so that their quotient stayed the size of a head;
-- heads cut without the hidden size, or layers that differ, it refuses for their shapes. Such a model is reloaded by
-  `artifacts.load`; `heads_per_layer` and `ffn_per_layer` in its config say what each layer has.
+- `from_pretrained` loads a model with layers dropped, with feed-forward parts of one common width, or with heads and
+  hidden size cut together so that their quotient is still the size of a head;
+- it refuses the shapes of a model whose heads were cut without the hidden size, or whose layers differ. Such a model
+  is loaded by `artifacts.load`; `heads_per_layer` and `ffn_per_layer` in its config tell the sizes of each layer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
+from compression.nn.hooks import on_forward
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Where the parts of an architecture stand: the list of layers in the base model, the parts in a layer."""
+    """The submodule names of an architecture: the list of layers in the base model, and the parts within a layer."""
 
     layers: str
-    attention: str  # holds the number of heads; query, key and value are its children
+    attention: str  # the module with the number of heads; parent of query, key and value
     query: str
     key: str
     value: str
@@ -37,7 +40,7 @@ class Architecture:
     up: str
     down: str
     heads: str  # the attribute of the attention with the number of heads
-    width: str = "intermediate_size"  # the config's name for the neurons between up and down
+    width: str = "intermediate_size"  # the config entry for the neurons between up and down
 
 
 _BERT = Architecture(
@@ -68,7 +71,7 @@ ARCHITECTURES = {"distilbert": _DISTILBERT} | dict.fromkeys(("bert", "roberta", 
 
 @dataclass(frozen=True)
 class Block:
-    """One layer of a transformer by its parts; `heads` and the neurons are what it has now."""
+    """The parts of one transformer layer, with its current number of heads and feed-forward neurons."""
 
     attention: Any
     query: nn.Linear
@@ -80,74 +83,70 @@ class Block:
 
     @property
     def head_size(self) -> int:
-        return self.attention.attention_head_size
+        """Dimensions of one head."""
+        return int(self.attention.attention_head_size)
 
     @property
     def heads(self) -> int:
+        """Number of attention heads."""
         return self.query.out_features // self.head_size
 
     @property
     def neurons(self) -> int:
+        """Number of feed-forward neurons."""
         return self.up.out_features
 
 
 def is_transformer(model: nn.Module) -> bool:
-    """Whether the functions below know their way through `model`."""
+    """Whether `model` is a Hugging Face transformer of a type in `ARCHITECTURES`."""
     return getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
 
 
 def architecture(model: nn.Module) -> Architecture:
-    """Where its parts stand; UserError for a model that is no transformer of a known form."""
+    """Look up the submodule names of `model`. Raises UserError for a model that is no transformer of a known type."""
     if not is_transformer(model):
         raise UserError(
             f"A {type(model).__name__} has no attention heads or layers that can be cut; "
-            f"it takes a transformer of the form {', '.join(ARCHITECTURES)}."
+            f"it takes a transformer of the type {', '.join(ARCHITECTURES)}."
         )
     return ARCHITECTURES[model.config.model_type]  # type: ignore[union-attr, index]
 
 
 def layers(model: nn.Module) -> nn.ModuleList:
-    """The list of the transformer's layers."""
+    """Return the transformer's list of layers."""
     where = architecture(model).layers
     return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr, operator]
 
 
 def blocks(model: nn.Module) -> list[Block]:
-    """The parts of every layer, in their order; UserError where one is no linear layer any more."""
-    n = architecture(model)
-    parts = (n.attention, n.query, n.key, n.value, n.output, n.up, n.down)
+    """Return the parts of every layer, in order. Raises UserError if linear layers were decomposed before."""
+    a = architecture(model)
+    parts = (a.attention, a.query, a.key, a.value, a.output, a.up, a.down)
     found = [Block(*(layer.get_submodule(part) for part in parts)) for layer in layers(model)]  # type: ignore[arg-type]
     if not all(isinstance(block.query, nn.Linear) and isinstance(block.up, nn.Linear) for block in found):
-        raise UserError("The linear layers of this transformer were taken apart: prune it first, then decompose it.")
+        raise UserError("The linear layers of this transformer are decomposed: prune it first, then decompose it.")
     return found
 
 
 @contextlib.contextmanager
 def record_hidden_states(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What goes into each layer and what comes out, `(batch, length, hidden)`, of the forward passes within.
+    """Record the hidden states before and after each layer, `(batch, length, hidden)`, of forward passes in the block.
 
-    The library's own output_hidden_states leaves its hooks in the model for good.
+    The option output_hidden_states of transformers is no alternative: it leaves its hooks in the model for good.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-
-    def look(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-        seen.append((given[0], output[0] if isinstance(output, tuple) else output))
-
-    hooks = [layer.register_forward_hook(look) for layer in layers(model)]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
+    states: list[tuple[Tensor, Tensor]] = []
+    named = {str(index): layer for index, layer in enumerate(layers(model))}
+    with on_forward(named, lambda call: states.append((call.inputs[0], call.output_tensor))):
+        yield states
 
 
 def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
-    """Keep the heads `keep` of one layer's attention; the logits are those of the model with the others masked.
+    """Keep only the heads `keep` of one layer's attention; the logits equal those with the other heads masked.
 
-    With nothing to keep, one head stays with its output weights at zero: no attention in the library can do without.
+    If `keep` is empty, one head stays with its output weights at zero, since transformers needs at least one.
     """
     block = blocks(model)[layer]
-    rows = _spread(keep or [0], block.head_size)
+    rows = _head_rows(keep or [0], block.head_size)
     for projection in (block.query, block.key, block.value):
         index_select_layer(projection, rows, dim=0)
     index_select_layer(block.output, rows, dim=1)
@@ -160,9 +159,9 @@ def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
 
 
 def cut_ffn(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
-    """Keep the neurons `keep` of one layer's feed-forward part; the logits are those with the others masked.
+    """Keep only the neurons `keep` of one layer's feed-forward part; the logits equal those with the others masked.
 
-    With nothing to keep, one neuron stays with its output weights at zero.
+    If `keep` is empty, one neuron stays with its output weights at zero.
     """
     block = blocks(model)[layer]
     rows = torch.as_tensor(list(keep) or [0])
@@ -174,7 +173,7 @@ def cut_ffn(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
 
 
 def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
-    """Keep the layers at the indices `kept`, in their order; UserError if none is left."""
+    """Keep only the layers at the indices `kept`, in their order. Raises UserError if there are none."""
     every = layers(model)
     if not kept:
         raise UserError("A transformer needs at least one layer; keep one.")
@@ -191,9 +190,9 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
 
 
 def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
-    """Keep the dimensions `keep` of the hidden states, from the embeddings to the classifier.
+    """Keep only the dimensions `keep` of the hidden states, from the embeddings to the classifier.
 
-    Layer norms then take mean and variance over what is left, so the logits are not those of a masked model.
+    Layer norms then average over the dimensions that are left, so the logits differ from those of a masked model.
     """
     size, index = hidden_size(model), torch.as_tensor(list(keep))
     parts = blocks(model)
@@ -213,18 +212,18 @@ def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
 
 
 def classifier(model: nn.Module) -> nn.Linear:
-    """The layer that gives the logits: the last linear one."""
+    """Return the layer that outputs the logits: the last linear one."""
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
 
 
 def hidden_size(model: nn.Module) -> int:
-    """Dimensions of the hidden states as they are now."""
+    """Return the current number of hidden dimensions."""
     return blocks(model)[0].query.in_features
 
 
 @torch.no_grad()
 def index_select_layer(module: Any, index: Tensor, dim: int) -> None:
-    """Keep the entries `index` of a layer's weight along `dim`, in place, with its mask and (along 0) its bias."""
+    """Keep the entries `index` of a layer's weight along `dim`, in place, and of its mask and (for dim 0) its bias."""
     index = index.to(module.weight.device)
     module.weight = _selected(module.weight, index, dim)
     if getattr(module, "mask", None) is not None:
@@ -243,49 +242,51 @@ def _selected(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
 
 
 def _spread(heads: Iterable[int], size: int) -> Tensor:
-    """Rows of the projections that belong to `heads`."""
+    """Return the rows of the query, key and value weights that belong to `heads`, each of `size` rows."""
     return torch.cat([torch.arange(h * size, (h + 1) * size) for h in heads])
 
 
 def update_config(model: nn.Module) -> None:
-    """Make the config say what the model has; the form that the module's docstring describes."""
+    """Write the current sizes of the model to its config, in the form that the module's docstring describes."""
     config: Any = model.config
     parts = blocks(model)
     heads, neurons, size = [b.heads for b in parts], [b.neurons for b in parts], hidden_size(model)
     config.num_hidden_layers, config.hidden_size = len(parts), size
     if len(set(heads)) == 1 and size % heads[0] == 0:
         config.num_attention_heads = heads[0]
-    # A config whose heads do not divide its hidden size builds nothing, and artifacts build before they restore.
+    # transformers builds nothing from a config whose heads do not divide its hidden size, and artifacts are built from
+    # the config before they are restored.
     config.num_attention_heads = math.gcd(config.num_attention_heads, size)
     if len(set(neurons)) == 1:
         setattr(config, architecture(model).width, neurons[0])
     implied = size // config.num_attention_heads == parts[0].head_size and set(heads) == {config.num_attention_heads}
-    _remark(config, "heads_per_layer", None if implied else heads)
-    _remark(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
+    _set_or_delete(config, "heads_per_layer", None if implied else heads)
+    _set_or_delete(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
 
 
 def entries_unknown_to_transformers(config: Any) -> list[str]:
-    """The entries of a config that only this lab reads."""
+    """Return the entries of a config that only this lab reads."""
     return [name for name in ("heads_per_layer", "ffn_per_layer") if hasattr(config, name)]
 
 
 def emptied_layers(model: nn.Module) -> set[str]:
-    """The output layers of attentions and feed-forward parts that were cut to nothing, one head or neuron for show.
+    """Return the names of output layers whose attention or feed-forward part was cut to nothing.
 
-    Layers that are no `nn.Linear` any more, but have a weight, count too.
+    These are the layers with the inputs of a single head or neuron, all of whose weights are zero. Quantized layers
+    count too; decomposed ones, which have no weight of their own, do not.
     """
     if not is_transformer(model):
         return set()
-    known, n = {module: name for name, module in model.named_modules()}, architecture(model)
-    left: dict[nn.Module, Any] = {}
+    names, a = {module: name for name, module in model.named_modules()}, architecture(model)
+    least_inputs: dict[nn.Module, Any] = {}  # of output layers, with one head or one neuron left
     for layer in layers(model):
-        left[layer.get_submodule(n.output)] = layer.get_submodule(n.attention).attention_head_size
-        left[layer.get_submodule(n.down)] = 1
-    weights = {known[part]: (getattr(part, "weight", None), width) for part, width in left.items()}
-    return {name for name, (w, width) in weights.items() if w is not None and w.shape[1] == width and not w.any()}
+        least_inputs[layer.get_submodule(a.output)] = layer.get_submodule(a.attention).attention_head_size
+        least_inputs[layer.get_submodule(a.down)] = 1
+    weights = {names[part]: (getattr(part, "weight", None), least) for part, least in least_inputs.items()}
+    return {name for name, (w, least) in weights.items() if w is not None and w.shape[1] == least and not w.any()}
 
 
-def _remark(config: Any, name: str, value: list[int] | None) -> None:
+def _set_or_delete(config: Any, name: str, value: list[int] | None) -> None:
     if value is not None:
         setattr(config, name, value)
     elif hasattr(config, name):

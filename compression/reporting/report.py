@@ -41,7 +41,8 @@ FIGURE_ORDER = [
     "layers-sparsity",
 ]
 SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")  # shown in percent
-NOISE = 0.02  # times and sizes that differ by less are shown as neither better nor worse
+# Changes below these are shown as neither better nor worse: of shares the difference, of others relative to before.
+NOISE_OF_SHARES, NOISE = 5e-4, 0.02
 
 
 def format_number(value: float | None, name: str = "") -> str:
@@ -73,19 +74,24 @@ def _comparison_row(
     metrics: Mapping[str, float], name: str, label: str, unit: str, more_is_better: bool | None
 ) -> dict[str, Any]:
     after, before = metrics[name], metrics.get(f"{name}_before")
-    is_share = name in SHARES
-    change, changed = "", False
-    if before is not None and is_share:
-        change, changed = f"{(after - before) * 100:+.2f} points", abs(after - before) >= 5e-4
-    elif before:
-        change, changed = f"× {after / before:.3g}", abs(after / before - 1) >= NOISE
+    change, good = "", None
+    if before is not None and (name in SHARES or before):
+        change, is_change = _change(before, after, name in SHARES)
+        good = (after > before) == more_is_better if is_change and more_is_better is not None else None
     return {
-        "label": f"{label}, {unit}" if unit and not is_share else label,
+        "label": f"{label}, {unit}" if unit and name not in SHARES else label,
         "before": format_number(before, name),
         "after": format_number(after, name),
         "change": change,
-        "good": (after > before) == more_is_better if changed and more_is_better is not None else None,
+        "good": good,
     }
+
+
+def _change(before: float, after: float, is_share: bool) -> tuple[str, bool]:
+    """The change in words, and whether it is large enough to be called better or worse."""
+    if is_share:
+        return f"{(after - before) * 100:+.2f} points", abs(after - before) >= NOISE_OF_SHARES
+    return f"× {after / before:.3g}", abs(after / before - 1) >= NOISE
 
 
 def comparison_table(content: Content) -> str:

@@ -6,14 +6,16 @@ A pickle can run any program, so this reader admits nothing but NumPy arrays bes
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from compression.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name differs between NumPy 1 and 2
 
@@ -44,5 +46,5 @@ def read_batch(file: Path, classes: int = 10) -> tuple[Tensor, Tensor]:
         if labels.shape != (len(images),) or torch.any((labels < 0) | (labels >= classes)):
             raise ValueError(f"its labels are not one of 0 to {classes - 1} for each of {len(images)} images")
         return images, labels
-    except Exception as error:  # noqa: BLE001 - damaged bytes raise nearly anything
+    except Exception as error:
         raise UserError(f"{file} is not an intact batch of CIFAR-10: {first_line(error)}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +18,10 @@ from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.sources import Files, Origin, find
 from compression.tasks.splits import cut, digest, shuffled
 from compression.tasks.task import Split, Task
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
@@ -91,7 +94,7 @@ def _table(file: Path) -> tuple[Tensor, Tensor]:
     for i, image in enumerate(table.column("img").to_pylist()):
         try:
             images[i] = _pixels(image["bytes"])
-        except Exception as error:  # noqa: BLE001 - damaged bytes raise nearly anything
+        except Exception as error:
             raise UserError(f"Image {i} of {file} cannot be used: {first_line(error)}.") from error
     labels = torch.tensor(table.column("label").to_pylist(), dtype=torch.long)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels

@@ -10,11 +10,14 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from compression.errors import UserError
-from compression.tasks import Request
 from compression.tasks.images import normalise
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import SEED, digest
 from compression.tasks.task import Split, Task
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compression.tasks import Request
 
 SHAPE = (1, 8, 8)
 prepare = partial(normalise, mean=(0.3053,), std=(0.3761,))  # of all images, in [0, 1]

@@ -7,11 +7,9 @@ validation split is cut from its training data.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -22,6 +20,11 @@ from compression.tasks.sources import Files, Origin, find
 from compression.tasks.splits import cut, digest, shuffled
 from compression.tasks.task import Split, Task
 from compression.tasks.text import Encoder, encoder, trim
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from collections.abc import Callable
 
 MODEL = "bert-large-uncased"
 FROM_SCRATCH = {"epochs": 5, "learning_rate": 2e-3}  # what differs for a model that is not pretrained

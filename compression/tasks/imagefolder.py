@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,12 +18,16 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
 
 from compression.errors import UserError, first_line
-from compression.tasks import Request
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.images import flip, normalise, shift
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import digest
 from compression.tasks.task import Split, Task
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compression.tasks import Request
+    from collections.abc import Iterable, Sequence
 
 SIDE = 224
 LARGER = 256 / 224  # the shorter side before the middle is cut out: how torchvision's ImageNet figures are made
@@ -193,5 +196,5 @@ def pixels(file: Path, side: int) -> Tensor:
         with Image.open(file) as image:
             scaled = functional.resize(image.convert("RGB"), [round(side * LARGER)])
             return functional.pil_to_tensor(functional.center_crop(scaled, [side]))
-    except Exception as error:  # noqa: BLE001 - damaged bytes raise nearly anything
+    except Exception as error:
         raise UserError(f"The picture {file} cannot be read ({first_line(error)}); mend it or take it away.") from error

@@ -5,11 +5,14 @@ Random numbers are drawn on the CPU and moved to the images, so that every devic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,10 @@ from huggingface_hub.errors import HTTPError
 
 from compression.errors import UserError, first_line
 from compression.models import hub
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Files = dict[str, list[Path]]  # by split
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from compression.tasks.task import Split
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from compression.tasks.task import Split
+    from collections.abc import Iterable
 
 SEED = 0  # of the splits alone; the seed of a run changes nothing here
 

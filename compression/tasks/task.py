@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compression.nn.inputs import Inputs, forward, map_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @torch.inference_mode()

@@ -6,16 +6,18 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from compression.models import TEXT_MODELS, huggingface
-from compression.nn.inputs import Inputs
-from compression.tasks.cache import Tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from compression.tasks.cache import Tensors
+    from compression.nn.inputs import Inputs
 
 MAX_LENGTH = 128  # tokens, as in Devlin et al. 2018: the few longer examples of GLUE are cut
 CHUNK = 1024  # rows tokenised and padded at a time, to the longest among them

@@ -9,7 +9,7 @@ from compression.deploy.parity import most_wrong, parity
 from compression.deploy.session import Session
 from compression.deploy.timing import time_files
 from compression.errors import UserError
-from compression.methods.quantize.half import halved
+from compression.methods.quantize.half import to_half
 from compression.nn.quantized import QuantLinear
 from tests.deploy.chosen import input_numbers, weight_numbers
 from tests.deploy.graphs import as_run
@@ -74,7 +74,7 @@ def test_few_examples_may_differ_by_chance_and_many_may_not():
     "layer",
     [
         nn.Linear(64, 64),
-        halved(nn.Linear(64, 64), "float16"),
+        to_half(nn.Linear(64, 64), "float16"),
         QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 8), input_numbers(-4, 4)),
         QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 4, "group", 16)),
     ],

@@ -98,8 +98,8 @@ def test_a_skipped_lstm_is_said_to_stay_in_floats(model, make_context):
 def test_it_learns_from_a_transformer_by_a_recipe_of_its_own(make_context):
     distil = methods.method("response")(student="lstm")
     task = words_task()
-    assert distil.defaults(task)["learning_rate"] == 2e-3
-    assert methods.method("response")().defaults(task) == task.training
+    assert distil.training_for(task).learning_rate == 2e-3
+    assert methods.method("response")().training_defaults(task) == task.training
     student = step("response", student="lstm").apply(tiny_bert(), context(make_context, tiny_bert()))
     assert type(student).__name__ == "TextLSTM"
 

@@ -35,6 +35,6 @@ def test_mlflow_loads_it_by_the_loader_that_it_names():
 def test_what_is_stored_now_names_where_the_loader_is(tmp_path):
     model = storage.load(FOLDER)
     folder = storage.save(model, tmp_path / "model", {})
-    tracking.describe_model(folder)
+    tracking.write_mlmodel(folder)
     assert "loader_module: compression.models.storage" in (folder / "MLmodel").read_text()
     assert torch.equal(storage.load(folder)(images()), model(images()))

@@ -9,7 +9,14 @@ from compression import tracking
 from compression.errors import UserError
 from compression.reporting import survey
 from compression.reporting.claims import CLAIMS, check_claims
-from compression.reporting.survey import Budget, comparable_runs, fronts_by_method, pareto_front, recommend, times_by_method
+from compression.reporting.survey import (
+    Budget,
+    comparable_runs,
+    fronts_by_method,
+    pareto_front,
+    recommend,
+    times_by_method,
+)
 from compression.tracking import RunRecord
 
 
@@ -110,7 +117,13 @@ def test_the_page_and_the_csv_hold_every_finished_run_of_the_task(stored_runs, t
     page, table = survey.write_survey("digits", Budget(size_mb=2.0), str(tmp_path / "all.html"))
     text = page.read_text()
     assert not re.search(r"""(src|href)=["'](?!data:)""", text)
-    for part in ("The front across methods", "at most 2 MB", "not met here; nearest: int8", "no run", "magnitude"):
+    for part in (
+        "The Pareto front across methods",
+        "at most 2 MB",
+        "not met here; nearest: int8",
+        "no run",
+        "magnitude",
+    ):
         assert part in text
     rows = list(csv.DictReader((tmp_path / "all.csv").read_text().splitlines()))
     assert {row["name"] for row in rows} == {"int8", "zeros"}  # what a trial saw of the validation split is no result

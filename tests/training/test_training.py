@@ -55,18 +55,18 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("keep", ["best", "last"])
 def test_a_killed_training_resumes_to_the_same_weights(task, make_context, tmp_path, keep):
-    recipe = Training(epochs=4, keep=keep, schedule="cosine")
-    whole = fit(built(task), make_context(task, built(task), folder=tmp_path / "whole"), recipe)
+    training = Training(epochs=4, keep=keep, schedule="cosine")
+    whole = fit(built(task), make_context(task, built(task), folder=tmp_path / "whole"), training)
 
     def stop(step, steps):
         if step == 8 * 2 + 3:
             raise Stop
 
     with pytest.raises(Stop):
-        fit(built(task), make_context(task, built(task), folder=tmp_path / "killed"), recipe, on_step=stop)
+        fit(built(task), make_context(task, built(task), folder=tmp_path / "killed"), training, on_step=stop)
     torch.manual_seed(123)  # another process would have another state
     context = make_context(task, built(task), folder=tmp_path / "resumed", resume=tmp_path / "killed")
-    resumed = fit(built(task, seed=5), context, recipe)
+    resumed = fit(built(task, seed=5), context, training)
     assert equal(weights(whole), weights(resumed))
     assert [step for step, _ in context.record.history["train_loss"]] == [3, 4]
 
@@ -103,15 +103,15 @@ def test_out_of_memory_halves_the_batch_to_the_same_gradient(task, make_context)
     twin = models.build("mlp", task)
     twin.load_state_dict(model.state_dict())
 
-    def tight(model, inputs, targets):
+    def loss_of_few(model, inputs, targets):
         if len(targets) > 10:
             raise torch.OutOfMemoryError("out of memory")
         return nn.functional.cross_entropy(forward(model, inputs), targets)
 
     context = make_context(task, model)
-    recipe = Training(epochs=1, keep="last")
-    fit(model, context, recipe, loss=tight)
-    fit(twin, make_context(task, twin), recipe)
+    training = Training(epochs=1, keep="last")
+    fit(model, context, training, loss=loss_of_few)
+    fit(twin, make_context(task, twin), training)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
     assert any("going on with 8 at a time" in w for w in context.record.warnings)
@@ -136,7 +136,7 @@ def test_pruned_weights_stay_zero(task, make_context):
         assert (module.weight[~zeros[name]] != 0).any()
 
 
-def test_weights_decay_and_norms_and_biases_do_not():
+def test_weight_decay_spares_norms_and_biases():
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
     decayed, spared = decay_groups(model)
     assert {p.ndim for p in decayed["params"]} == {4, 2}
@@ -154,18 +154,18 @@ def test_weights_decay_and_norms_and_biases_do_not():
     ],
 )
 def test_a_schedule_follows_its_formula(schedule, warmup, expected):
-    recipe = Training(learning_rate=1.0, optimizer="sgd", schedule=schedule, warmup=warmup)
-    optimizer = make_optimizer(decay_groups(nn.Linear(2, 2)), recipe)
-    scheduler = make_scheduler(optimizer, recipe, steps=4)
-    seen = []
+    training = Training(learning_rate=1.0, optimizer="sgd", schedule=schedule, warmup=warmup)
+    optimizer = make_optimizer(decay_groups(nn.Linear(2, 2)), training)
+    scheduler = make_scheduler(optimizer, training, steps=4)
+    rates = []
     for _ in range(4):
-        seen.append(scheduler.get_last_lr()[0])
+        rates.append(scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
-    assert seen == pytest.approx(expected)
+    assert rates == pytest.approx(expected)
 
 
-def test_what_the_recipe_leaves_open_is_the_tasks(task):
+def test_unset_fields_are_filled_in_from_the_task(task):
     filled = Finetune(epochs=7).resolved(task).training
     assert filled.epochs == 7
     assert filled.batch_size == 32
@@ -179,7 +179,7 @@ def test_the_best_epoch_on_validation_is_kept(task, make_context):
     assert evaluate(model, task.validation, task)["accuracy"] == pytest.approx(best)
 
 
-def test_a_full_disk_is_said_and_leaves_no_half_checkpoint(task, make_context, tmp_path):
+def test_a_full_disk_is_reported_and_leaves_no_half_checkpoint(task, make_context, tmp_path):
     (tmp_path / "train.pt.half").symlink_to("/dev/full")  # writes to it fail as on a disk without room
     with pytest.raises(UserError, match="Could not write .*train.pt: .*COMPRESSION_HOME"):
         fit(built(task), make_context(task, built(task)), Training(epochs=1))
@@ -195,22 +195,22 @@ def test_a_last_batch_of_one_example_does_not_break_batch_norm(task, make_contex
 
 
 @pytest.mark.parametrize("tight", [False, True])
-def test_what_stands_beside_the_examples_reaches_the_loss_with_them(task, make_context, tight):
+def test_per_example_tensors_reach_the_loss_with_their_examples(task, make_context, tight):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     brightness = task.train.inputs.float().mean((1, 2, 3)) / 255 - 0.5
-    seen = []
+    received = []
 
-    def loss(model, inputs, targets, beside, number):
+    def loss(model, inputs, targets, brightness_of_batch, indices):
         if tight and len(targets) > 20:
             raise torch.OutOfMemoryError("out of memory")
-        torch.testing.assert_close(inputs.mean((1, 2, 3)), beside)
-        assert torch.equal(task.train.targets[number], targets)
-        seen.extend(number.tolist())
+        torch.testing.assert_close(inputs.mean((1, 2, 3)), brightness_of_batch)
+        assert torch.equal(task.train.targets[indices], targets)
+        received.extend(indices.tolist())
         return nn.functional.cross_entropy(forward(model, inputs), targets)
 
-    beside = [brightness, torch.arange(len(task.train))]
-    fit(model, make_context(task, model), Training(epochs=1), loss=loss, per_example=lambda epoch: beside)
-    assert sorted(seen) == list(range(256))
+    per_example = [brightness, torch.arange(len(task.train))]
+    fit(model, make_context(task, model), Training(epochs=1), loss=loss, per_example=lambda epoch: per_example)
+    assert sorted(received) == list(range(256))
 
 
 def test_epochs_take_a_fixed_set_of_views_in_turn(task, make_context):

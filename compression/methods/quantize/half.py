@@ -1,24 +1,25 @@
-"""Sixteen-bit floats: half the size, almost the same answers."""
+"""Sixteen-bit floats: half the size, almost the same outputs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.calibration.selection import SKIP, chosen
-from compression.methods.quantize.fake.rounding import trainable
+from compression.methods.quantize.calibration.selection import SKIP_HELP, is_quantizable, select_layers
 from compression.nn.quantized import conv_arguments
-from compression.nn.quantized.half import HalfLayer, HalfConv2d, HalfEmbedding, HalfLinear
+from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLayer, HalfLinear
 from compression.nn.recurrent import Gates
 from compression.params import param
-from compression.training.context import Context
 
-STORED = {"fp16": "float16", "bf16": "bfloat16"}
+if TYPE_CHECKING:
+    from compression.training.context import Context
+
+TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -34,25 +35,26 @@ class HalfPrecision(Method):
     terminal: ClassVar[bool] = True
 
     dtype: str = param("fp16", "kind of 16-bit float", choices=("fp16", "bf16"), search=("fp16", "bf16"))
-    skip: tuple[str, ...] = param((), SKIP)
+    skip: tuple[str, ...] = param((), SKIP_HELP)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        found = {name: m for name, m in model.named_modules() if trainable(m) or type(m) in (Gates, nn.Embedding)}
-        for name in chosen(model, found, self.skip):
-            made = halved(found[name], STORED[self.dtype])
-            if not bool(torch.isfinite(made.weight).all()):
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:  # noqa: ARG002
+        """Raises UserError for a weight that is too large for fp16."""
+        found = {name: m for name, m in model.named_modules() if is_quantizable(m) or type(m) in (Gates, nn.Embedding)}
+        for name in select_layers(model, found, self.skip):
+            half = to_half(found[name], TORCH_NAMES[self.dtype])
+            if not bool(torch.isfinite(half.weight).all()):
                 raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")
-            model.set_submodule(name, made)
+            model.set_submodule(name, half)
         return model
 
 
-def halved(layer: nn.Module, stored: str) -> HalfLayer:
-    """`layer` with its weight in 16 bits."""
+def to_half(layer: nn.Module, stored: str) -> HalfLayer:
+    """A linear layer, convolution or embedding with its weight stored as `stored`, float16 or bfloat16."""
     if isinstance(layer, nn.Embedding):
         return HalfEmbedding(layer.num_embeddings, layer.embedding_dim, stored).set_weight(layer.weight, None)
     if isinstance(layer, nn.Linear):
-        made: HalfLayer = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None, stored)
-        return made.set_weight(layer.weight, layer.bias)
+        linear = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None, stored)
+        return linear.set_weight(layer.weight, layer.bias)
     assert isinstance(layer, nn.Conv2d)
-    made = HalfConv2d(**conv_arguments(layer), bias=layer.bias is not None, stored=stored)
-    return made.set_weight(layer.weight, layer.bias)
+    conv = HalfConv2d(**conv_arguments(layer), bias=layer.bias is not None, stored=stored)
+    return conv.set_weight(layer.weight, layer.bias)

@@ -1,47 +1,56 @@
-"""Mixed precision: each layer gets the width that it needs, within a budget of bytes or of time."""
+"""Mixed precision: each layer gets the bit width that it needs, within a budget of bytes or of time."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.calibration.activations import batches, observe
-from compression.methods.quantize.calibration.observers import Observed
-from compression.methods.quantize.calibration.selection import SKIP, tell_recurrent
+from compression.methods.quantize.bit_allocation.knapsack import Option, allocate_bits
+from compression.methods.quantize.bit_allocation.latency import fewest_layers, relative_latency
+from compression.methods.quantize.bit_allocation.sensitivity import (
+    empirical_fisher,
+    loss_and_quality,
+    temporary_weight,
+)
+from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
+from compression.methods.quantize.calibration.selection import SKIP_HELP, warn_of_float_recurrent_layers
+from compression.methods.quantize.calibration.weights import quantize_dequantize
+from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
+from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, sums_and_poolings
 from compression.methods.quantize.static import Static
-from compression.methods.quantize.widths.knapsack import Option, assign
-from compression.methods.quantize.widths.sensitivity import fisher, judged, replaced, rounded
-from compression.methods.quantize.widths.timed import fewest, share_of_time
-from compression.methods.quantize.wiring.between import floats, round_inputs
-from compression.methods.quantize.wiring.folding import fold_batch_norms, relu_before_pool
-from compression.nn.inputs import Inputs
-from compression.nn.layers import Add, count_macs, weight
+from compression.nn.layers import count_macs, weight
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
 from compression.params import param
 from compression.reporting.figures.quantize import bit_widths
-from compression.training.context import Context
 
-FLOATS = 32  # the width of a layer that stays as it is
-Sensitivity = dict[tuple[str, int], dict[str, float]]  # layer and width -> loss, quality and Fisher cost
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.nn.inputs import Inputs
+    from compression.training.context import Context
+
+FLOAT_BITS = 32  # the width of a layer that stays in floats
+Sensitivities = dict[tuple[str, int], dict[str, float]]  # (layer, bits) -> changes of loss and quality, Fisher cost
+Statistics = dict[str, list["ActivationStatistics"]]  # layer -> statistics of its inputs
 
 
 @dataclass(frozen=True)
 class Mixed(Method):
-    """Give each layer one of several widths, so that all together keep to a budget and lose the least.
+    """Give each layer one of several bit widths, so that all together keep to a budget and lose the least.
 
-    Each layer is tried alone at each width, which gives the rise of the validation loss, and a cheap proxy that
+    Each layer is quantized alone at each width, which gives the rise of the validation loss, and a cheap proxy that
     needs only gradients: the rounding error weighted by the Fisher information, as in Dong et al. 2020,
     arXiv:1911.03852, with the empirical Fisher for the Hessian. Ranges are chosen as in static.
 
-    Within a budget of bytes the sums of these are minimised exactly, by dynamic programming (a multiple-choice
+    Within a budget of bytes the sum of these costs is minimised exactly, by dynamic programming (a multiple-choice
     knapsack). Within one of time the choice is greedy: integer kernels multiply bytes whatever their codes' width, so a
     layer gets the widest integers or stays in floats, and those that lose least for each multiply-accumulate become
     integers first, until the deployed file, timed, is fast enough.
@@ -65,27 +74,30 @@ class Mixed(Method):
     by: str = param("loss", "what is minimised: measured rise of the loss, or the proxy", choices=("loss", "fisher"))
     activation_bits: int = param(8, "bits of an activation", interval="[1, 8]", search=(4, 8))
     examples: int = param(1000, "validation examples to try the widths on", interval="[1, inf)")
-    calibration_samples: int = param(512, "training examples to see activations and gradients of", interval="[1, inf)")
-    skip: tuple[str, ...] = param((), SKIP)
+    calibration_samples: int = param(
+        512, "training examples that calibrate the activations and give gradients", interval="[1, inf)"
+    )
+    skip: tuple[str, ...] = param((), SKIP_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [bits for bits in self.widths if bits > 8 and bits != FLOATS]:
+        if unknown := [bits for bits in self.widths if bits > 8 and bits != FLOAT_BITS]:
             raise UserError(f"widths has {unknown[0]}; it takes bits from 1 to 8, or 32, with / between them: 2/4/8.")
-        if all(bits == FLOATS for bits in self.widths):
+        if all(bits == FLOAT_BITS for bits in self.widths):
             raise UserError("widths leaves every layer in floats; name a width from 1 to 8 as well.")
 
     def inactive(self) -> frozenset[str]:
+        """`budget` is inactive where a latency is given."""
         return super().inactive() | ({"budget"} if self.latency else set())
 
     @property
-    def tried(self) -> list[int]:
+    def candidates(self) -> list[int]:
         """The widths, ascending, that a layer may get."""
         widths = sorted(set(self.widths))
-        return [max(b for b in widths if b < FLOATS), FLOATS] if self.latency else widths
+        return [max(b for b in widths if b < FLOAT_BITS), FLOAT_BITS] if self.latency else widths
 
-    def at(self, bits: int) -> Static:
-        """Static quantization with this width."""
+    def static(self, bits: int) -> Static:
+        """Static quantization with `bits` bits for every weight."""
         return Static(
             bits=bits,
             activation_bits=self.activation_bits,
@@ -94,129 +106,142 @@ class Mixed(Method):
         )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Measure the sensitivities, choose the widths, and quantize."""
         model = model.to(context.device).eval()
         fold_batch_norms(model)
-        relu_before_pool(model)
-        layers = self.at(8).layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
-        tell_recurrent(model, context.record)
-        found = self.sensitivity(model, layers, context)
-        data = batches(context, self.calibration_samples)
-        seen = self.observed(model, layers, data, context)
+        swap_pools_and_relus(model)
+        layers = self.static(8).select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        warn_of_float_recurrent_layers(model, context.record)
+        sensitivities = self.measure_sensitivities(model, layers, context)
+        batches = calibration_batches(context, self.calibration_samples)
+        statistics = self.observe(model, layers, batches, context)
 
-        def at_widths(chosen: dict[str, int]) -> nn.Module:
-            made = self.converted(copy.deepcopy(model), chosen, seen).to(context.device)
-            return round_inputs(made, self.at(8).left(seen), data[0])
+        def quantized(widths: dict[str, int]) -> nn.Module:
+            converted = self.convert(copy.deepcopy(model), widths, statistics).to(context.device)
+            return requantize_inputs(converted, self.static(8).float_input_qparams(statistics), batches[0])
 
-        chosen = (
-            self.within_time(model, layers, found, at_widths, context) if self.latency else self.within(layers, found)
-        )
-        context.record.table("widths", table(layers, found, chosen, self.size))
-        costs = {(name, bits): losses[self.by] for (name, bits), losses in found.items() if bits != FLOATS}
-        title = "Rise of the loss, alone" if self.by == "loss" else "Fisher-weighted error, alone"
-        context.record.figure("widths", bit_widths(costs, chosen, title))
-        return at_widths(chosen)
+        if self.latency:
+            widths = self.widths_within_latency(model, layers, sensitivities, quantized, context)
+        else:
+            widths = self.widths_within_budget(layers, sensitivities)
+        self.record_widths(layers, sensitivities, widths, context)
+        return quantized(widths)
 
-    def numbers(self, layer: nn.Module, bits: int) -> QParams:
-        """What the weight of a layer is rounded to at a width."""
-        return self.at(bits).weight_numbers(layer, None if isinstance(layer, nn.Embedding) else self.activation_bits)
+    def weight_qparams(self, layer: nn.Module, bits: int) -> QParams:
+        """Quantization parameters of a layer's weight with `bits` bits."""
+        activation_bits = None if isinstance(layer, nn.Embedding) else self.activation_bits
+        return self.static(bits).weight_qparams(weight(layer), activation_bits)
 
     def size(self, layer: nn.Module, bits: int) -> int:
-        """Bytes of a layer's weight at a width, scales included."""
+        """Bytes of a layer's weight with `bits` bits, scales included."""
         count = weight(layer).numel()
-        return 4 * count if bits == FLOATS else packed_size(count, bits) + 4 * self.numbers(layer, bits).scale.numel()
+        if bits == FLOAT_BITS:
+            return 4 * count
+        return packed_size(count, bits) + 4 * self.weight_qparams(layer, bits).scale.numel()
 
-    def sensitivity(self, model: nn.Module, layers: dict[str, nn.Module], context: Context) -> Sensitivity:
-        """What each layer alone at each width does."""
+    def measure_sensitivities(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context
+    ) -> Sensitivities:
+        """What each candidate width costs each layer, with all the others in floats."""
         validation = context.task.validation
         order = torch.randperm(len(validation), generator=torch.Generator().manual_seed(context.seed))
-        some = validation.take(order[: self.examples]).to(context.device)
-        information = fisher(model, layers, context, self.calibration_samples)
-        start = judged(model, some, context.task)
-        found: Sensitivity = {}
+        examples = validation.take(order[: self.examples]).to(context.device)
+        information = empirical_fisher(model, layers, context, self.calibration_samples)
+        in_floats = loss_and_quality(model, examples, context.task)
+        costs: Sensitivities = {}
         for name, layer in layers.items():
-            for bits in self.tried:
-                if bits == FLOATS:
-                    found[name, bits] = {"loss": 0.0, "quality": 0.0, "fisher": 0.0}
+            for bits in self.candidates:
+                if bits == FLOAT_BITS:
+                    costs[name, bits] = {"loss": 0.0, "quality": 0.0, "fisher": 0.0}
                     continue
-                values = rounded(weight(layer), self.numbers(layer, bits))
-                proxy = (information[name] * (values - weight(layer)).square()).sum().item() / 2
-                with replaced(layer, values):
-                    now = judged(model, some, context.task)
-                found[name, bits] = {
-                    "loss": now["loss"] - start["loss"],
-                    "quality": now["quality"] - start["quality"],
-                    "fisher": proxy,
-                }
-        return found
+                values = quantize_dequantize(weight(layer), self.weight_qparams(layer, bits))
+                fisher = (information[name] * (values - weight(layer)).square()).sum().item() / 2
+                with temporary_weight(layer, values):
+                    rounded = loss_and_quality(model, examples, context.task)
+                changes = {what: rounded[what] - in_floats[what] for what in ("loss", "quality")}
+                costs[name, bits] = {**changes, "fisher": fisher}
+        return costs
 
-    def within(self, layers: dict[str, nn.Module], found: Sensitivity) -> dict[str, int]:
-        """The widths that keep to the budget of bytes; a loss that falls by chance counts as one that stays."""
+    def widths_within_budget(self, layers: Mapping[str, nn.Module], sensitivities: Sensitivities) -> dict[str, int]:
+        """The widths that keep to the budget of bytes at the least cost.
+
+        A loss that falls, which is chance, costs as much as one that stays. Raises UserError if nothing fits.
+        """
         options: dict[str, list[Option]] = {name: [] for name in layers}
-        for (name, bits), costs in found.items():
+        for (name, bits), costs in sensitivities.items():
             options[name].append(Option(bits, self.size(layers[name], bits), max(0.0, costs[self.by])))
         budget = int(self.budget * sum(4 * weight(m).numel() for m in layers.values()))
-        return {name: option.bits for name, option in assign(options, budget).items()}
+        return {name: option.bits for name, option in allocate_bits(options, budget).items()}
 
-    def within_time(
+    def widths_within_latency(
         self,
         model: nn.Module,
-        layers: dict[str, nn.Module],
-        found: Sensitivity,
-        at_widths: Callable[[dict[str, int]], nn.Module],
+        layers: Mapping[str, nn.Module],
+        sensitivities: Sensitivities,
+        quantized: Callable[[dict[str, int]], nn.Module],
         context: Context,
     ) -> dict[str, int]:
-        """The widths that keep to the share of time, with integers in as few layers as need be."""
+        """The widths that keep to the share of time, with integers in as few layers as possible.
+
+        `quantized` gives the model with widths. Raises UserError if not even integers in all layers are fast enough.
+        """
         assert self.latency is not None
-        widest, example = self.tried[0], context.task.example(2)
-        costs = count_macs(model, example)
-        order = sorted(layers, key=lambda n: max(0.0, found[n, widest][self.by]) / max(costs.get(n, 0), 1))
+        widest, example = self.candidates[0], context.task.example(2)
+        operations = count_macs(model, example)
+        by_cost = sorted(
+            layers, key=lambda n: max(0.0, sensitivities[n, widest][self.by]) / max(operations.get(n, 0), 1)
+        )
         rows = []
 
         def widths(count: int) -> dict[str, int]:
-            return {name: widest if name in order[:count] else FLOATS for name in layers}
+            return {name: widest if name in by_cost[:count] else FLOAT_BITS for name in layers}
 
-        def share(count: int) -> float:
-            taken = share_of_time(at_widths(widths(count)), model, example)
-            rows.append({"layers in integers": count, "share of time": taken})
-            return taken
+        def latency_of(count: int) -> float:
+            share = relative_latency(quantized(widths(count)), model, example)
+            rows.append({"layers in integers": count, "share of time": share})
+            return share
 
-        count = fewest(len(order), self.latency, share)
+        count = fewest_layers(len(by_cost), self.latency, latency_of)
         context.record.table("latency", rows)
         return widths(count)
 
-    def observed(
-        self, model: nn.Module, layers: dict[str, nn.Module], data: list[Inputs], context: Context
-    ) -> dict[str, list[Observed]]:
-        """What goes into layers, sums and poolings."""
-        between = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
-        seen = observe(model, floats(model) | between, data)
-        self.at(8).draw_inputs(model, {name: held for name, held in seen.items() if name in layers | between}, context)
-        return seen
+    def observe(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Inputs], context: Context
+    ) -> Statistics:
+        """Observe the inputs of layers, sums and poolings, and record histograms of some of them."""
+        between = sums_and_poolings(model)
+        statistics = observe_inputs(model, float_layers(model) | between, batches)
+        shown = {n: of_inputs for n, of_inputs in statistics.items() if n in layers or n in between}
+        self.static(8).record_inputs(model, shown, context)
+        return statistics
 
-    def converted(self, model: nn.Module, chosen: dict[str, int], seen: dict[str, list[Observed]]) -> nn.Module:
-        """The model with its layers at the chosen widths, in place."""
-        for name, held in seen.items():
-            layer = model.get_submodule(name)
-            width = chosen.get(name, FLOATS if hasattr(layer, "weight") else 8)  # sums and poolings have 8 bits
-            if width != FLOATS:
-                model.set_submodule(name, self.at(width).replaced(layer, held))
-        for name, bits in chosen.items():
-            lookup = model.get_submodule(name)
-            if isinstance(lookup, nn.Embedding) and bits != FLOATS:
-                model.set_submodule(name, QuantEmbedding.from_float(lookup, self.numbers(lookup, bits)))
+    def convert(self, model: nn.Module, widths: Mapping[str, int], statistics: Statistics) -> nn.Module:
+        """Quantize the layers of `model` with `widths`, and sums and poolings with 8 bits, in place."""
+        for name, of_inputs in statistics.items():
+            module = model.get_submodule(name)
+            bits = widths.get(name, FLOAT_BITS if hasattr(module, "weight") else 8)
+            if bits != FLOAT_BITS:
+                model.set_submodule(name, self.static(bits).quantized(module, of_inputs))
+        for name, bits in widths.items():
+            module = model.get_submodule(name)
+            if isinstance(module, nn.Embedding) and bits != FLOAT_BITS:
+                model.set_submodule(name, QuantEmbedding.from_float(module, self.weight_qparams(module, bits)))
         return model
 
-
-def table(
-    layers: dict[str, nn.Module],
-    found: Sensitivity,
-    chosen: dict[str, int],
-    size: Callable[[nn.Module, int], int],
-) -> list[dict[str, Any]]:
-    """A row a layer: the width it got, its bytes, and what each width would cost."""
-    rows: dict[str, dict[str, Any]] = {
-        name: {"layer": name, "bits": bits, "bytes": size(layers[name], bits)} for name, bits in chosen.items()
-    }
-    for (name, bits), costs in found.items():
-        rows[name] |= {f"{what}_{bits}": value for what, value in costs.items()}
-    return list(rows.values())
+    def record_widths(
+        self,
+        layers: Mapping[str, nn.Module],
+        sensitivities: Sensitivities,
+        widths: Mapping[str, int],
+        context: Context,
+    ) -> None:
+        """Record the widths, with a table of what each would have cost each layer and a figure."""
+        rows: dict[str, dict[str, Any]] = {
+            name: {"layer": name, "bits": bits, "bytes": self.size(layers[name], bits)} for name, bits in widths.items()
+        }
+        for (name, bits), costs in sensitivities.items():
+            rows[name] |= {f"{what}_{bits}": value for what, value in costs.items()}
+        context.record.table("widths", list(rows.values()))
+        shown = {key: costs[self.by] for key, costs in sensitivities.items() if key[1] != FLOAT_BITS}
+        title = "Rise of the loss, alone" if self.by == "loss" else "Fisher-weighted error, alone"
+        context.record.figure("widths", bit_widths(shown, widths, title))

@@ -1,131 +1,126 @@
-"""Static quantization: weights and activations in integers, ranges chosen from calibration data."""
+"""Static quantization: weights and activations in integers, with ranges chosen from calibration data."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from compression.methods.quantize.calibration import pictures
-from compression.methods.quantize.calibration.activations import batches, observe
-from compression.methods.quantize.calibration.observers import Observed
-from compression.methods.quantize.calibration.scheme import SUM_BITS, Calibrated
-from compression.methods.quantize.calibration.selection import tell_recurrent
-from compression.methods.quantize.wiring.between import floats, round_inputs
-from compression.methods.quantize.wiring.folding import equalize, fold_batch_norms, relu_before_pool
-from compression.nn.layers import Add
-from compression.nn.quantized import (
-    QParams,
-    QuantAdd,
-    QuantAvgPool2d,
-    QuantConv2d,
-    QuantEmbedding,
-    QuantLinear,
-    QuantWeightLayer,
-    calc_qparams,
-    code_range,
+from compression.methods.quantize.calibration import figures
+from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
+from compression.methods.quantize.calibration.observers import activation_qparams
+from compression.methods.quantize.calibration.scheme import SUM_BITS, CalibratedQuantization
+from compression.methods.quantize.calibration.selection import warn_of_float_recurrent_layers
+from compression.methods.quantize.calibration.weights import quantize_layer
+from compression.methods.quantize.graph.equalization import equalize
+from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
+from compression.methods.quantize.graph.requantize import (
+    float_layers,
+    quantize_sum_or_pooling,
+    requantize_inputs,
+    sums_and_poolings,
 )
+from compression.nn.layers import Add, weight
+from compression.nn.quantized import QParams, QuantEmbedding
 from compression.params import param
-from compression.reporting.figures.quantize import histograms
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class Static(Calibrated):
+class Static(CalibratedQuantization):
     """Weights and activations in integers, with ranges chosen from calibration data.
 
-    Jacob et al. 2018, arXiv:1712.05877; batch norms are folded into the layers before them. Calibration looks at
-    training examples. Eight-bit weights use the codes -64..64, so that no CPU adds them up wrongly.
+    Jacob et al. 2018, arXiv:1712.05877; batch norms are folded into the layers before them. Calibration uses training
+    examples. Eight-bit weights use the codes -64..64, whose sums are exact on every CPU.
     """
 
     activation_symmetric: bool = param(
         False, "spread the codes of an activation that has both signs evenly around zero"
     )
-    equalize: bool = param(False, "first equalise the ranges of neighbouring layers; Nagel et al. 2019")
-    bias_correction: bool = param(False, "take the mean error of the weights out of the bias; Nagel et al. 2019")
+    equalize: bool = param(False, "first equalize the ranges of neighbouring layers; Nagel et al. 2019")
+    bias_correction: bool = param(False, "subtract the mean error of the weights from the bias; Nagel et al. 2019")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Rewrite the float model, calibrate, and replace its layers."""
         model = model.to(context.device).eval()
         fold_batch_norms(model)
-        relu_before_pool(model)
+        swap_pools_and_relus(model)
         if self.equalize:
             equalize(model)
-        layers = self.layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
-        tell_recurrent(model, context.record)
-        tables = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
-        others = {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
-        watched = {name: m for name, m in layers.items() if name not in tables} | others
-        data = batches(context, self.calibration_samples)
-        every = observe(model, watched | floats(model), data)
-        seen = {name: held for name, held in every.items() if name in watched}
-        left = self.left({name: held for name, held in every.items() if name not in watched})
-        self.draw(model, seen, context)
-        for name, held in seen.items():
-            model.set_submodule(name, self.replaced(model.get_submodule(name), held))
-        for name, table in tables.items():
-            model.set_submodule(name, QuantEmbedding.from_float(table, self.weight_numbers(table, None)))
-        return round_inputs(model.to(context.device), left, data[0])
+        layers = self.select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        warn_of_float_recurrent_layers(model, context.record)
+        embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
+        replaced = {name: m for name, m in layers.items() if name not in embeddings} | sums_and_poolings(model)
+        batches = calibration_batches(context, self.calibration_samples)
+        observed = observe_inputs(model, replaced | float_layers(model), batches)
+        statistics = {name: of_inputs for name, of_inputs in observed.items() if name in replaced}
+        skipped = {name: of_inputs for name, of_inputs in observed.items() if name not in replaced}
+        self.record_figures(model, statistics, context)
+        for name, of_inputs in statistics.items():
+            model.set_submodule(name, self.quantized(replaced[name], of_inputs))
+        for name, embedding in embeddings.items():
+            qparams = self.weight_qparams(weight(embedding), None)
+            model.set_submodule(name, QuantEmbedding.from_float(embedding, qparams))
+        return requantize_inputs(model.to(context.device), self.float_input_qparams(skipped), batches[0])
 
-    def activation(self, observed: Observed, bits: int) -> QParams:
-        """The numbers of an activation."""
-        codes, (low, high) = code_range(bits, signed=False), self.bounds(observed, bits)
-        # What is never negative gets all codes: half of them would stand for nothing, and keep a ReLU from fusing.
-        scale, zero_point = calc_qparams(low, high, *codes, self.activation_symmetric and bool(low < 0))
-        return QParams(bits, scale, zero_point, *codes)
+    def activation_qparams(self, statistics: ActivationStatistics, bits: int) -> QParams:
+        """Quantization parameters of an activation."""
+        low, high = self.activation_range(statistics, bits)
+        # What is never negative uses all codes: half of the symmetric ones would stand for nothing, and ONNX Runtime
+        # could not fuse a ReLU.
+        return activation_qparams(bits, low, high, self.activation_symmetric and bool(low < 0))
 
-    def left(self, seen: dict[str, list[Observed]]) -> dict[str, QParams]:
-        """The numbers of what goes into each layer, should it stay in floats; the same range as its neighbours'."""
-        return {name: self.activation(held[0], SUM_BITS) for name, held in seen.items()}
+    def float_input_qparams(self, statistics: Mapping[str, Sequence[ActivationStatistics]]) -> dict[str, QParams]:
+        """Parameters of the inputs of layers that stay in floats, by the same observer as their neighbours'."""
+        return {name: self.activation_qparams(of_inputs[0], SUM_BITS) for name, of_inputs in statistics.items()}
 
-    def replaced(self, layer: Any, held: list[Observed]) -> nn.Module:
-        """The quantized form of a layer, sum or pooling that was given what `held` says."""
-        inputs = [self.activation(observed, self.input_bits(layer)) for observed in held]
-        if isinstance(layer, Add):
-            return QuantAdd.from_qparams(*inputs)
-        if isinstance(layer, nn.AdaptiveAvgPool2d):
-            return QuantAvgPool2d.from_float(layer, inputs[0])
-        numbers = self.weight_numbers(layer, self.activation_bits)
-        made = quantized(layer, numbers, inputs[0])
+    def quantized(self, module: nn.Module, statistics: Sequence[ActivationStatistics]) -> nn.Module:
+        """The integer form of a layer, sum or pooling with these statistics of its inputs."""
+        inputs = [self.activation_qparams(of_input, self.input_bits(module)) for of_input in statistics]
+        if isinstance(module, (Add, nn.AdaptiveAvgPool2d)):
+            return quantize_sum_or_pooling(module, inputs)
+        layer = cast("nn.Linear | nn.Conv2d", module)
+        qparams = self.weight_qparams(weight(layer), self.activation_bits)
+        quantized = quantize_layer(layer, qparams, inputs[0])
         if not self.bias_correction:
-            return made
-        error = mean_error(made.weight - layer.weight.detach(), held[0].means, getattr(layer, "groups", 1))
+            return quantized
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        error = mean_output_error(quantized.weight - weight(layer), statistics[0].means, groups)
         bias = layer.bias.detach() if layer.bias is not None else 0.0
         layer.bias = nn.Parameter(bias - error, requires_grad=False)
-        return quantized(layer, numbers, inputs[0])
+        return quantize_layer(layer, qparams, inputs[0])
 
-    def draw(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
-        """Pictures of some activations and weights with their ranges."""
-        self.draw_inputs(model, seen, context)
-        weighted = [name for name in seen if hasattr(model.get_submodule(name), "weight")]
-        self.draw_weights(model, weighted, self.activation_bits, context.record)
+    def record_figures(
+        self, model: nn.Module, statistics: Mapping[str, Sequence[ActivationStatistics]], context: Context
+    ) -> None:
+        """Record histograms of some activations and weights with their ranges."""
+        self.record_inputs(model, statistics, context)
+        weighted = [name for name in statistics if hasattr(model.get_submodule(name), "weight")]
+        self.record_weights(model, weighted, self.activation_bits, context.record)
 
-    def draw_inputs(self, model: nn.Module, seen: dict[str, list[Observed]], context: Context) -> None:
-        """A picture of some activations with their ranges."""
-        first = {name: held[0] for name, held in seen.items()}
-        shown = pictures.spread(list(first))
-        values = {name: first[name].sample.numpy() for name in shown}
-        ranges: dict[str, tuple[float, float]] = {}
-        for name in shown:
-            low, high = self.bounds(first[name], self.input_bits(model.get_submodule(name)))
-            ranges[name] = (float(low), float(high))
-        context.record.figure("activation-ranges", histograms(values, ranges, "activation"))
-
-
-def quantized(layer: nn.Module, weight: QParams, activation: QParams) -> QuantWeightLayer:
-    """The integer form of a convolution or linear layer."""
-    if isinstance(layer, nn.Conv2d):
-        return QuantConv2d.from_float(layer, weight, activation)
-    assert isinstance(layer, nn.Linear)
-    return QuantLinear.from_float(layer, weight, activation)
+    def record_inputs(
+        self, model: nn.Module, statistics: Mapping[str, Sequence[ActivationStatistics]], context: Context
+    ) -> None:
+        """Record histograms of the first inputs of some layers with their ranges."""
+        shown = {name: statistics[name][0] for name in figures.evenly_spaced(list(statistics))}
+        bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
+        ranges = {name: self.activation_range(of_input, bits[name]) for name, of_input in shown.items()}
+        figures.record_activations(context.record, shown, ranges)
 
 
-def mean_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:
-    """What the error of a weight adds to a layer's outputs on average, `(outputs,)`, from its inputs' means.
+def mean_output_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:
+    """What the `error` `(outputs, inputs, …)` of a weight adds to the outputs on average, `(outputs,)`.
 
-    Nagel et al. 2019, arXiv:1906.04721, eq. 17.
+    `means` are those of the layer's inputs, `(channels,)`, for a convolution in `groups`. Nagel et al. 2019,
+    arXiv:1906.04721, eq. 17.
     """
     kernels = error.flatten(2).sum(2) if error.ndim > 2 else error
-    grouped = kernels.unflatten(0, (groups, -1))
+    grouped = kernels.view(groups, -1, kernels.shape[1])
     return torch.einsum("goi,gi->go", grouped, means.to(error).view(groups, -1)).flatten()

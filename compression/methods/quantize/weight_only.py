@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from compression.methods.quantize.calibration.scheme import Scheme
+from compression.methods.quantize.calibration.scheme import WeightQuantization
+from compression.nn.layers import weight
 from compression.nn.quantized import QuantEmbedding, QuantLinear
 from compression.nn.recurrent import Gates
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class WeightOnly(Scheme):
-    """Weights of linear layers, LSTMs and embeddings rounded to the nearest of a few bits; activations stay.
+class WeightOnly(WeightQuantization):
+    """Round the weights of linear layers, LSTMs and embeddings to the nearest level; activations stay floats.
 
-    Four bits in groups of 16, 32, 64 … run on a kernel that reads the small weights (MatMulNBits); the others are small
-    in the file and become floats when it is loaded.
+    Four bits in groups of 16, 32, 64 … run on a kernel that reads the packed weights (MatMulNBits); the others are
+    small in the file and become floats when it is loaded.
     """
 
     bits: int = param(4, "bits of a weight", interval="[1, 8]", search=(2, 8))
@@ -27,9 +31,13 @@ class WeightOnly(Scheme):
     )
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        layers = self.layers(model, nn.Linear, Gates, nn.Embedding)
-        self.draw_weights(model, list(layers), None, context.record)
+        """Quantize in place; nothing is calibrated."""
+        layers = self.select_layers(model, nn.Linear, Gates, nn.Embedding)
+        self.record_weights(model, list(layers), None, context.record)
         for name, layer in layers.items():
-            cls = QuantLinear if isinstance(layer, nn.Linear) else QuantEmbedding
-            model.set_submodule(name, cls.from_float(layer, self.weight_numbers(layer, None)))  # type: ignore[arg-type]
+            qparams = self.weight_qparams(weight(layer), None)
+            if isinstance(layer, nn.Linear):
+                model.set_submodule(name, QuantLinear.from_float(layer, qparams))
+            elif isinstance(layer, nn.Embedding):
+                model.set_submodule(name, QuantEmbedding.from_float(layer, qparams))
         return model

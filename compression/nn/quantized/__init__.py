@@ -6,8 +6,8 @@ simulate the integer arithmetic in torch; `deploy.onnx` exports them to what ONN
 
 from compression.nn.quantized.convolution import conv_arguments
 from compression.nn.quantized.layers import (
-    TIE_SHIFT,
     DYNAMIC,
+    TIE_SHIFT,
     ActivationScheme,
     QuantAdd,
     QuantAvgPool2d,
@@ -18,6 +18,7 @@ from compression.nn.quantized.layers import (
     QuantLinear,
     QuantWeightLayer,
 )
+from compression.nn.quantized.packing import pack, unpack
 from compression.nn.quantized.qparams import (
     QParams,
     calc_qparams,
@@ -28,11 +29,10 @@ from compression.nn.quantized.qparams import (
     split_groups,
     weight_code_range,
 )
-from compression.nn.quantized.packing import pack, unpack
 
 __all__ = [
-    "TIE_SHIFT",
     "DYNAMIC",
+    "TIE_SHIFT",
     "ActivationScheme",
     "QParams",
     "QuantAdd",
@@ -41,12 +41,12 @@ __all__ = [
     "QuantEmbedding",
     "QuantInput",
     "QuantLinear",
-    "Quantize",
     "QuantWeightLayer",
+    "Quantize",
     "calc_qparams",
     "code_range",
-    "dequantize",
     "conv_arguments",
+    "dequantize",
     "merge_groups",
     "pack",
     "quantize",

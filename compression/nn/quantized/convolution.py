@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 CONV_OPTIONS = ("stride", "padding", "dilation", "groups")
 CONV_ARGUMENTS = ("in_channels", "out_channels", "kernel_size", *CONV_OPTIONS)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import heapq
 import itertools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WINDOW = 32  # bits decoded at a time, the longest code: a longer one takes millions of symbols to arise
 

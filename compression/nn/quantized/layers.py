@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.nn.quantized.convolution import conv_arguments, conv_options
+from compression.nn.quantized.packing import pack, packed_size, unpack
 from compression.nn.quantized.qparams import (
     MAX_PAIR_SUM,
     MAX_ROW_SUM,
@@ -16,12 +17,11 @@ from compression.nn.quantized.qparams import (
     code_range,
     dequantize,
     merge_groups,
+    nonzero_scale,
     quantize,
     require_exact_sums,
     split_groups,
-    nonzero_scale,
 )
-from compression.nn.quantized.packing import pack, packed_size, unpack
 
 # Share of a step that is added before a mid-rise quantizer takes the sign. Quantized layers output multiples of a
 # step, often exactly zero, and rounding noise would decide the sign: in torch for one side, in ONNX Runtime for the
@@ -387,7 +387,8 @@ class QuantAdd(nn.Module):
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """Add two tensors of one shape."""
-        return self.left(left) + self.right(right)
+        total: Tensor = self.left(left) + self.right(right)
+        return total
 
 
 class QuantAvgPool2d(nn.Module):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-import numpy as np
-from matplotlib.figure import Figure
 
 from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    import numpy as np
+    from collections.abc import Mapping, Sequence
 
 
 @styled

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from compression.reporting.figures.style import AFTER, BEFORE, FAINT, INK, SHADES, canvas, styled
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from collections.abc import Mapping, Sequence
 
 MOST_CLASSES = 10  # drawn of one example
 

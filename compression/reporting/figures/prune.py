@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-
-from matplotlib.figure import Figure
 
 from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from collections.abc import Collection, Mapping, Sequence
 
 
 @styled

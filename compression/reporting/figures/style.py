@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TYPE_CHECKING
 
 import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from collections.abc import Callable
 
 BEFORE, AFTER, INK, FAINT = "#8da0b6", "#1f6f5c", "#22303c", "#d9e0e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", AFTER])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from compression.reporting.figures.style import AFTER, BEFORE, INK, STYLE, canvas, styled
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["Figure", "pareto_front", "with_pyplot"]
 

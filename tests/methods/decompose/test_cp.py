@@ -1,4 +1,4 @@
-"""CP decomposition of convolutions, and what it says of fits that are not sound."""
+"""CP decomposition of convolutions, and its warnings about fits that are not sound."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_orthogonal_components_do_not_cancel_and_opposite_ones_do():
     assert cancellation(opposite) == pytest.approx(181, rel=1e-3)
 
 
-def test_a_fit_that_does_not_settle_is_said():
+def test_a_fit_that_does_not_converge_is_warned_of():
     _, _, warning = Cp(rounds=2).factorize(convolution(torch.randn(12, 10, 3, 3)), (8,), 0)
     assert "did not converge in 2 rounds" in warning
 
@@ -51,7 +51,7 @@ def noise():
     return torch.randn(16, 8, 3, 3, generator=torch.Generator().manual_seed(0))
 
 
-def test_components_that_cancel_are_said(monkeypatch):
+def test_components_that_cancel_are_warned_of(monkeypatch):
     monkeypatch.setattr("compression.methods.decompose.cp.RIDGE", 1e-12)
     monkeypatch.setattr("compression.methods.decompose.cp.CONVERGED", 1e-9)
     _, _, warning = Cp(rounds=300).factorize(convolution(noise()), (40,), 0)
@@ -67,7 +67,7 @@ def test_the_ridge_keeps_components_from_growing_at_no_cost(monkeypatch):
     assert errors[0] < 1.1 * errors[1]
 
 
-def test_a_sound_fit_has_nothing_said_against_it():
+def test_a_sound_fit_has_no_warning():
     _, error, warning = Cp().factorize(convolution(planted(2)), (2,), 0)
     assert warning == ""
     assert error < 0.01
@@ -104,7 +104,7 @@ def test_the_four_convolutions_compute_what_one_with_the_fitted_kernel_does(geom
     torch.testing.assert_close(chain(given), layer(given), rtol=1e-4, atol=1e-4)
 
 
-def test_the_cost_that_is_foreseen_is_that_of_the_layers_made():
+def test_the_predicted_cost_is_that_of_the_layers_made():
     layer = nn.Conv2d(10, 12, 3, stride=2)
     chain, _, _ = Cp(rounds=1).factorize(layer, (4,), 0)
     sizes = Cp().factor_sizes(layer, FeatureMapSizes(100, 50, 25), (4,))

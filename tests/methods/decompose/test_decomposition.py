@@ -1,4 +1,4 @@
-"""Which layers are decomposed and at what ranks, what is said of it, and what later steps do with the result."""
+"""Which layers are decomposed and at what ranks, what is recorded of it, and what later steps do with the result."""
 
 import copy
 import dataclasses
@@ -52,17 +52,17 @@ def colours_task(**changes):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("rank", ["evbmf", "energy", "ratio"])
-def test_the_table_says_what_the_model_has(name, rank, model, task, make_context):
+def test_the_table_has_the_costs_of_the_model(name, rank, model, task, make_context):
     made, record = applied(f"{name}:rank={rank},energy=0.6,ratio=0.3", model, make_context, task)
     whole, after = rows(record)["whole model"], measure.structure(made, task.example())
     before = measure.structure(model, task.example())
     assert (whole["params before"], whole["params after"]) == (before["params"], after["params"])
     assert (whole["macs before"], whole["macs after"]) == (before["macs"], after["macs"])
     for kind in ("params", "macs"):
-        foreseen = sum(
+        predicted = sum(
             row[f"{kind} before"] - row[f"{kind} after"] for n, row in rows(record).items() if "model" not in n
         )
-        assert foreseen == before[kind] - after[kind] > 0
+        assert predicted == before[kind] - after[kind] > 0
     assert {"singular-values", "reconstruction-error"} <= record.figures.keys()
 
 
@@ -101,7 +101,7 @@ def test_a_target_is_met_within_2_percent_of_the_whole_model(name, kind, target,
     assert not any("instead of" in sentence for sentence in record.warnings)
 
 
-def test_a_target_that_multiples_miss_is_said_with_by_how_much(model, task, make_context):
+def test_a_target_that_multiples_miss_is_warned_of_with_what_remains(model, task, make_context):
     made, record = applied("tucker:rank=macs,target=0.8,round_to=32", model, make_context, task)
     reached = measure.structure(made, task.example())["macs"] / measure.structure(model, task.example())["macs"]
     assert abs(reached - 0.8) > 0.02
@@ -124,7 +124,7 @@ def test_more_energy_means_larger_ranks_and_less_error(model, task, make_context
     assert errors[0] > errors[1]
 
 
-def test_a_planted_rank_is_chosen_by_evbmf_and_the_answers_stay(model, task, make_context):
+def test_a_planted_rank_is_chosen_by_evbmf_and_the_outputs_stay(model, task, make_context):
     torch.manual_seed(1)
     fc = model.hidden.fc
     fc.weight.data = torch.randn(128, 5) @ torch.randn(5, 256) / 40 + 1e-5 * torch.randn(128, 256)
@@ -152,7 +152,7 @@ def test_a_model_without_convolutions_is_refused_in_a_sentence(name, task, make_
         applied(name, models.build("mlp", task), make_context, task)
 
 
-def test_noise_is_said_to_be_noise(model, task, make_context):
+def test_layers_of_noise_are_warned_of(model, task, make_context):
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight)
@@ -160,7 +160,7 @@ def test_noise_is_said_to_be_noise(model, task, make_context):
     assert any("EVBMF finds only noise" in sentence for sentence in record.warnings)
 
 
-def test_the_zeros_of_a_pruned_layer_are_said_to_be_lost(model, task, make_context):
+def test_the_lost_zeros_of_a_pruned_layer_are_warned_of(model, task, make_context):
     layers.set_mask(model.hidden.fc, torch.rand(128, 256) > 0.5)
     made, record = applied("svd:rank=ratio,skip=fc", model, make_context, task)
     assert layers.masked_layers(made) == {}
@@ -168,7 +168,7 @@ def test_the_zeros_of_a_pruned_layer_are_said_to_be_lost(model, task, make_conte
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_original_and_the_answers_of_a_second_run_are_the_same(name, model, task, make_context):
+def test_the_original_and_the_outputs_of_a_second_run_are_the_same(name, model, task, make_context):
     before = copy.deepcopy(model.state_dict())
     one, other = (applied(f"{name}:rank=ratio", model, make_context, task)[0] for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), before.values(), strict=True))

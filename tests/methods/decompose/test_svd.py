@@ -32,7 +32,7 @@ def test_both_factors_have_the_same_norm():
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_of_full_rank_answers_as_before(bias):
+def test_a_linear_layer_of_full_rank_computes_as_before(bias):
     layer = nn.Linear(12, 7, bias)
     chain, error, _ = Svd().factorize(layer, (7,), 0)
     assert [type(part) for part in chain] == [nn.Linear, nn.Linear]
@@ -41,14 +41,14 @@ def test_a_linear_layer_of_full_rank_answers_as_before(bias):
     assert error < 1e-6
 
 
-def test_a_1x1_convolution_of_full_rank_answers_as_before_with_its_stride():
+def test_a_1x1_convolution_of_full_rank_computes_as_before_with_its_stride():
     layer = nn.Conv2d(6, 9, 1, stride=2)
     chain, _, _ = Svd().factorize(layer, (6,), 0)
     given = torch.randn(2, 6, 8, 8)
     torch.testing.assert_close(chain(given), layer(given), rtol=1e-4, atol=1e-5)
 
 
-def test_an_embedding_of_full_rank_answers_as_before_and_keeps_its_padding():
+def test_an_embedding_of_full_rank_computes_as_before_and_keeps_its_padding():
     layer = nn.Embedding(11, 6, padding_idx=0)
     chain, _, _ = Svd().factorize(layer, (6,), 0)
     assert [type(part) for part in chain] == [nn.Embedding, nn.Linear]
@@ -61,7 +61,7 @@ def test_an_embedding_of_full_rank_answers_as_before_and_keeps_its_padding():
 @pytest.mark.parametrize(
     "layer", [nn.Linear(10, 6), nn.Conv2d(10, 6, 1), nn.Embedding(10, 6)], ids=["linear", "pointwise", "embedding"]
 )
-def test_the_cost_that_is_foreseen_is_that_of_the_layers_made(layer):
+def test_the_predicted_cost_is_that_of_the_layers_made(layer):
     chain, _, _ = Svd().factorize(layer, (2,), 0)
     sizes = Svd().factor_sizes(layer, FeatureMapSizes(5, 5, 5), (2,))
     assert [weights for weights, _ in sizes] == [part.weight.numel() for part in chain]

@@ -49,7 +49,7 @@ def test_it_is_no_worse_than_cutting_each_unfolding_by_itself():
     ],
     ids=str,
 )
-def test_the_chain_of_a_kernel_of_its_ranks_answers_as_before(geometry):
+def test_the_chain_of_a_kernel_of_its_ranks_computes_as_before(geometry):
     layer = convolution(planted(3, 4), **geometry)
     chain, error, _ = Tucker().factorize(layer, (3, 4), 0)
     assert [part.kernel_size for part in chain] == [(1, 1), (3, 3), (1, 1)]
@@ -69,7 +69,7 @@ def test_the_1x1_convolution_of_a_full_rank_is_left_out(ranks, kernels):
 
 
 @pytest.mark.parametrize("ranks", [(3, 4), (12, 4), (3, 10)])
-def test_the_cost_that_is_foreseen_is_that_of_the_layers_made(ranks):
+def test_the_predicted_cost_is_that_of_the_layers_made(ranks):
     layer = nn.Conv2d(10, 12, 3, stride=2)
     chain, _, _ = Tucker().factorize(layer, ranks, 0)
     sizes = Tucker().factor_sizes(layer, FeatureMapSizes(100, 50, 25), ranks)

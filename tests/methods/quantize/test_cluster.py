@@ -9,8 +9,10 @@ from compression import models
 from compression.deploy.onnx.export import export
 from compression.deploy.session import Session
 from compression.methods import method, parse
-from compression.methods.quantize.cluster import SharedLinear, codebook, groups, kmeans, require_equal
-from compression.methods.quantize.coding import coded
+from compression.methods.quantize.cluster import parameter_groups, require_equal
+from compression.methods.quantize.clustering import huffman_file
+from compression.methods.quantize.clustering.kmeans import build_codebook, kmeans
+from compression.methods.quantize.clustering.layers import SharedLinear
 from compression.nn import layers
 from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLinear
 
@@ -23,7 +25,7 @@ def test_kmeans_by_hand():
     assert index.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_kmeans_ends_where_each_value_is_nearest_to_the_mean_of_its_own():
+def test_kmeans_ends_where_each_value_is_nearest_to_the_mean_of_its_own_cluster():
     centroids, index = kmeans(VALUES, 8)
     assert torch.equal(index, (VALUES.unsqueeze(1) - centroids).abs().argmin(1))
     for number in index.unique().tolist():
@@ -32,22 +34,22 @@ def test_kmeans_ends_where_each_value_is_nearest_to_the_mean_of_its_own():
 
 def test_more_values_than_weights_leave_each_weight_its_own():
     weight = torch.tensor([[0.5, -1.0], [2.0, 0.5]])
-    book, index, pruned = codebook(weight, 8)
+    book, index, has_zeros = build_codebook(weight, 8)
     assert torch.equal(book[index], weight)
-    assert (len(book), pruned) == (3, False)
+    assert (len(book), has_zeros) == (3, False)
 
 
 def test_only_pruned_weights_are_zero():
     weight = torch.where(VALUES.abs() > 1, VALUES, 0.0).view(20, 20)
-    book, index, pruned = codebook(weight, 3)
-    assert pruned
+    book, index, has_zeros = build_codebook(weight, 3)
+    assert has_zeros
     assert len(book) == 8
     assert torch.equal(index == 0, weight == 0)
 
 
 def test_a_layer_of_zeros_has_one_value():
-    book, index, pruned = codebook(torch.zeros(3, 4), 2)
-    assert (book.tolist(), index.sum().item(), pruned) == ([0.0], 0, True)
+    book, index, has_zeros = build_codebook(torch.zeros(3, 4), 2)
+    assert (book.tolist(), index.sum().item(), has_zeros) == ([0.0], 0, True)
 
 
 def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
@@ -65,7 +67,7 @@ def test_the_gradient_of_a_centroid_is_the_sum_over_its_weights():
 
 def test_centroids_have_a_learning_rate_of_their_own():
     model = nn.Sequential(SharedLinear(nn.Linear(6, 4), 2), nn.BatchNorm1d(4))
-    found = groups(model, 0.003)
+    found = parameter_groups(model, 0.003)
     assert [p is model[0].codebook for p in found[-1]["params"]] == [True]
     assert found[-1]["lr"] == 0.003
     assert sum(len(g["params"]) for g in found) == len(list(model.parameters()))
@@ -77,7 +79,7 @@ def test_centroids_have_a_learning_rate_of_their_own():
 def test_gaps_by_hand_and_a_long_one_is_filled_with_a_zero():
     indices = np.zeros(600, dtype=np.int64)
     indices[[2, 3, 560]] = [5, 6, 7]
-    gaps, values = coded.spread(indices, 0)
+    gaps, values = huffman_file.split_gaps(indices, 0)
     assert gaps.tolist() == [2, 0, 255, 255, 44]  # 556 zeros are 256 + 256 + 44
     assert values.tolist() == [5, 6, 0, 0, 7]
 
@@ -86,8 +88,8 @@ def test_gaps_by_hand_and_a_long_one_is_filled_with_a_zero():
 def test_indices_come_back_however_many_are_zero(share):
     generator = np.random.default_rng(0)
     indices = np.where(generator.random((70, 90)) < share, 0, generator.integers(1, 16, (70, 90)))
-    layer = coded.code(indices, 16, zero=0)
-    assert np.array_equal(coded.restore(layer, indices.size, 0), indices.ravel())
+    layer = huffman_file.encode_indices(indices, 16, zero=0)
+    assert np.array_equal(huffman_file.decode_indices(layer, indices.size, 0), indices.ravel())
     assert (layer.gaps is not None) == (share > 0.9)
 
 
@@ -100,7 +102,7 @@ def clustered(sparsity=0.0):
             layer.weight[torch.rand_like(layer.weight) < sparsity] = 0.0
     made = []
     for layer, bits, cls in ((conv, 4, ClusteredConv2d), (linear, 3, ClusteredLinear)):
-        book, index, _ = codebook(layer.weight, bits)
+        book, index, _ = build_codebook(layer.weight, bits)
         sizes = (3, 24, (3, 3)) if cls is ClusteredConv2d else (24 * 36, 64)
         made.append(cls(*sizes, bits=bits).set_indices(index, book, layer.bias))
     return nn.Sequential(made[0], nn.BatchNorm2d(24), nn.Flatten(), made[1]).eval()
@@ -109,8 +111,8 @@ def clustered(sparsity=0.0):
 @pytest.mark.parametrize("sparsity", [0.0, 0.95])
 def test_the_file_reads_back_bit_for_bit(sparsity, tmp_path):
     model = clustered(sparsity)
-    sizes = coded.write(model, tmp_path / "model.huffman")
-    found = coded.read(tmp_path / "model.huffman")
+    sizes = huffman_file.write(model, tmp_path / "model.huffman")
+    found = huffman_file.read(tmp_path / "model.huffman")
     require_equal(found, model)
     assert torch.equal(found["3.weight"], model[3].weight)
     assert torch.equal(found["1.running_var"], model[1].running_var)
@@ -121,8 +123,8 @@ def test_the_file_reads_back_bit_for_bit(sparsity, tmp_path):
 
 def test_a_file_that_holds_something_else_is_noticed(tmp_path):
     model = clustered()
-    coded.write(model, tmp_path / "model.huffman")
-    found = coded.read(tmp_path / "model.huffman")
+    huffman_file.write(model, tmp_path / "model.huffman")
+    found = huffman_file.read(tmp_path / "model.huffman")
     found["3.weight"][0, 0] += 1e-7
     with pytest.raises(RuntimeError, match="3.weight came back"):
         require_equal(found, model)
@@ -140,7 +142,7 @@ def test_the_onnx_file_holds_packed_indices_and_answers_alike(tmp_path):
 # --- the method -----------------------------------------------------------------------------------------------------
 
 
-def test_after_pruning_the_ratio_is_that_of_the_bytes(task, make_context):
+def test_the_compression_ratio_of_a_pruned_model_is_that_of_the_bytes(task, make_context):
     torch.manual_seed(0)
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))
@@ -160,7 +162,7 @@ def test_after_pruning_the_ratio_is_that_of_the_bytes(task, make_context):
     assert [row["layer"] for row in context.record.tables["huffman"]] == list(gone)
 
 
-def test_training_moves_the_values_and_not_who_shares_them(task, make_context):
+def test_training_moves_the_values_and_not_the_indices(task, make_context):
     torch.manual_seed(0)
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))

@@ -4,18 +4,14 @@ from torch import nn
 
 from compression import models
 from compression.errors import UserError
-from compression.methods.quantize.wiring.folding import (
-    equalize,
-    equalize_pair,
-    fold_batch_norms,
-    relu_before_pool,
-    trace,
-)
+from compression.methods.quantize.graph.equalization import equalize, equalize_pair
+from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
+from compression.methods.quantize.graph.tracing import trace_leaves
 from compression.models import storage
 from tests.conftest import tiny_bert
 
 
-def settled(name, task):
+def model_with_statistics(name, task):
     """A model whose batch norms have seen data and whose biases are not zero."""
     torch.manual_seed(0)
     model = models.build(name, task)
@@ -30,7 +26,7 @@ def settled(name, task):
 
 @pytest.mark.parametrize("name", ["digits_cnn", "resnet8"])
 def test_folding_leaves_the_answers_and_no_batch_norm(name, task, tmp_path):
-    model = settled(name, task)
+    model = model_with_statistics(name, task)
     before = model(task.example(8))
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     folded = fold_batch_norms(model)
@@ -62,13 +58,13 @@ def test_a_model_without_batch_norms_is_not_traced():
 
 def test_python_that_cannot_be_followed_is_refused_with_what_to_do():
     with pytest.raises(UserError, match="torch.fx cannot follow BertForSequenceClassification: leave equalize out"):
-        trace(tiny_bert())
+        trace_leaves(tiny_bert())
 
 
 def test_a_relu_comes_before_its_pooling_and_the_answers_stay(task):
-    model = settled("digits_cnn", task)
+    model = model_with_statistics("digits_cnn", task)
     before = model(task.example(8))
-    relu_before_pool(model)
+    swap_pools_and_relus(model)
     assert torch.equal(model(task.example(8)), before)
     names = [type(m).__name__ for m in model.stages[0]]
     assert names.index("ReLU") < names.index("MaxPool2d")
@@ -88,7 +84,7 @@ def test_equalising_a_pair_by_hand():
 
 
 def test_equalising_leaves_the_answers_and_evens_the_ranges(task):
-    model = settled("resnet8", task)
+    model = model_with_statistics("resnet8", task)
     fold_batch_norms(model)
     before = model(task.example(8))
     pairs = equalize(model)

@@ -12,11 +12,18 @@ from compression.deploy.onnx.export import export
 from compression.deploy.session import Session
 from compression.errors import UserError
 from compression.methods import build, method, parse
-from compression.methods.quantize.bnn import ScaledSign, SignInput, scaled_sign, sign_through
-from compression.methods.quantize.dorefa import MeanSign, TanhWeight, UnitInput, mean_sign, normalised, quantize_unit
-from compression.methods.quantize.fake.rounding import deployed, foldable, rounded
-from compression.methods.quantize.fake.steps import LearnedInput, LearnedWeight, first_step, learned, learned_step
-from compression.methods.quantize.wiring.order import Order
+from compression.methods.quantize.bnn import ScaledSignWeight, SignInput, scaled_sign
+from compression.methods.quantize.dorefa import MeanSignWeight, TanhWeight, UnitInput, mean_sign, quantize_unit
+from compression.methods.quantize.fake_quant.layers import convert, fake_quantized, is_foldable
+from compression.methods.quantize.fake_quant.learned_step import (
+    LearnedStepInput,
+    LearnedStepWeight,
+    initial_step,
+    learned_steps,
+    quantize_with_step,
+)
+from compression.methods.quantize.fake_quant.ste import sign_ste
+from compression.methods.quantize.graph.execution_trace import ExecutionTrace
 from compression.nn.quantized import QParams, QuantConv2d, QuantLinear
 from compression.nn.quantized.layers import bias_scale
 from compression.tasks.task import predict
@@ -46,28 +53,28 @@ def test_the_gradients_of_lsq_are_equations_3_and_5(low, high):
     ratio = VALUES / step
     inside = (ratio > low) & (ratio < high)
     by_step = torch.where(inside, ratio.round() - ratio, torch.where(ratio <= low, float(low), float(high)))
-    found = gradient(lambda s: learned_step(VALUES, s, low, high, scale), step, OUTER)
+    found = gradient(lambda s: quantize_with_step(VALUES, s, low, high, scale), step, OUTER)
     torch.testing.assert_close(found, (by_step * OUTER).sum() * scale)
-    by_value = gradient(lambda v: learned_step(v, step, low, high, scale), VALUES, OUTER)
+    by_value = gradient(lambda v: quantize_with_step(v, step, low, high, scale), VALUES, OUTER)
     torch.testing.assert_close(by_value, OUTER * inside)
 
 
 def test_lsq_rounds_to_multiples_of_its_step():
-    found = learned_step(torch.tensor([-2.0, -0.3, 0.26, 5.0]), torch.tensor(0.5), -4, 3, 1.0)
+    found = quantize_with_step(torch.tensor([-2.0, -0.3, 0.26, 5.0]), torch.tensor(0.5), -4, 3, 1.0)
     assert found.tolist() == [-2.0, -0.5, 0.5, 1.5]
 
 
 def test_the_first_step_is_that_of_the_paper():
-    assert first_step(torch.tensor([1.0, -3.0]), 4).item() == pytest.approx(2 * 2 / math.sqrt(4))
+    assert initial_step(torch.tensor([1.0, -3.0]), 4).item() == pytest.approx(2 * 2 / math.sqrt(4))
 
 
 def test_a_learned_input_is_signed_where_it_must_be():
-    positive, signed = LearnedInput(3), LearnedInput(3)
+    positive, signed = LearnedStepInput(3), LearnedStepInput(3)
     positive(torch.rand(4, 3))
     signed(torch.randn(4, 3))
     assert (positive.low, positive.high) == (0, 7)
     assert (signed.low, signed.high) == (-4, 3)
-    assert (positive.activation().zero_point, signed.activation().zero_point) == (0, 4)
+    assert (positive.qparams().zero_point, signed.qparams().zero_point) == (0, 4)
 
 
 # --- DoReFa ---------------------------------------------------------------------------------------------------------
@@ -76,13 +83,13 @@ def test_a_learned_input_is_signed_where_it_must_be():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_the_gradient_of_dorefas_weights_is_that_of_its_formula_with_rounding_left_out(bits):
     smooth = gradient(lambda w: w.tanh() / w.tanh().abs().max(), VALUES, OUTER)
-    torch.testing.assert_close(gradient(lambda w: normalised(w, bits), VALUES, OUTER), smooth)
+    torch.testing.assert_close(gradient(TanhWeight(bits), VALUES, OUTER), smooth)
 
 
 def test_dorefas_weights_are_equation_9():
     steps = 2**3 - 1
     unit = VALUES.tanh() / (2 * VALUES.tanh().abs().max()) + 0.5
-    torch.testing.assert_close(normalised(VALUES, 3), 2 * (unit * steps).round() / steps - 1)
+    torch.testing.assert_close(TanhWeight(3)(VALUES), 2 * (unit * steps).round() / steps - 1)
 
 
 def test_dorefas_single_bit_is_the_mean_magnitude_and_passes_gradients():
@@ -108,8 +115,8 @@ def test_dorefas_widths_that_could_overflow_are_refused():
 
 
 def test_the_sign_passes_gradients_where_the_input_is_within_one():
-    assert sign_through(torch.tensor([-0.1, 0.0, 2.0])).tolist() == [-1, 1, 1]
-    torch.testing.assert_close(gradient(sign_through, 2 * VALUES, OUTER), OUTER * (2 * VALUES.abs() <= 1))
+    assert sign_ste(torch.tensor([-0.1, 0.0, 2.0])).tolist() == [-1, 1, 1]
+    torch.testing.assert_close(gradient(sign_ste, 2 * VALUES, OUTER), OUTER * (2 * VALUES.abs() <= 1))
 
 
 def test_the_gradient_of_a_scaled_sign_is_that_of_xnor_net():
@@ -131,10 +138,10 @@ def test_weights_of_a_binary_layer_stay_within_one(task, make_context):
     model = models.build("digits_cnn", task)
     binary = method("bnn")()
     context = make_context(task, copy.deepcopy(model))
-    binary.insert(model, Order.of(model, task.example(8)))
+    binary.insert_fake_quantization(model, ExecutionTrace.record(model, task.example(8)))
     with torch.no_grad():
         model.stages[1].conv.weight.fill_(3.0)
-    binary.on_step(model)
+    binary.after_step(model)
     assert model.stages[1].conv.weight.max() == 1
     assert context.original.stages[1].conv.weight.max() < 1
 
@@ -142,21 +149,21 @@ def test_weights_of_a_binary_layer_stay_within_one(task, make_context):
 # --- from training to integers --------------------------------------------------------------------------------------
 
 
-def roundings(kind, layer):
+def fake_quantizers(kind, layer):
     if kind == "lsq":
-        return learned(layer, 3, 4)
+        return learned_steps(layer, 3, 4)
     if kind == "bnn":
-        return ScaledSign(), SignInput()
-    return (TanhWeight(3) if kind == "dorefa" else MeanSign()), UnitInput(4)
+        return ScaledSignWeight(), SignInput()
+    return (TanhWeight(3) if kind == "dorefa" else MeanSignWeight()), UnitInput(4)
 
 
 @pytest.mark.parametrize("kind", ["lsq", "dorefa", "one bit", "bnn"])
 @pytest.mark.parametrize("layer", [nn.Linear(12, 5), nn.Conv2d(3, 5, 3, padding=1, stride=2)], ids=["linear", "conv"])
 def test_the_deployed_layer_computes_what_the_training_layer_did(kind, layer):
     inputs = torch.randn(7, 12) if isinstance(layer, nn.Linear) else torch.randn(7, 3, 6, 6)
-    training = rounded(copy.deepcopy(layer), *roundings(kind, layer))
+    training = fake_quantized(copy.deepcopy(layer), *fake_quantizers(kind, layer))
     expected = training(inputs)
-    made = deployed(training)
+    made = convert(training)
     assert isinstance(made, QuantLinear if isinstance(layer, nn.Linear) else QuantConv2d)
     assert_equal_but_for_the_bias(made, made(inputs), expected)
 
@@ -176,7 +183,7 @@ def with_norm(kind, signs):
         for tensor in (norm.bias, norm.running_mean):
             tensor.normal_()
         norm.running_var.uniform_(0.5, 2)
-    return rounded(layer, *roundings(kind, layer)), norm
+    return fake_quantized(layer, *fake_quantizers(kind, layer)), norm
 
 
 @pytest.mark.parametrize("kind", ["lsq", "dorefa", "one bit", "bnn"])
@@ -185,12 +192,12 @@ def test_a_batch_norm_folds_into_the_scales_and_no_code_changes(kind):
     inputs = torch.randn(5, 3, 6, 6)
     with torch.no_grad():
         if kind == "lsq":  # no weight at the lowest code, which has no negative
-            training.weight.clamp_(min=-2.4 * training.rounding.step)
+            training.weight.clamp_(min=-2.4 * training.weight_fake_quant.step)
         expected = norm(training(inputs))
-        assert foldable(training, norm)
-        made = deployed(training, norm)
+        assert is_foldable(training, norm)
+        made = convert(training, norm)
         assert_equal_but_for_the_bias(made, made(inputs), expected)
-    assert made.bits == training.rounding.numbers(training.weight).bits
+    assert made.bits == training.weight_fake_quant.qparams(training.weight).bits
     assert len(made.scale) == 4
 
 
@@ -198,11 +205,11 @@ def test_a_batch_norm_stays_where_a_code_would_have_no_negative_or_a_factor_is_z
     training, norm = with_norm("lsq", [1.0, -1.0, 1.0, 1.0])
     with torch.no_grad():
         training.weight[1, 0, 0, 0] = -10.0
-        assert not foldable(training, norm)
+        assert not is_foldable(training, norm)
         norm.weight.abs_()
-        assert foldable(training, norm)
+        assert is_foldable(training, norm)
         norm.weight[2] = 0.0
-        assert not foldable(training, norm)
+        assert not is_foldable(training, norm)
 
 
 def test_a_model_that_was_converted_answers_as_it_did_in_training(task, make_context):
@@ -215,7 +222,7 @@ def test_a_model_that_was_converted_answers_as_it_did_in_training(task, make_con
     def remember(trained):
         asked["model"] = copy.deepcopy(trained).eval()
 
-    object.__setattr__(step, "on_step", remember)
+    object.__setattr__(step, "after_step", remember)
     found = step.apply(model, context)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in found.modules())
     ours, theirs = predict(found, task.test)[0], predict(asked["model"], task.test)[0]
@@ -249,15 +256,15 @@ def test_layers_are_skipped_by_name_and_edges_left_in_floats(task, make_context)
 
 
 def test_the_order_of_a_model_is_that_in_which_it_runs(task):
-    order = Order.of(models.build("resnet8", task), task.example(2))
-    assert order.layers[0] == "stem.conv"
-    assert order.layers[-1] == "fc"
-    assert order.relus["stem.relu"] == "stages.0.0.conv1"
-    assert order.norms["stages.1.0.shortcut.conv"] == "stages.1.0.shortcut.bn"
+    trace = ExecutionTrace.record(models.build("resnet8", task), task.example(2))
+    assert trace.layers[0] == "stem.conv"
+    assert trace.layers[-1] == "fc"
+    assert trace.layer_after_relu["stem.relu"] == "stages.0.0.conv1"
+    assert trace.norm_after_layer["stages.1.0.shortcut.conv"] == "stages.1.0.shortcut.bn"
 
 
 def test_a_learned_weight_of_eight_bits_uses_codes_that_add_up_exactly():
-    assert (LearnedWeight(VALUES, 8, 8).low, LearnedWeight(VALUES, 8, 8).high) == (-64, 64)
+    assert (LearnedStepWeight(VALUES, 8, 8).low, LearnedStepWeight(VALUES, 8, 8).high) == (-64, 64)
 
 
 @pytest.mark.parametrize("name", ["lsq", "dorefa"])
@@ -277,7 +284,7 @@ def test_a_sign_of_what_is_zero_but_for_noise_is_the_same_everywhere(tmp_path):
     steps = QParams(8, torch.full((1, 1), 0.013), torch.zeros(1, 1), -64, 64)
     first.weight.data = torch.randint(-2, 3, first.weight.shape) * 0.013
     pixels = QParams(8, torch.tensor(0.017), torch.tensor(128.0), 0, 255)
-    signs = ScaledSign().numbers(second.weight), SignInput().activation()
+    signs = ScaledSignWeight().qparams(second.weight), SignInput().qparams()
     made = [QuantConv2d.from_float(first, steps, pixels), QuantConv2d.from_float(second, *signs)]
     model = nn.Sequential(*made).eval()
     images = torch.randint(-3, 4, (64, 2, 12, 12)) * 0.017

@@ -11,15 +11,15 @@ from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
 from compression.errors import UserError
 from compression.methods import method, parse
-from compression.methods.quantize.calibration.weights import weight_numbers
-from compression.methods.quantize.widths.knapsack import Option, assign
-from compression.methods.quantize.widths.sensitivity import fisher, replaced, rounded
-from compression.methods.quantize.widths.timed import fewest
+from compression.methods.quantize.bit_allocation.knapsack import Option, allocate_bits
+from compression.methods.quantize.bit_allocation.latency import fewest_layers
+from compression.methods.quantize.bit_allocation.sensitivity import empirical_fisher, temporary_weight
+from compression.methods.quantize.calibration.weights import quantize_dequantize, weight_qparams
 from compression.nn import layers
 from compression.nn.quantized import QuantLinear
 
 
-def brute(options, budget):
+def least_cost(options, budget):
     """The least cost of any choice that fits."""
     fitting = [c for c in itertools.product(*options.values()) if sum(o.size for o in c) <= budget]
     return min(sum(o.cost for o in choice) for choice in fitting)
@@ -33,20 +33,35 @@ def test_the_assignment_is_the_best_of_all(seed, share):
     sizes = [draw(10, 200) for _ in range(6)]
     options = {str(i): [Option(b, size * b, draw(0, 50) / b) for b in (2, 4, 8)] for i, size in enumerate(sizes)}
     budget = int(share * 8 * sum(sizes))
-    chosen = assign(options, budget)
+    chosen = allocate_bits(options, budget)
     assert sum(o.size for o in chosen.values()) <= budget
-    assert sum(o.cost for o in chosen.values()) == pytest.approx(brute(options, budget))
+    assert sum(o.cost for o in chosen.values()) == pytest.approx(least_cost(options, budget))
 
 
 def test_a_budget_that_nothing_meets_is_refused():
     with pytest.raises(UserError, match="budget allows 5 bytes, but the narrowest widths take 8"):
-        assign({"a": [Option(2, 8, 0.0), Option(4, 16, 0.0)]}, 5)
+        allocate_bits({"a": [Option(2, 8, 0.0), Option(4, 16, 0.0)]}, 5)
 
 
-@pytest.mark.parametrize("widths", ["", "2/9", "2,4", "0/4", "2//4", "12", "8/16"])
-def test_widths_that_are_none_are_refused(widths):
-    with pytest.raises(UserError, match="is not a list of bits from 1 to 8"):
+@pytest.mark.parametrize(
+    ("widths", "error"),
+    [
+        ("", "leaves every layer in floats"),
+        ("2/9", "widths has 9; it takes bits from 1 to 8, or 32"),
+        ("0/4", "widths=0 is out of range; it takes a list of whole numbers"),
+        ("12", "widths has 12; it takes bits from 1 to 8, or 32"),
+        ("8/16", "widths has 16; it takes bits from 1 to 8, or 32"),
+        ("2/four", "widths='2/four' is not a list of whole numbers"),
+    ],
+)
+def test_invalid_widths_are_refused(widths, error):
+    with pytest.raises(UserError, match=error):
         method("mixed")(widths=widths)
+
+
+@pytest.mark.parametrize("widths", ["2/4", "2,4", "2//4"])
+def test_widths_are_a_list_with_any_separator(widths):
+    assert method("mixed")(widths=widths).widths == (2, 4)
 
 
 def test_widths_that_change_nothing_are_refused():
@@ -55,22 +70,22 @@ def test_widths_that_change_nothing_are_refused():
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
-def test_as_few_layers_become_integers_as_the_time_asks_for(count):
+def test_as_few_layers_become_integers_as_the_latency_asks_for(count):
     for needed in range(1, count + 1):
         asked = []
-        assert fewest(count, 0.5, lambda n: asked.append(n) or (0.5 if n >= needed else 0.6)) == needed  # noqa: B023
+        assert fewest_layers(count, 0.5, lambda n: asked.append(n) or (0.5 if n >= needed else 0.6)) == needed  # noqa: B023
         assert len(asked) <= 2 + math.log2(count)
 
 
-def test_a_time_that_no_integers_meet_is_refused():
+def test_a_latency_that_no_integers_meet_is_refused():
     with pytest.raises(UserError, match="latency=0.3 cannot be met: with every layer in integers .* takes 0.62 of"):
-        fewest(4, 0.3, lambda n: 1 - 0.095 * n)
+        fewest_layers(4, 0.3, lambda n: 1 - 0.095 * n)
 
 
-def test_a_weight_is_replaced_for_a_while():
+def test_a_temporary_weight_is_taken_back():
     layer = nn.Linear(4, 3)
     before = layer.weight.detach().clone()
-    with replaced(layer, torch.ones(3, 4)):
+    with temporary_weight(layer, torch.ones(3, 4)):
         assert (layer.weight == 1).all()
     assert torch.equal(layer.weight, before)
 
@@ -80,7 +95,7 @@ def test_fisher_is_the_mean_of_squared_gradients(task, make_context):
     torch.manual_seed(0)
     model = models.build("mlp", task).eval()
     context = make_context(task, copy.deepcopy(model))
-    one = fisher(model, {"fc": model.fc}, context, samples=1)["fc"]
+    one = empirical_fisher(model, {"fc": model.fc}, context, samples=1)["fc"]
     chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:1]
     inputs, targets = next(task.train.take(chosen).batches(1))
     model.zero_grad()
@@ -98,7 +113,9 @@ def test_the_model_keeps_its_budget_and_gives_bits_where_they_count(task, make_c
         [step] = parse(f"mixed:budget={budget},calibration_samples=64")
         made = step.apply(copy.deepcopy(model), context)
         rows = context.record.tables["widths"]
-        assert {row["layer"]: row["bits"] for row in rows} == {n: m.bits for n, m in layers.prunable_layers(made).items()}
+        assert {row["layer"]: row["bits"] for row in rows} == {
+            n: m.bits for n, m in layers.prunable_layers(made).items()
+        }
         held = sum(m.packed.numel() + 4 * m.scale.numel() for m in layers.prunable_layers(made).values())
         assert held == sum(row["bytes"] for row in rows)
         assert held <= budget * 4 * sum(m.weight.numel() for m in layers.prunable_layers(model).values())
@@ -109,7 +126,9 @@ def test_the_model_keeps_its_budget_and_gives_bits_where_they_count(task, make_c
 
 def test_wider_is_less_sensitive():
     weight = torch.randn(6, 40, generator=torch.Generator().manual_seed(0))
-    errors = [(rounded(weight, weight_numbers(weight, bits)) - weight).square().sum() for bits in (1, 2, 4, 8)]
+    errors = [
+        (quantize_dequantize(weight, weight_qparams(weight, bits)) - weight).square().sum() for bits in (1, 2, 4, 8)
+    ]
     assert errors == sorted(errors, reverse=True)
 
 
@@ -121,7 +140,9 @@ def test_a_budget_of_time_is_kept_by_integers_in_as_few_layers_as_were_timed_to_
     made = step.apply(copy.deepcopy(context.original), context)
     timed, rows = context.record.tables["latency"], context.record.tables["widths"]
     fewest = min(row["layers in integers"] for row in timed if row["share of time"] <= 0.95)
-    sizes = {name: layer.weight.numel() for name, layer in layers.prunable_layers(context.original).items()}  # and its MACs
+    sizes = {
+        name: layer.weight.numel() for name, layer in layers.prunable_layers(context.original).items()
+    }  # and its MACs
     order = sorted(rows, key=lambda row: max(0.0, row["loss_8"]) / sizes[row["layer"]])
     assert [row["bits"] for row in order] == [8] * fewest + [32] * (len(rows) - fewest)
     assert sum(isinstance(m, QuantLinear) for m in made.modules()) == fewest

@@ -8,7 +8,13 @@ from compression import models
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
 from compression.methods import method, parse
-from compression.methods.quantize.qat import RATE, FakeLayer, InputRange, fake_quantize, freeze
+from compression.methods.quantize.fake_quant.folded import (
+    AVERAGING_RATE,
+    RangeFakeQuantize,
+    fold_and_fake_quantize,
+    freeze,
+)
+from compression.methods.quantize.fake_quant.ste import fake_quantize
 from compression.nn import layers
 from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantEmbedding, QuantLinear
 from tests.conftest import tiny_bert, words_task
@@ -20,7 +26,7 @@ def _seeded():
 
 
 def within(low, high, bits=8, follows=True):
-    return InputRange(bits, torch.tensor(float(low)), torch.tensor(float(high)), follows)
+    return RangeFakeQuantize(bits, torch.tensor(float(low)), torch.tensor(float(high)), follows)
 
 
 def test_gradients_pass_within_the_range_only():
@@ -34,10 +40,10 @@ def test_gradients_pass_within_the_range_only():
 def test_a_range_follows_the_data_until_it_is_frozen():
     source = within(-1, 1).train()
     source(torch.tensor([-3.0, 2.0]))
-    assert (source.low.item(), source.high.item()) == pytest.approx((-1 - 2 * RATE, 1 + RATE))
+    assert (source.low.item(), source.high.item()) == pytest.approx((-1 - 2 * AVERAGING_RATE, 1 + AVERAGING_RATE))
     freeze(source, observers=True, norms=False)
     source(torch.tensor([-30.0, 20.0]))
-    assert source.high.item() == pytest.approx(1 + RATE)
+    assert source.high.item() == pytest.approx(1 + AVERAGING_RATE)
     again = within(-1, 1)
     again.load_state_dict(source.state_dict())
     assert again.frozen
@@ -68,8 +74,8 @@ def pair(kind):
 def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activation_bits):
     layer, norm, inputs = pair(kind)
     source = within(-4, 4, activation_bits)
-    fake = FakeLayer.of(layer, norm, method("qat")(bits=bits).rounding, source).eval()
-    made = fake.deployed()
+    fake = fold_and_fake_quantize(layer, norm, method("qat")(bits=bits).current_qparams, source).eval()
+    made = fake.convert()
     assert made.bits == bits
     with torch.no_grad():  # a bias is a whole number of steps, small ones even where levels are far apart
         torch.testing.assert_close(made(inputs), fake(inputs), rtol=1e-3, atol=1e-2)
@@ -79,7 +85,7 @@ def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activa
 def test_in_training_a_norm_sees_what_it_would_have_seen(kind):
     layer, norm, inputs = pair(kind)
     plain, alone = copy.deepcopy(layer), copy.deepcopy(norm).train()
-    fake = FakeLayer.of(layer, norm, method("qat")().rounding, within(-5, 5)).train()
+    fake = fold_and_fake_quantize(layer, norm, method("qat")().current_qparams, within(-5, 5)).train()
     expected = alone(plain(inputs))
     alive = expected[:, :5]  # the last channel's factor is zero: its rounded weight means nothing
     assert (fake(inputs)[:, :5] - alive).norm() < 0.03 * alive.norm()
@@ -128,20 +134,20 @@ def test_observers_and_norms_freeze_at_their_share_of_the_training(task, make_co
 
     def remember(module, *_):
         if module.training:
-            states.append((module.source.frozen, module.frozen))
+            states.append((module.input_fake_quant.frozen, module.frozen))
 
     [step] = parse("qat:epochs=1,batch_size=64,freeze_observers=0.5,freeze_norm=1.0")
-    insert = type(step).insert
+    insert = type(step).insert_fake_quantization
 
     def watched(self, model, *rest):
         insert(self, model, *rest)
         model.hidden.fc.register_forward_hook(remember)
 
-    type(step).insert = watched
+    type(step).insert_fake_quantization = watched
     try:
         step.apply(model, context)
     finally:
-        type(step).insert = insert
+        type(step).insert_fake_quantization = insert
     assert states == [(False, False), (False, False), (True, False), (True, False)]
 
 

@@ -9,14 +9,14 @@ from compression.deploy import measure
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
 from compression.errors import UserError
-from compression.methods.quantize.calibration.activations import batches, observe
-from compression.methods.quantize.static import Static, mean_error
+from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
+from compression.methods.quantize.static import Static, mean_output_error
 from compression.models import storage
 from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
 from tests.conftest import tiny_bert, words_task
 from tests.deploy.graphs import as_run
-from tests.methods.quantize.test_folding import settled
+from tests.methods.quantize.test_folding import model_with_statistics
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_skipped_layers_stay_and_unknown_ones_are_refused(trained, make_context)
     assert [type(m) for m in made.fc] == [QuantInput, nn.Linear]  # behind integers, which go to it in 8 bits
     assert torch.equal(made.fc.layer.weight, model.fc.weight)
     assert type(made.stages[0][0].conv1) is QuantConv2d
-    with pytest.raises(UserError, match="skip='head' is no layer of the model; its layers are stem.conv, .*fc"):
+    with pytest.raises(UserError, match="skip names 'head', which is no layer of the model; it has stem.conv, .*fc"):
         applied(Static(skip="head"), model, task, make_context)
     with pytest.raises(UserError, match="nothing to quantize"):
         applied(Static(skip="stem/stages/fc"), model, task, make_context)
@@ -105,17 +105,17 @@ def test_quantizing_twice_is_refused(trained, make_context):
 def test_calibration_looks_at_training_examples_alone(trained, make_context):
     task, model = trained
     context = make_context(task, model)
-    data = batches(context, 40)
+    data = calibration_batches(context, 40)
     assert [len(b) for b in data] == [32, 8]
     known = {tuple(image.flatten().tolist()) for image in task.train.prepare(task.train.inputs)}
     assert all(tuple(image.flatten().tolist()) in known for batch in data for image in batch)
-    assert torch.equal(batches(context, 40)[0], data[0])
+    assert torch.equal(calibration_batches(context, 40)[0], data[0])
 
 
 def test_what_is_observed_is_what_the_layer_was_given(trained, make_context):
     task, model = trained
-    data = batches(make_context(task, model), 64)
-    seen = observe(model, {"stem.conv": model.stem.conv, "add": model.stages[0][0].add}, data)
+    data = calibration_batches(make_context(task, model), 64)
+    seen = observe_inputs(model, {"stem.conv": model.stem.conv, "add": model.stages[0][0].add}, data)
     [first] = seen["stem.conv"]
     assert first.minima.tolist() == [batch.min().item() for batch in data]
     assert first.maxima.tolist() == [batch.max().item() for batch in data]
@@ -126,10 +126,10 @@ def test_what_is_observed_is_what_the_layer_was_given(trained, make_context):
 
 def test_the_mean_error_of_a_weight_by_hand():
     error = torch.tensor([[[[1.0, 2.0]], [[0.0, -1.0]]]])  # one output, two inputs, a kernel of 1x2
-    assert mean_error(error, torch.tensor([10.0, 100.0])).tolist() == [3 * 10 - 1 * 100]
+    assert mean_output_error(error, torch.tensor([10.0, 100.0])).tolist() == [3 * 10 - 1 * 100]
     grouped = torch.tensor([[[[1.0]]], [[[2.0]]]])  # two groups of one channel
-    assert mean_error(grouped, torch.tensor([10.0, 100.0]), groups=2).tolist() == [10, 200]
-    assert mean_error(torch.tensor([[1.0, -1.0]]), torch.tensor([5.0, 2.0])).tolist() == [3]
+    assert mean_output_error(grouped, torch.tensor([10.0, 100.0]), groups=2).tolist() == [10, 200]
+    assert mean_output_error(torch.tensor([[1.0, -1.0]]), torch.tensor([5.0, 2.0])).tolist() == [3]
 
 
 def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context):
@@ -137,7 +137,7 @@ def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context
     from tests.conftest import stripes_task
 
     task = stripes_task()
-    model = settled("mlp", task)
+    model = model_with_statistics("mlp", task)
     first = model.stages[0].fc
     inputs = task.train.prepare(task.train.inputs).flatten(1)
     means = []
@@ -149,11 +149,11 @@ def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context
     assert weight_code_range(2, 8) == (-2, 1)
 
 
-def test_equalisation_helps_uneven_channels(make_context):
+def test_equalization_helps_uneven_channels(make_context):
     from tests.conftest import stripes_task
 
     task = stripes_task()
-    model = settled("resnet8", task)
+    model = model_with_statistics("resnet8", task)
     with torch.no_grad():  # the same function, with channels of very different sizes between two layers
         spread = torch.logspace(-2, 2, model.stages[0][0].conv1.out_channels)
         model.stages[0][0].bn1.weight.mul_(spread)

@@ -1,1 +1,1 @@
-"""Calibration: which layers are quantized, and the ranges of their weights and activations."""
+"""Calibration: which layers are quantized, and the quantization parameters of their weights and inputs."""

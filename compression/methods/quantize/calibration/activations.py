@@ -1,83 +1,89 @@
-"""Running a model over a few training examples to see what its layers are given."""
+"""Statistics of what layers are given, collected over calibration examples."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
-from compression.methods.quantize.calibration.observers import Observed
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward
-from compression.training.context import Context
 
-BATCH = 32
-SAMPLE = 2**17  # values kept of each input: enough for the 99.99th percentile
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
+
+BATCH_SIZE = 32
+SAMPLE_SIZE = 2**17  # values kept of each input: 13 of them lie beyond the 99.99th percentile
+
+
+@dataclass(frozen=True)
+class ActivationStatistics:
+    """Statistics of one input of a layer over the calibration batches, in float32; all but `means` on the CPU."""
+
+    minima: Tensor  # (batches,), the smallest value of each batch
+    maxima: Tensor  # (batches,), the largest
+    sample: Tensor  # (values,), picked at random
+    means: Tensor  # (channels,), or (features,) where the input is not (batch, channels, height, width)
 
 
 @dataclass
-class _Seen:
+class _Collector:
     minima: list[Tensor] = field(default_factory=list)
     maxima: list[Tensor] = field(default_factory=list)
     sample: list[Tensor] = field(default_factory=list)
     means: list[Tensor] = field(default_factory=list)
 
     def add(self, values: Tensor, count: int, seed: int) -> None:
-        flat = values.detach().flatten()
-        # The same places in every tensor of this shape, so that what two layers share gets one range, not two.
-        places = torch.randint(len(flat), (count,), generator=torch.Generator().manual_seed(seed))
+        """Add a batch, with `count` of its values as a sample."""
+        values = values.detach()
+        flat = values.flatten()
+        # The same positions in every tensor of this shape, so that layers that share a tensor get the same range.
+        positions = torch.randint(len(flat), (count,), generator=torch.Generator().manual_seed(seed))
         self.minima.append(flat.amin())
         self.maxima.append(flat.amax())
-        self.sample.append(flat[places.to(flat.device)])
-        channel = 1 if values.ndim == 4 else -1
-        self.means.append(values.detach().movedim(channel, 0).flatten(1).mean(1))
+        self.sample.append(flat[positions.to(flat.device)])
+        channel_dimension = 1 if values.ndim == 4 else -1
+        self.means.append(values.movedim(channel_dimension, 0).flatten(1).mean(1))
 
-    def observed(self) -> Observed:
-        ends = torch.stack(self.minima).float().cpu(), torch.stack(self.maxima).float().cpu()
-        return Observed(*ends, torch.cat(self.sample).float().cpu(), torch.stack(self.means).mean(0))
+    def statistics(self) -> ActivationStatistics:
+        minima, maxima = (torch.stack(ends).float().cpu() for ends in (self.minima, self.maxima))
+        return ActivationStatistics(
+            minima, maxima, torch.cat(self.sample).float().cpu(), torch.stack(self.means).mean(0)
+        )
 
 
-def batches(context: Context, samples: int) -> list[Inputs]:
-    """`samples` training examples (all, if there are fewer) as prepared batches, chosen by the run's seed."""
+def calibration_batches(context: Context, samples: int) -> list[Inputs]:
+    """Prepared batches of `samples` training examples (all, if there are fewer), chosen by the run's seed."""
     train = context.task.train
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
-    return [inputs for inputs, _ in train.take(chosen).to(context.device).batches(BATCH)]
+    return [inputs for inputs, _ in train.take(chosen).to(context.device).batches(BATCH_SIZE)]
 
 
 @torch.no_grad()
-def observe(model: nn.Module, modules: dict[str, nn.Module], data: list[Inputs]) -> dict[str, list[Observed]]:
-    """What each of `modules` is given when `model` answers `data`: an Observed for each of its inputs.
+def observe_inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Sequence[Inputs]
+) -> dict[str, list[ActivationStatistics]]:
+    """Run `model` in eval mode on `batches` and collect statistics of each positional input of `modules`, by name.
 
-    Modules that are never called are missing. The model is used in eval mode.
+    Modules that are never called are missing from the result. The model is left in eval mode.
     """
     model.eval()
     if not modules:
         return {}
-    seen: dict[str, list[_Seen]] = {}
-    share, number = -(-SAMPLE // len(data)), 0
+    collectors: dict[str, list[_Collector]] = {}
+    values_per_batch, batch_index = -(-SAMPLE_SIZE // len(batches)), 0
 
-    def look(name: str, given: tuple[Tensor, ...]) -> None:
-        held = seen.setdefault(name, [_Seen() for _ in given])
-        for one, values in zip(held, given, strict=True):
-            one.add(values, share, number)
+    def collect(call: Call) -> None:
+        of_module = collectors.setdefault(call.name, [_Collector() for _ in call.inputs])
+        for collector, values in zip(of_module, call.inputs, strict=True):
+            collector.add(values, values_per_batch, seed=batch_index)
 
-    with watched(modules, look):
-        for number, inputs in enumerate(data):  # noqa: B007 - `look` reads it
+    with on_forward(modules, collect, before=True):
+        for batch_index, inputs in enumerate(batches):  # noqa: B007 - `collect` reads it
             forward(model, inputs)
-    return {name: [one.observed() for one in held] for name, held in seen.items()}
-
-
-@contextlib.contextmanager
-def watched(modules: dict[str, nn.Module], look: Callable[[str, tuple[Tensor, ...]], None]) -> Iterator[None]:
-    """Call `look(name, given)` before each call of a module, as long as this lasts."""
-    handles = [
-        module.register_forward_pre_hook(lambda _, given, name=name: look(name, given))
-        for name, module in modules.items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return {name: [collector.statistics() for collector in of_module] for name, of_module in collectors.items()}

@@ -1,29 +1,33 @@
-"""What all post-training methods are told of weights, and which layers they change."""
+"""The options of weight and activation quantization that several methods share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from compression.methods.base import Method
-from compression.methods.quantize.calibration import observers, pictures
-from compression.methods.quantize.calibration.observers import OBSERVERS, Observed
-from compression.methods.quantize.calibration.selection import SKIP, chosen
-from compression.methods.quantize.calibration.weights import weight_numbers
+from compression.methods.quantize.calibration import figures, observers
+from compression.methods.quantize.calibration.observers import OBSERVERS
+from compression.methods.quantize.calibration.selection import SKIP_HELP, select_layers
+from compression.methods.quantize.calibration.weights import weight_qparams
 from compression.nn.layers import Add, weight
-from compression.nn.quantized import QParams
 from compression.params import param
-from compression.reporting.figures.quantize import histograms
-from compression.training.context import RunLogger
 
-SUM_BITS = 8  # of what residual sums and mean poolings take: fewer would store nothing smaller, and lose the most
+if TYPE_CHECKING:
+    from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.nn.quantized import QParams
+    from compression.training.context import RunLogger
+
+# Of the inputs of residual sums and mean poolings. Fewer would make no file smaller, for sums and poolings store no
+# weights, and cost the most quality.
+SUM_BITS = 8
 
 
 @dataclass(frozen=True)
-class Scheme(Method):
-    """How weights become integers, and which layers stay as they are."""
+class WeightQuantization(Method):
+    """Options of weight quantization, and which layers stay in floats."""
 
     family: ClassVar[str] = "quantize"
     terminal: ClassVar[bool] = True
@@ -37,14 +41,16 @@ class Scheme(Method):
     )
     symmetric: bool = param(True, "spread a weight's codes evenly around zero")
     weight_observer: str = param(
-        "mse", "range of a weight: all of it, or that of the least squared error", choices=("minmax", "mse")
+        "mse",
+        "range of a weight: minmax covers all of it, mse has the least squared error",
+        choices=("minmax", "mse"),
     )
-    skip: tuple[str, ...] = param((), SKIP)
+    skip: tuple[str, ...] = param((), SKIP_HELP)
 
-    def weight_numbers(self, layer: nn.Module, activation_bits: int | None) -> QParams:
-        """The numbers of a layer's weight beside activations of so many bits (None: not quantized)."""
-        return weight_numbers(
-            weight(layer),
+    def weight_qparams(self, values: Tensor, activation_bits: int | None) -> QParams:
+        """Quantization parameters of a weight for inputs of `activation_bits` (None: not quantized)."""
+        return weight_qparams(
+            values,
             self.bits,
             self.granularity,
             self.group_size,
@@ -53,45 +59,47 @@ class Scheme(Method):
             self.weight_observer,
         )
 
-    def draw_weights(self, model: nn.Module, names: list[str], activation_bits: int | None, record: RunLogger) -> None:
-        """Log histograms of some of the weights in steps of their scales, with the range of the codes."""
-        values, codes = {}, {}
-        for name in pictures.spread(names):
-            layer = model.get_submodule(name)
-            numbers = self.weight_numbers(layer, activation_bits)
-            values[name] = pictures.in_steps(weight(layer), numbers)
-            codes[name] = (numbers.low, numbers.high)
-        record.figure("weight-ranges", histograms(values, codes, "weight in steps"))
+    def record_weights(
+        self, model: nn.Module, names: list[str], activation_bits: int | None, record: RunLogger
+    ) -> None:
+        """Record histograms of the weights of some of the layers `names`, with the range of their codes."""
+        values = {name: weight(model.get_submodule(name)) for name in figures.evenly_spaced(names)}
+        figures.record_weights(record, {n: (v, self.weight_qparams(v, activation_bits)) for n, v in values.items()})
 
-    def layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-        """The layers of exactly these kinds by name, without the skipped ones; UserError if none are left."""
+    def select_layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+        """The layers of exactly these classes by name, except the skipped ones; raises UserError if none are left."""
         found = {name: module for name, module in model.named_modules() if type(module) in kinds}
-        spoken = ", ".join(kind.__name__ for kind in kinds)
-        return {name: found[name] for name in chosen(model, found, self.skip, spoken)}
+        class_names = ", ".join(kind.__name__ for kind in kinds)
+        return {name: found[name] for name in select_layers(model, found, self.skip, class_names)}
 
 
 @dataclass(frozen=True)
-class Calibrated(Scheme):
-    """How activations become integers too, in ranges found by looking at calibration data."""
+class CalibratedQuantization(WeightQuantization):
+    """Options of activation quantization with ranges that an observer chooses from calibration data."""
 
     activation_bits: int = param(8, "bits of what goes into a layer", interval="[1, 8]", search=(4, 8))
-    observer: str = param("minmax", "range of an activation", choices=OBSERVERS, search=OBSERVERS)
+    observer: str = param("minmax", "how the range of an activation is chosen", choices=OBSERVERS, search=OBSERVERS)
     percentile: float = param(
         99.99,
         "share of an activation's values to cover, in percent",
         interval="(50, 100]",
         when={"observer": ("percentile",)},
     )
-    calibration_samples: int = param(512, "training examples to see activations of", interval="[1, inf)")
+    calibration_samples: int = param(512, "training examples that calibrate the activations", interval="[1, inf)")
 
     def input_bits(self, module: nn.Module) -> int:
-        """Bits of what goes into a layer, sum or pooling."""
+        """Bits of the input of a layer, sum or pooling."""
         return SUM_BITS if isinstance(module, (Add, nn.AdaptiveAvgPool2d)) else self.activation_bits
 
-    def bounds(self, observed: Observed, bits: int) -> observers.Bounds:
-        """The range of an activation of `bits` bits, as the chosen observer sees it."""
-        if self.observer == "percentile":
-            return observers.percentile(observed, self.percentile)
-        if self.observer in ("entropy", "mse"):
-            return getattr(observers, self.observer)(observed, bits)
-        return getattr(observers, self.observer)(observed)
+    def activation_range(self, statistics: ActivationStatistics, bits: int) -> observers.Range:
+        """The range of an activation of `bits` bits that the observer chooses."""
+        match self.observer:
+            case "percentile":
+                return observers.percentile(statistics, self.percentile)
+            case "moving_average":
+                return observers.moving_average(statistics)
+            case "entropy":
+                return observers.entropy(statistics, bits)
+            case "mse":
+                return observers.mse(statistics, bits)
+        return observers.minmax(statistics)

@@ -1,8 +1,8 @@
-"""Which layers a method is to quantize: all that it can, but for those that its field `skip` names."""
+"""Which layers a method quantizes: all that it can, except those that its field `skip` names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 from torch import nn
 
@@ -11,51 +11,53 @@ from compression.nn.quantized import QuantWeightLayer
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.quantized.half import HalfLayer
 from compression.nn.recurrent import BiLSTM
-from compression.training.context import RunLogger
+from compression.nn.selection import resolve_names
 
-SKIP = "layers to leave in floats: names, or beginnings of names, with / between them"  # help of the field `skip`
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from compression.training.context import RunLogger
+
+SKIP_HELP = "layers to leave in floats: names, or beginnings of names, with / between them"
 
 
-def chosen(
+def select_layers(
     model: nn.Module,
     candidates: Iterable[str],
     skip: Sequence[str],
     kinds: str = "linear layer, convolution or embedding in floats",
 ) -> list[str]:
-    """The layers among `candidates`, which are of `kinds`, that are to be quantized; UserError where none is left."""
+    """The names among `candidates` that `skip` does not select.
+
+    `kinds` says in the error what the candidates are. Raises UserError if nothing is left, or if a name in `skip`
+    selects nothing.
+    """
     candidates = list(candidates)
-    skipped = named(skip, candidates)
-    left = [name for name in candidates if name not in skipped]
-    if left:
-        return left
+    skipped = resolve_names(skip, candidates, option="skip")
+    if selected := [name for name in candidates if name not in skipped]:
+        return selected
     if any(isinstance(m, (QuantWeightLayer, HalfLayer, ClusteredLayer)) for m in model.modules()):
         raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
     raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
 
 
-def tell_recurrent(model: nn.Module, record: RunLogger) -> None:
-    """Say which recurrent layers a method has left in floats, which it quantizes all or not at all."""
-    left = [
+def is_quantizable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
+    """Whether `module` is a plain linear layer or convolution, which has an integer form.
+
+    Subclasses have none, nor have convolutions that pad with anything but zeros.
+    """
+    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.padding_mode == "zeros")
+
+
+def warn_of_float_recurrent_layers(model: nn.Module, record: RunLogger) -> None:
+    """Warn of the recurrent layers that still have float weights: a method quantizes all of them or none."""
+    in_floats = [
         name
         for name, m in model.named_modules()
-        if isinstance(m, nn.RNNBase) or isinstance(m, BiLSTM) and any(isinstance(g, nn.Linear) for g in m.modules())
+        if isinstance(m, nn.RNNBase) or (isinstance(m, BiLSTM) and any(isinstance(g, nn.Linear) for g in m.modules()))
     ]
-    if left:
+    if in_floats:
         record.warn(
-            f"Recurrent layers stay in floats: {', '.join(left)}; dynamic has integer kernels for LSTMs of the lab, "
-            "and weight_only, half and cluster store them small."
+            f"Recurrent layers stay in floats: {', '.join(in_floats)}; dynamic has integer kernels for LSTMs of the "
+            "lab, and weight_only, half and cluster store them small."
         )
-
-
-def named(skip: Sequence[str], candidates: list[str]) -> set[str]:
-    """The layers among `candidates` that `skip` gives, names or beginnings of names.
-
-    UserError for a part that no layer has.
-    """
-    found: set[str] = set()
-    for part in skip:
-        fitting = {name for name in candidates if name == part or name.startswith(f"{part}.")}
-        if not fitting:
-            raise UserError(f"skip={part!r} is no layer of the model; its layers are {', '.join(candidates)}.")
-        found |= fitting
-    return found

@@ -1,1 +1,0 @@
-"""Fake quantization: layers that round while they train."""

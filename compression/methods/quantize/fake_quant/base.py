@@ -1,0 +1,134 @@
+"""What the fake-quantization trainings lsq, dorefa and bnn share.
+
+Linear layers and convolutions become `FakeQuantLinear` and `FakeQuantConv2d`, whose gradients are those of the paper;
+these are trained, and converted to the layers of integers that all methods have in common.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import torch
+from torch import nn
+
+from compression.errors import UserError
+from compression.methods.base import Method
+from compression.methods.quantize.calibration.activations import calibration_batches
+from compression.methods.quantize.calibration.figures import record_trained_ranges
+from compression.methods.quantize.calibration.selection import (
+    SKIP_HELP,
+    is_quantizable,
+    select_layers,
+    warn_of_float_recurrent_layers,
+)
+from compression.methods.quantize.fake_quant.layers import (
+    FakeQuantLayer,
+    InputFakeQuantize,
+    WeightFakeQuantize,
+    convert,
+    fake_quantized,
+    is_foldable,
+)
+from compression.methods.quantize.fake_quant.learned_step import learned_steps
+from compression.methods.quantize.graph.execution_trace import ExecutionTrace
+from compression.methods.quantize.graph.folding import swap_pools_and_relus
+from compression.methods.quantize.graph.requantize import quantize_residuals
+from compression.nn.inputs import Inputs, forward
+from compression.params import group, param
+from compression.training.hyperparameters import Training
+from compression.training.loop import fit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from compression.methods.quantize.fake_quant.norms import BatchNorm
+    from compression.training.context import Context
+
+SAMPLES = 512  # training examples that calibrate sums and poolings after the training
+
+
+@dataclass(frozen=True)
+class FakeQuantTraining(Method):
+    """Training with every linear layer and convolution fake-quantized; the first and the last with more bits."""
+
+    family: ClassVar[str] = "quantize"
+    terminal: ClassVar[bool] = True
+
+    edge_bits: int = param(
+        8, "bits of the first and the last layer and their inputs, as in lsq; 0 keeps floats", interval="[0, 8]"
+    )
+    skip: tuple[str, ...] = param((), SKIP_HELP)
+    training: Training = group(Training)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edge_bits == 1:
+            raise UserError("edge_bits=1 is too few for learned steps; it takes 2 to 8, or 0 for floats.")
+
+    def fake_quantizers(self, layer: nn.Linear | nn.Conv2d) -> tuple[WeightFakeQuantize, nn.Module]:
+        """The fake quantization of the weight and the input of a layer that is neither the first nor the last."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, trace: ExecutionTrace, inner: Mapping[str, nn.Module]) -> None:
+        """Change what else has to be changed before training; `inner` are the layers between first and last."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Do what has to be done to the model after an optimizer step."""
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Train with fake quantization and convert to integers."""
+        model = model.to(context.device)
+        swap_pools_and_relus(model)
+        inputs = next(context.task.train.to(context.device).batches(256))[0]
+        trace = ExecutionTrace.record(model, inputs)
+        warn_of_float_recurrent_layers(model, context.record)
+        self.insert_fake_quantization(model, trace)
+        with torch.no_grad():  # learned steps of inputs start from the first values that they meet
+            forward(model.eval(), inputs)
+        model = fit(model, context, self.training, on_step=lambda *_: self.after_step(model))
+        batches = calibration_batches(context, SAMPLES)
+        record_figures(model, context, batches)
+        return quantize_residuals(convert_layers(model, trace), batches)
+
+    def insert_fake_quantization(self, model: nn.Module, trace: ExecutionTrace) -> None:
+        """Replace the layers that are not skipped by fake-quantized ones, in place."""
+        found = [name for name in trace.layers if is_quantizable(model.get_submodule(name))]
+        selected = select_layers(model, found, self.skip)
+        edges = {trace.layers[0], trace.layers[-1]}
+        inner = {name: model.get_submodule(name) for name in selected if name not in edges}
+        self.prepare(model, trace, inner)
+        for name in selected:
+            layer = cast("nn.Linear | nn.Conv2d", model.get_submodule(name))
+            if name in inner:
+                model.set_submodule(name, fake_quantized(layer, *self.fake_quantizers(layer)))
+            elif self.edge_bits:
+                quantizers = learned_steps(layer, self.edge_bits, self.edge_bits)
+                model.set_submodule(name, fake_quantized(layer, *quantizers))
+
+
+def record_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
+    """Record histograms of some layers' weights and inputs, with the ranges that were trained."""
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantLayer)}
+    weights = {
+        name: (m.weight_fake_quant.transform(m.weight), m.weight_fake_quant.qparams(m.weight))
+        for name, m in layers.items()
+    }
+    quantizers = {name: m.input_fake_quant for name, m in layers.items()}
+    inputs = {name: m.qparams() for name, m in quantizers.items() if isinstance(m, InputFakeQuantize)}
+    record_trained_ranges(context.record, model, weights, inputs, batches)
+
+
+def convert_layers(model: nn.Module, trace: ExecutionTrace) -> nn.Module:
+    """Convert every fake-quantized layer to integers, in place, and fold the batch norms into them where possible."""
+    for name, layer in list(model.named_modules()):
+        if not isinstance(layer, FakeQuantLayer):
+            continue
+        norm_name = trace.norm_after_layer.get(name)
+        norm = cast("BatchNorm", model.get_submodule(norm_name)) if norm_name else None
+        if norm_name and norm is not None and is_foldable(layer, norm):
+            model.set_submodule(name, convert(layer, norm))
+            model.set_submodule(norm_name, nn.Identity())
+        else:
+            model.set_submodule(name, convert(layer))
+    return model

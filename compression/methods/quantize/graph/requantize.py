@@ -1,0 +1,156 @@
+"""Quantizing the tensors between layers of integers, so that the layers get integer kernels where they are deployed.
+
+An integer kernel gives integers: ONNX Runtime computes a convolution whose output is not quantized in floats, slower
+than before.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compression.methods.quantize.calibration.activations import observe_inputs
+from compression.methods.quantize.calibration.observers import activation_qparams, minmax, representable_range
+from compression.methods.quantize.calibration.scheme import SUM_BITS
+from compression.nn.hooks import Call, on_forward, record_calls
+from compression.nn.inputs import Inputs, forward
+from compression.nn.layers import Add
+from compression.nn.quantized import QParams, QuantAdd, QuantAvgPool2d, QuantInput, Quantize, QuantWeightLayer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from compression.methods.quantize.calibration.activations import ActivationStatistics
+
+
+def float_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The convolutions and linear layers in floats, by name."""
+    return {name: m for name, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)}
+
+
+def sums_and_poolings(model: nn.Module) -> dict[str, nn.Module]:
+    """The residual sums and mean poolings in floats, by name."""
+    return {name: m for name, m in model.named_modules() if type(m) in (Add, nn.AdaptiveAvgPool2d)}
+
+
+def quantize_residuals(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module:
+    """Quantize the inputs of residual sums and mean poolings to 8 bits, in place, over their ranges on `batches`.
+
+    Then those of float layers, as `requantize_inputs` does. A binary network stays as it is: no kernel takes signs
+    as inputs, and a sum in integers, which may round a tie otherwise, would flip some.
+    """
+    if any(isinstance(m, QuantWeightLayer) and m.activation == "odd" for m in model.modules()):
+        return model
+    modules = sums_and_poolings(model)
+    for name, statistics in observe_inputs(model, modules, batches).items():
+        qparams = [_minmax_qparams(of_input) for of_input in statistics]
+        model.set_submodule(name, quantize_sum_or_pooling(modules[name], qparams))
+    return requantize_inputs(model, float_input_qparams(model, batches), batches[0])
+
+
+def quantize_sum_or_pooling(module: nn.Module, inputs: Sequence[QParams]) -> QuantAdd | QuantAvgPool2d:
+    """The integer form of a residual sum or mean pooling with these parameters for its inputs."""
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return QuantAvgPool2d.from_float(module, inputs[0])
+    left, right = inputs
+    return QuantAdd.from_qparams(left, right)
+
+
+def float_input_qparams(model: nn.Module, batches: Sequence[Inputs]) -> dict[str, QParams]:
+    """Parameters for the inputs of the float layers over their full ranges, as `requantize_inputs` takes them."""
+    statistics = observe_inputs(model, float_layers(model), batches)
+    return {name: _minmax_qparams(of_input) for name, [of_input] in statistics.items()}
+
+
+def _minmax_qparams(statistics: ActivationStatistics) -> QParams:
+    return activation_qparams(SUM_BITS, *minmax(statistics))
+
+
+def requantize_inputs(model: nn.Module, qparams: Mapping[str, QParams], inputs: Inputs) -> nn.Module:
+    """Put quantizers before the layers that would keep others from their integer kernels, in place.
+
+    - A float layer behind layers of integers gets its input quantized with its `qparams`, except on sequences, where
+      kernels give floats too.
+    - Layers and sums that share a tensor, but quantize it differently, first get it quantized in one way, because a
+      kernel gives its integers in one way.
+
+    One forward pass on the prepared `inputs` shows which layers these are.
+    """
+    quantizers: dict[str, nn.Module] = {
+        name: QuantInput.from_scheme(qparams[name]) for name in _float_layers_behind_integers(model, inputs)
+    }
+    for name, quantizer in (quantizers | _common_quantizers(model, inputs)).items():
+        parts = OrderedDict(input=quantizer, layer=model.get_submodule(name))
+        model.set_submodule(name, nn.Sequential(parts))
+    return model
+
+
+def _float_layers_behind_integers(model: nn.Module, inputs: Inputs) -> list[str]:
+    """The float layers that run on images or rows after a layer of integers has run."""
+    modules, in_floats = dict(model.named_modules()), float_layers(model)
+    integers = {
+        n for n, m in modules.items() if isinstance(m, QuantWeightLayer) and getattr(m, "activation", "") == "affine"
+    }
+    if not integers or not in_floats:
+        return []
+    found: dict[str, None] = {}  # an ordered set
+    integers_ran = False
+
+    def note(call: Call) -> None:
+        nonlocal integers_ran
+        integers_ran = integers_ran or call.name in integers
+        if integers_ran and call.name in in_floats and call.inputs[0].ndim != 3:
+            found[call.name] = None
+
+    watched = {name: modules[name] for name in integers | in_floats.keys()}
+    with torch.no_grad(), on_forward(watched, note, before=True):
+        forward(model.eval(), inputs)
+    return list(found)
+
+
+def _common_quantizers(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
+    """Quantizers to put before the layers of integers that share a tensor with others that quantize it differently."""
+    own: dict[str, list[Quantize]] = {}  # quantizers of a module's inputs
+    for name, module in model.named_modules():
+        source = getattr(module, "input", None)
+        if isinstance(module, QuantAdd):
+            own[name] = [module.left, module.right]
+        elif isinstance(module, QuantWeightLayer) and isinstance(source, Quantize) and source.qscheme == "affine":
+            own[name] = [source]
+    with torch.no_grad(), record_calls({name: model.get_submodule(name) for name in own}) as calls:
+        forward(model.eval(), inputs)
+    # By the identity of a tensor, which `calls` keep alive; sequences are left out, for their kernels give floats.
+    users: dict[int, dict[str, Quantize]] = {}
+    for name, tensors in {call.name: call.inputs for call in calls}.items():
+        for tensor, quantizer in zip(tensors, own[name], strict=True):
+            if tensor.ndim != 3:
+                users.setdefault(id(tensor), {})[name] = quantizer
+    sums = {name for name, quantizers in own.items() if len(quantizers) == 2}
+    return {name: made for sharing in users.values() for name, made in _unify(sharing, sums).items()}
+
+
+def _unify(users: Mapping[str, Quantize], sums: set[str]) -> dict[str, nn.Module]:
+    """Quantizers for the layers among the `users` of one tensor, so that all of these get it in the same codes.
+
+    The codes are those of the first residual sum among the users, or 8 bits over the ranges of all of them.
+    """
+    qparams = {name: quantizer.qparams for name, quantizer in users.items()}
+    every = list(qparams.values())
+    if all(_same(one, every[0]) for one in every):
+        return {}
+    of_sums = [qparams[name] for name in users if name in sums]
+    common = of_sums[0] if of_sums else _spanning(every)
+    return {n: Quantize.from_scheme(common) for n, own in qparams.items() if n not in sums and not _same(own, common)}
+
+
+def _same(one: QParams, other: QParams) -> bool:
+    return one.bits == other.bits and bool(one.scale == other.scale) and bool(one.zero_point == other.zero_point)
+
+
+def _spanning(every: Sequence[QParams]) -> QParams:
+    """Eight bits over the union of the ranges."""
+    ranges = [representable_range(qparams) for qparams in every]
+    return activation_qparams(SUM_BITS, min(low for low, _ in ranges), max(high for _, high in ranges))

@@ -1,1 +1,0 @@
-"""Bit-widths: what each costs, and which layer gets which."""
