@@ -115,7 +115,7 @@ def architecture(model: nn.Module) -> Architecture:
 def layers(model: nn.Module) -> nn.ModuleList:
     """Return the transformer's list of layers."""
     where = architecture(model).layers
-    return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr, operator]
+    return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr]
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -183,7 +183,7 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
     for index, block in enumerate(blocks(model)):
         if hasattr(block.attention, "layer_idx"):
             block.attention.layer_idx = index
-    holder = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr, operator]
+    holder = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr]
     if hasattr(holder, "n_layers"):
         holder.n_layers = len(chosen)
     update_config(model)
@@ -241,7 +241,7 @@ def _selected(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
     return nn.Parameter(parameter.index_select(dim, index), requires_grad=parameter.requires_grad)
 
 
-def _spread(heads: Iterable[int], size: int) -> Tensor:
+def _head_rows(heads: Iterable[int], size: int) -> Tensor:
     """Return the rows of the query, key and value weights that belong to `heads`, each of `size` rows."""
     return torch.cat([torch.arange(h * size, (h + 1) * size) for h in heads])
 

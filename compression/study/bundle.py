@@ -111,7 +111,7 @@ def run_row(run: PersonRun) -> dict[str, Any]:
         run.status,
         run.start,
         run.end,
-        run.tags.get(runs.TIME),
+        run.tags.get(TIME_TAG),
         run.tags.get(runs.STAGE),
     )
     return dict(zip(RUN_COLUMNS, (*values, json.dumps(run.metrics)), strict=True))

@@ -41,7 +41,9 @@ def write(folder: Path, figures: Path, output: Path) -> Path:
 
 def _comparison(content: dict[str, Any]) -> list[list[str]]:
     named = ["label", "before", "after", "change"]
-    return [["", "before", "after", "change"]] + [[str(row[n]) for n in named] for row in report.comparison_rows(content)]
+    return [["", "before", "after", "change"]] + [
+        [str(row[n]) for n in named] for row in report.comparison_rows(content)
+    ]
 
 
 def _heading(page: FPDF, text: str, size: int) -> None:

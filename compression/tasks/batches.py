@@ -6,7 +6,7 @@ A pickle can run any program, so this reader admits nothing but NumPy arrays bes
 from __future__ import annotations
 
 import pickle
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch

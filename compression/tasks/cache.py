@@ -7,11 +7,11 @@ import os
 import tempfile
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def _read(file: Path) -> Tensors | None:
         return None
     try:
         with safe_open(file, "pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - a safetensors file, no dict
             intact = (opened.metadata() or {}) == _checksums(tensors)
     except (OSError, SafetensorError) as error:
         log.warning("The cached %s cannot be read and is made again: %s", file, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.sources import Files, Origin, find
 from compression.tasks.splits import cut, digest, shuffled
 from compression.tasks.task import Split, Task
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

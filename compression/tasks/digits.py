@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from compression.tasks.images import normalise
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import SEED, digest
 from compression.tasks.task import Split, Task
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from compression.tasks import Request

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ from compression.tasks.sources import Files, Origin, find
 from compression.tasks.splits import cut, digest, shuffled
 from compression.tasks.task import Split, Task
 from compression.tasks.text import Encoder, encoder, trim
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     from collections.abc import Callable
+
+    import pyarrow as pa
 
 MODEL = "bert-large-uncased"
 FROM_SCRATCH = {"epochs": 5, "learning_rate": 2e-3}  # what differs for a model that is not pretrained

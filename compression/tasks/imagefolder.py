@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -23,11 +24,11 @@ from compression.tasks.images import flip, normalise, shift
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import digest
 from compression.tasks.task import Split, Task
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from compression.tasks import Request
     from collections.abc import Iterable, Sequence
+
+    from compression.tasks import Request
 
 SIDE = 224
 LARGER = 256 / 224  # the shorter side before the middle is cut out: how torchvision's ImageNet figures are made

@@ -5,11 +5,11 @@ Random numbers are drawn on the CPU and moved to the images, so that every devic
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from typing import TYPE_CHECKING
-
 if TYPE_CHECKING:
-    from compression.tasks.task import Split
     from collections.abc import Iterable
+
+    from compression.tasks.task import Split
 
 SEED = 0  # of the splits alone; the seed of a run changes nothing here
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compression.errors import UserError, first_line
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path

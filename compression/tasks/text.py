@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from compression.models import TEXT_MODELS, huggingface
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from compression.tasks.cache import Tensors
+
     from compression.nn.inputs import Inputs
+    from compression.tasks.cache import Tensors
 
 MAX_LENGTH = 128  # tokens, as in Devlin et al. 2018: the few longer examples of GLUE are cut
 CHUNK = 1024  # rows tokenised and padded at a time, to the longest among them

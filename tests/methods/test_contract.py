@@ -29,10 +29,10 @@ def subject(needs):
     if needs == "text":
         task = words_task()
         steps = {"batch_size": 8, "epochs": 6, "learning_rate": 1e-3}  # gates are learned in hundreds of steps
-        return dataclasses.replace(task, recipe=task.training | steps), tiny_bert(), 6
+        return dataclasses.replace(task, training=task.training | steps), tiny_bert(), 6
     task = stripes_task()
     steps = {"batch_size": 16, "epochs": 4}  # a student that begins anew or teaches needs dozens of steps
-    task = dataclasses.replace(task, recipe=task.training | steps)
+    task = dataclasses.replace(task, training=task.training | steps)
     return task, models.build("digits_cnn", task), 4
 
 
@@ -148,8 +148,9 @@ def test_a_method_that_is_made_for_one_kind_of_model_refuses_another_in_a_senten
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_method_says_is_json(name):
-    said = params.values(methods.method(name)())
-    assert json.loads(json.dumps(said)) == said
+    step = methods.method(name)()
+    read = json.loads(json.dumps(params.values(step)))
+    assert params.build(type(step), {field: value for field, value in read.items() if value is not None}, name) == step
 
 
 def test_an_unknown_method_is_refused_with_the_names():
@@ -173,10 +174,10 @@ def test_a_chain_reads_step_by_step():
     assert methods.text((first, second)) == "finetune:epochs=2+response:temperature=3.0,alpha=0.5"
 
 
-def test_training_after_a_step_that_seals_is_refused(monkeypatch):
+def test_training_after_a_terminal_step_is_refused(monkeypatch):
     finetune = methods.method("finetune")
     methods.check_order([finetune(), finetune()])
-    monkeypatch.setattr(finetune, "seals", True)
+    monkeypatch.setattr(finetune, "terminal", True)
     with pytest.raises(UserError, match="and finetune leaves none"):
         methods.check_order([finetune(), finetune()])
 

@@ -1,4 +1,4 @@
-"""Every method works on an LSTM, and what it made reloads and deploys; or it says in one sentence why not."""
+"""Every method compresses an LSTM, and its model reloads and deploys; or it says in one sentence why it cannot."""
 
 import copy
 
@@ -24,7 +24,7 @@ REFUSED = {
     **dict.fromkeys(("layerwise", "drop_layers", "l0"), "it takes a transformer"),
     **dict.fromkeys(("feature", "attention", "relational"), "TextLSTM has no stages that could be compared"),
 }
-IN_FLOATS = ("static", "mixed", "qat", "lsq", "dorefa", "bnn")  # which round inputs ahead
+IN_FLOATS = ("static", "mixed", "qat", "lsq", "dorefa", "bnn")  # these quantize inputs with calibrated ranges
 QUICK = {"epochs": 1, "warmup_epochs": 1, "generations": 1}
 
 
@@ -40,21 +40,21 @@ def model():
     return tiny_lstm()
 
 
-def context(make_context, original):
+def context_for(make_context, original):
     original = copy.deepcopy(original).requires_grad_(False)
     return make_context(words_task(), original, build=lambda _: tiny_lstm())
 
 
-def made(step, model, make_context):
-    """What the step makes of the model, held against its copy from disk and its file; and what it recorded."""
-    there = context(make_context, model)
-    task, found = there.task, step.apply(model, there).eval()
+def apply_and_deploy(step, model, make_context):
+    """Apply the step and check the model against its reloaded copy and its ONNX file; the model and the run logger."""
+    run_context = context_for(make_context, model)
+    task, found = run_context.task, step.apply(model, run_context).eval()
     if step.family == "quantize":  # others leave the layers that they found
-        path = export(found, task.example(4), there.folder / "model.onnx")
+        path = export(found, task.example(4), run_context.folder / "model.onnx")
         parity(found, path, task.test, task.metrics, threads=1)
-    again = storage.load(storage.save(found, there.folder / "model", {}))
+    again = storage.load(storage.save(found, run_context.folder / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(found, task.test)[0])
-    return found, there.record
+    return found, run_context.record
 
 
 @pytest.mark.parametrize("name", list(methods.METHODS))
@@ -62,48 +62,48 @@ def test_every_method_takes_an_lstm_or_says_why_not(name, model, make_context):
     given = {"student": "lstm"} if issubclass(methods.method(name), StudentSelection) else {}
     if name in REFUSED:
         with pytest.raises(UserError, match=REFUSED[name]):
-            step(name, **given).apply(model, context(make_context, model))
+            step(name, **given).apply(model, context_for(make_context, model))
         return
-    found, record = made(step(name, **given), model, make_context)
-    stays = any(said.startswith("Recurrent layers stay in floats: lstm;") for said in record.warnings)
+    found, record = apply_and_deploy(step(name, **given), model, make_context)
+    stays = any(warning.startswith("Recurrent layers stay in floats: lstm;") for warning in record.warnings)
     assert stays == (name in IN_FLOATS)
     if stays:
         assert sum(isinstance(m, Gates) for m in found.modules()) == 4
 
 
 def test_dynamic_leaves_no_weight_of_it_in_floats(model, make_context):
-    found, record = made(step("dynamic"), model, make_context)
-    left = [type(m) for m in found.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
-    assert not left
+    found, record = apply_and_deploy(step("dynamic"), model, make_context)
+    in_floats = [type(m) for m in found.modules() if isinstance(m, (nn.Linear, nn.Embedding))]
+    assert not in_floats
     assert not record.warnings
     assert {m.activation for _, m in found.lstm.named_modules() if isinstance(m, QuantLinear)} == {"dynamic"}
 
 
 @pytest.mark.parametrize("fields", [{"granularity": "group"}, {"symmetric": False}])
-def test_numbers_that_its_kernel_does_not_take_are_refused(fields, model, make_context):
+def test_scales_that_its_kernel_does_not_take_are_refused(fields, model, make_context):
     with pytest.raises(
         UserError, match="An LSTM in integers takes granularity=tensor, .* skip=lstm leaves it in floats"
     ):
-        step("dynamic", **fields).apply(model, context(make_context, model))
+        step("dynamic", **fields).apply(model, context_for(make_context, model))
     assert not any(isinstance(m, QuantEmbedding) for m in model.modules())
 
 
-def test_a_skipped_lstm_is_said_to_stay_in_floats(model, make_context):
-    found, record = made(step("dynamic", skip="lstm", granularity="group"), model, make_context)
+def test_a_skipped_lstm_stays_in_floats_with_a_warning(model, make_context):
+    found, record = apply_and_deploy(step("dynamic", skip="lstm", granularity="group"), model, make_context)
     assert sum(isinstance(m, Gates) for m in found.modules()) == 4
-    [said] = record.warnings
-    assert said.startswith("Recurrent layers stay in floats: lstm;")
+    [warning] = record.warnings
+    assert warning.startswith("Recurrent layers stay in floats: lstm;")
 
 
-def test_it_learns_from_a_transformer_by_a_recipe_of_its_own(make_context):
-    distil = methods.method("response")(student="lstm")
+def test_it_learns_from_a_transformer_with_training_defaults_of_its_own(make_context):
+    distill = methods.method("response")(student="lstm")
     task = words_task()
-    assert distil.training_for(task).learning_rate == 2e-3
+    assert distill.training_for(task).learning_rate == 2e-3
     assert methods.method("response")().training_defaults(task) == task.training
-    student = step("response", student="lstm").apply(tiny_bert(), context(make_context, tiny_bert()))
+    student = step("response", student="lstm").apply(tiny_bert(), context_for(make_context, tiny_bert()))
     assert type(student).__name__ == "TextLSTM"
 
 
-def test_what_cannot_cut_it_says_so_before_anything_is_trained(model, make_context):
+def test_structured_refuses_it_before_anything_is_trained(model, make_context):
     with pytest.raises(UserError, match="does not cut the units of an LSTM"):
-        step("structured").check(model, context(make_context, model))
+        step("structured").check(model, context_for(make_context, model))

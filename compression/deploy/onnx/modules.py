@@ -37,8 +37,8 @@ from compression.nn.quantized.layers import (
     QuantLinear,
     bias_scale,
 )
-from compression.nn.quantized.qparams import split_groups
 from compression.nn.quantized.packing import pack
+from compression.nn.quantized.qparams import split_groups
 from compression.nn.recurrent import BiLSTM
 
 

@@ -74,8 +74,8 @@ def refuse(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, QuantWeightLayer) and (module.qscheme == "odd" or module.granularity == "group"):
             raise UserError(
-                f"{name} has {module.qscheme} levels per {module.granularity}; QCDQ takes a scale per tensor or channel "
-                "and codes with a zero, of 2 to 8 bits."
+                f"{name} has {module.qscheme} levels per {module.granularity}; QCDQ takes a scale per tensor or "
+                "channel and codes with a zero, of 2 to 8 bits."
             )
 
 

@@ -17,8 +17,8 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 from compression.deploy.onnx.functions import DOMAIN
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.quantized.layers import QuantConv2d, Quantize, QuantLinear, QuantWeightLayer
-from compression.nn.quantized.qparams import code_range, merge_groups, split_groups
 from compression.nn.quantized.packing import pack
+from compression.nn.quantized.qparams import code_range, merge_groups, split_groups
 
 OPSET = 20
 

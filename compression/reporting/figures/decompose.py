@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-
-from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
 from typing import TYPE_CHECKING
 
+from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
+
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    import numpy as np
     from collections.abc import Mapping, Sequence
+
+    import numpy as np
+    from matplotlib.figure import Figure
 
 
 @styled

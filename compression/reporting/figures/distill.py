@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import StrMethodFormatter
@@ -10,8 +10,9 @@ from matplotlib.ticker import StrMethodFormatter
 from compression.reporting.figures.style import AFTER, BEFORE, FAINT, INK, SHADES, canvas, styled
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from collections.abc import Mapping, Sequence
+
+    from matplotlib.figure import Figure
 
 MOST_CLASSES = 10  # drawn of one example
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-
-from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
 from typing import TYPE_CHECKING
 
+from compression.reporting.figures.style import AFTER, BEFORE, canvas, styled
+
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from collections.abc import Collection, Mapping, Sequence
+
+    from matplotlib.figure import Figure
 
 
 @styled

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from compression.reporting.figures.style import AFTER, BEFORE, INK, SHADES, canvas, name_ticks, styled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from collections.abc import Mapping, Sequence
 
 BINS = 80  # of a histogram
 

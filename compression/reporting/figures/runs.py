@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -10,9 +10,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from compression.reporting.figures.style import AFTER, BEFORE, FAINT, INK, SHADES, canvas, name_ticks, styled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from collections.abc import Mapping, Sequence
 
 COSTS = {"size_mb": "size of the ONNX file, MB", "latency_ms": "latency of one example, median, ms"}
 MOST_NUMBERED = 12  # classes of a confusion matrix that has its shares written into the cells

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, ParamSpec, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import matplotlib
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from collections.abc import Callable
+
+    from matplotlib.axes import Axes
 
 BEFORE, AFTER, INK, FAINT = "#8da0b6", "#1f6f5c", "#22303c", "#d9e0e6"
 SHADES = LinearSegmentedColormap.from_list("shades", ["#ffffff", AFTER])

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from compression.reporting.figures.style import AFTER, BEFORE, INK, STYLE, canvas, styled
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from collections.abc import Callable, Mapping, Sequence
+
+    from matplotlib.axes import Axes
 
 __all__ = ["Figure", "pareto_front", "with_pyplot"]
 

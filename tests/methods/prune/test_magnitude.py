@@ -55,7 +55,9 @@ def test_random_takes_as_many_as_torch_and_by_chance(knowing, scope):
     if scope == "local":
         assert all(found[name].sum() == expected[name].sum() for name in expected)
     assert sparsity(model) == pytest.approx(0.4, abs=1e-3)
-    left = {name: layers.weight(m)[~found[name]].abs().mean().item() for name, m in layers.prunable_layers(model).items()}
+    left = {
+        name: layers.weight(m)[~found[name]].abs().mean().item() for name, m in layers.prunable_layers(model).items()
+    }
     assert left["hidden.fc"] == pytest.approx(before["hidden.fc"], rel=0.1)
 
 

@@ -23,7 +23,9 @@ COSTS = {
     "params": lambda model, task: layers.count_parameters(model),
     "macs": lambda model, task: operations(model, task.example()),
     "channels": lambda model, task: sum(
-        layers.weight(m).shape[0] for m in layers.prunable_layers(model).values() if m is not transformer.classifier(model)
+        layers.weight(m).shape[0]
+        for m in layers.prunable_layers(model).values()
+        if m is not transformer.classifier(model)
     ),
 }
 

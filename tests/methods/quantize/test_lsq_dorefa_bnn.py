@@ -1,4 +1,4 @@
-"""Training on few bits: each paper's gradient against its formula, and what a trained layer becomes."""
+"""Fake-quantization training: the gradients against the formulas of the papers, and the conversion of layers."""
 
 import copy
 import math
@@ -68,7 +68,7 @@ def test_the_first_step_is_that_of_the_paper():
     assert initial_step(torch.tensor([1.0, -3.0]), 4).item() == pytest.approx(2 * 2 / math.sqrt(4))
 
 
-def test_a_learned_input_is_signed_where_it_must_be():
+def test_a_learned_step_input_is_signed_if_some_values_are_negative():
     positive, signed = LearnedStepInput(3), LearnedStepInput(3)
     positive(torch.rand(4, 3))
     signed(torch.randn(4, 3))
@@ -212,20 +212,20 @@ def test_a_batch_norm_stays_where_a_code_would_have_no_negative_or_a_factor_is_z
         assert not is_foldable(training, norm)
 
 
-def test_a_model_that_was_converted_answers_as_it_did_in_training(task, make_context):
+def test_a_converted_model_has_the_outputs_that_it_had_in_training(task, make_context):
     model = models.build("digits_cnn", task)
     context = make_context(task, copy.deepcopy(model))
     method("finetune")(epochs=1).apply(model, context)
     step = method("lsq")(epochs=1, bits=3)
-    asked = {}
+    trained_model = {}
 
     def remember(trained):
-        asked["model"] = copy.deepcopy(trained).eval()
+        trained_model["model"] = copy.deepcopy(trained).eval()
 
     object.__setattr__(step, "after_step", remember)
     found = step.apply(model, context)
     assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in found.modules())
-    ours, theirs = predict(found, task.test)[0], predict(asked["model"], task.test)[0]
+    ours, theirs = predict(found, task.test)[0], predict(trained_model["model"], task.test)[0]
     assert (ours - theirs).norm() < 0.02 * theirs.norm()  # biases are whole numbers of steps now
 
 
@@ -249,7 +249,7 @@ def test_layers_are_skipped_by_name_and_edges_left_in_floats(task, make_context)
     kinds = {name: type(found.get_submodule(name)).__name__ for name in ("stages.0.conv", "stages.1.conv", "fc")}
     assert kinds == {"stages.0.conv": "Conv2d", "stages.1.conv": "Conv2d", "fc": "Sequential"}
     assert found.hidden.fc.bits == 4
-    with pytest.raises(UserError, match="skip='conv9' is no layer of the model"):
+    with pytest.raises(UserError, match="skip names 'conv9', which is no layer of the model"):
         parse("lsq:skip=conv9")[0].apply(copy.deepcopy(model), context)
     with pytest.raises(UserError, match="edge_bits=1 is too few"):
         parse("lsq:edge_bits=1")
@@ -277,7 +277,7 @@ def test_sums_and_means_are_in_integers_so_that_no_layer_is_left_in_floats(name,
     assert "Add" not in kinds
 
 
-def test_a_sign_of_what_is_zero_but_for_noise_is_the_same_everywhere(tmp_path):
+def test_the_sign_of_a_zero_with_rounding_noise_is_the_same_in_torch_and_onnx(tmp_path):
     # the first layer's outputs are multiples of a step, many of them zero; the second takes their signs
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False)

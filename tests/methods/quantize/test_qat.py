@@ -82,7 +82,7 @@ def test_the_deployed_layer_computes_what_training_ended_with(kind, bits, activa
 
 
 @pytest.mark.parametrize("kind", ["conv", "linear"])
-def test_in_training_a_norm_sees_what_it_would_have_seen(kind):
+def test_in_training_a_norm_is_given_what_it_would_be_without_folding(kind):
     layer, norm, inputs = pair(kind)
     plain, alone = copy.deepcopy(layer), copy.deepcopy(norm).train()
     fake = fold_and_fake_quantize(layer, norm, method("qat")().current_qparams, within(-5, 5)).train()
@@ -100,7 +100,7 @@ def kinds(model):
     return {name: type(m).__name__ for name, m in model.named_modules()}
 
 
-def test_what_is_deployed_is_what_static_deploys(task, make_context):
+def test_the_converted_model_has_the_layers_of_static(task, make_context):
     model = models.build("resnet8", task)
     context = make_context(task, copy.deepcopy(model))
     trained = method("qat")(epochs=0, bits=5, activation_bits=6).apply(copy.deepcopy(model), context)

@@ -1,4 +1,4 @@
-"""What there is nothing left to quantize of is refused in one sentence, by every method and before it trains."""
+"""Every method refuses a model without anything to quantize in one sentence, before it trains."""
 
 import copy
 
@@ -29,10 +29,10 @@ def test_a_model_that_is_quantized_already(before, name, task, make_context):
         methods.method(name)().apply(first.apply(model, context), context)
 
 
-def test_recurrent_layers_are_told_to_stay_in_floats(task, make_context):
+def test_a_warning_names_the_recurrent_layers_that_stay_in_floats(task, make_context):
     model = models.build("mlp", task)
     context = make_context(task, copy.deepcopy(model))
     model.memory = torch.nn.LSTM(4, 4)
     methods.method("dynamic")().apply(model, context)
-    [said] = context.record.warnings
-    assert said.startswith("Recurrent layers stay in floats: memory;")
+    [warning] = context.record.warnings
+    assert warning.startswith("Recurrent layers stay in floats: memory;")

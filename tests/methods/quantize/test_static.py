@@ -21,7 +21,7 @@ from tests.methods.quantize.test_folding import model_with_statistics
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A residual network that knows the stripes."""
+    """A residual network trained on the stripes."""
     from compression.runs.machine import accelerator
     from compression.training.context import Context
     from tests.conftest import Kept, stripes_task
@@ -36,7 +36,7 @@ def trained(tmp_path_factory):
     return task, model.eval()
 
 
-def applied(step, model, task, make_context):
+def apply(step, model, task, make_context):
     context = make_context(task, model)
     return step.apply(copy.deepcopy(model), context).eval(), context
 
@@ -48,7 +48,7 @@ def noise(model, other, task):
 
 def test_everything_between_input_and_logits_becomes_integers(trained, make_context):
     task, model = trained
-    made, context = applied(Static(), model, task, make_context)
+    made, context = apply(Static(), model, task, make_context)
     kinds = [type(m) for m in made.modules()]
     assert not {nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.AdaptiveAvgPool2d} & set(kinds)
     assert (kinds.count(QuantConv2d), kinds.count(QuantLinear)) == (9, 1)
@@ -61,22 +61,22 @@ def test_everything_between_input_and_logits_becomes_integers(trained, make_cont
 @pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", "entropy", "mse"])
 def test_every_observer_keeps_the_quality(observer, trained, make_context):
     task, model = trained
-    made, _ = applied(Static(observer=observer, calibration_samples=64), model, task, make_context)
+    made, _ = apply(Static(observer=observer, calibration_samples=64), model, task, make_context)
     assert evaluate(made, task.test, task)["accuracy"] >= evaluate(model, task.test, task)["accuracy"] - 0.05
 
 
 def test_more_bits_are_closer_to_the_floats(trained, make_context):
     task, model = trained
     errors = [
-        noise(applied(Static(bits=bits, activation_bits=max(2, bits)), model, task, make_context)[0], model, task)
+        noise(apply(Static(bits=bits, activation_bits=max(2, bits)), model, task, make_context)[0], model, task)
         for bits in (2, 4, 6, 8)
     ]
     assert errors == sorted(errors, reverse=True)
 
 
-def test_what_two_layers_share_gets_one_range(trained, make_context):
+def test_layers_that_share_an_input_get_the_same_range(trained, make_context):
     task, model = trained
-    made, _ = applied(Static(observer="mse"), model, task, make_context)
+    made, _ = apply(Static(observer="mse"), model, task, make_context)
     block = made.stages[0][0]
     assert torch.equal(block.conv1.input.scale, block.add.right.scale)
     assert torch.equal(block.conv1.input.zero_point, block.add.right.zero_point)
@@ -84,43 +84,43 @@ def test_what_two_layers_share_gets_one_range(trained, make_context):
 
 def test_skipped_layers_stay_and_unknown_ones_are_refused(trained, make_context):
     task, model = trained
-    made, _ = applied(Static(skip="stem/fc"), model, task, make_context)
+    made, _ = apply(Static(skip="stem/fc"), model, task, make_context)
     assert type(made.stem.conv) is nn.Conv2d
     assert [type(m) for m in made.fc] == [QuantInput, nn.Linear]  # behind integers, which go to it in 8 bits
     assert torch.equal(made.fc.layer.weight, model.fc.weight)
     assert type(made.stages[0][0].conv1) is QuantConv2d
     with pytest.raises(UserError, match="skip names 'head', which is no layer of the model; it has stem.conv, .*fc"):
-        applied(Static(skip="head"), model, task, make_context)
+        apply(Static(skip="head"), model, task, make_context)
     with pytest.raises(UserError, match="nothing to quantize"):
-        applied(Static(skip="stem/stages/fc"), model, task, make_context)
+        apply(Static(skip="stem/stages/fc"), model, task, make_context)
 
 
 def test_quantizing_twice_is_refused(trained, make_context):
     task, model = trained
-    made, _ = applied(Static(), model, task, make_context)
+    made, _ = apply(Static(), model, task, make_context)
     with pytest.raises(UserError, match="The model is quantized already"):
-        applied(Static(), made, task, make_context)
+        apply(Static(), made, task, make_context)
 
 
-def test_calibration_looks_at_training_examples_alone(trained, make_context):
+def test_calibration_uses_training_examples_only(trained, make_context):
     task, model = trained
     context = make_context(task, model)
     data = calibration_batches(context, 40)
     assert [len(b) for b in data] == [32, 8]
-    known = {tuple(image.flatten().tolist()) for image in task.train.prepare(task.train.inputs)}
-    assert all(tuple(image.flatten().tolist()) in known for batch in data for image in batch)
+    training_examples = {tuple(image.flatten().tolist()) for image in task.train.prepare(task.train.inputs)}
+    assert all(tuple(image.flatten().tolist()) in training_examples for batch in data for image in batch)
     assert torch.equal(calibration_batches(context, 40)[0], data[0])
 
 
-def test_what_is_observed_is_what_the_layer_was_given(trained, make_context):
+def test_statistics_are_those_of_the_inputs_of_a_layer(trained, make_context):
     task, model = trained
     data = calibration_batches(make_context(task, model), 64)
-    seen = observe_inputs(model, {"stem.conv": model.stem.conv, "add": model.stages[0][0].add}, data)
-    [first] = seen["stem.conv"]
+    statistics = observe_inputs(model, {"stem.conv": model.stem.conv, "add": model.stages[0][0].add}, data)
+    [first] = statistics["stem.conv"]
     assert first.minima.tolist() == [batch.min().item() for batch in data]
     assert first.maxima.tolist() == [batch.max().item() for batch in data]
     torch.testing.assert_close(first.means, torch.stack([b.mean((0, 2, 3)) for b in data]).mean(0))
-    assert len(seen["add"]) == 2
+    assert len(statistics["add"]) == 2
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
@@ -143,7 +143,7 @@ def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context
     means = []
     for correct in (False, True):
         step = Static(bits=2, bias_correction=correct, calibration_samples=256)
-        made, _ = applied(step, model, task, make_context)
+        made, _ = apply(step, model, task, make_context)
         means.append((made.stages[0].fc(inputs) - first(inputs)).mean(0).abs().mean().item())
     assert means[1] < means[0] / 5
     assert weight_code_range(2, 8) == (-2, 1)
@@ -160,7 +160,7 @@ def test_equalization_helps_uneven_channels(make_context):
         model.stages[0][0].bn1.bias.mul_(spread)
         model.stages[0][0].conv2.weight.div_(spread.view(1, -1, 1, 1))
     errors = [
-        noise(applied(Static(granularity="tensor", equalize=e), model, task, make_context)[0], model, task)
+        noise(apply(Static(granularity="tensor", equalize=e), model, task, make_context)[0], model, task)
         for e in (False, True)
     ]
     assert errors[1] < errors[0] / 2
@@ -170,7 +170,7 @@ def test_a_bert_with_static_ranges_answers_as_its_file(make_context, tmp_path):
     task = words_task()
     torch.manual_seed(0)
     model = tiny_bert(num_hidden_layers=1)
-    made, _ = applied(Static(calibration_samples=64), model, task, make_context)
+    made, _ = apply(Static(calibration_samples=64), model, task, make_context)
     kinds = [type(m) for m in made.modules()]
     assert (kinds.count(QuantLinear), kinds.count(QuantEmbedding)) == (6 + 2, 3)
     file = export(made, task.example(4), tmp_path / "model.onnx")
@@ -183,7 +183,7 @@ def test_text_models_keep_their_answers(chain, make_context):
     torch.manual_seed(0)
     model = tiny_bert()
     [step] = methods.parse(chain)
-    made, context = applied(step, model, task, make_context)
+    made, context = apply(step, model, task, make_context)
     assert not any(type(m) in (nn.Linear, nn.Embedding) for m in made.modules())
     ours, true = predict(made, task.test)[0], predict(model, task.test)[0]
     assert (ours - true).square().mean() < 0.01 * true.square().mean()
@@ -194,9 +194,9 @@ FLOAT_KERNELS = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul")
 
 
 @pytest.mark.parametrize("skipped", ["stages.0.0.conv2", "stages.1.0.conv1", "fc"])
-def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skipped, trained, make_context, tmp_path):
+def test_a_skipped_layer_is_the_only_one_that_is_computed_in_floats(skipped, trained, make_context, tmp_path):
     task, model = trained
-    made, _ = applied(Static(skip=skipped, calibration_samples=64), model, task, make_context)
+    made, _ = apply(Static(skip=skipped, calibration_samples=64), model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
     parity(made, file, task.test, task.metrics, threads=1)
     run = [node.op_type for node in as_run(file).node]
@@ -212,11 +212,11 @@ def test_a_layer_that_stays_in_floats_is_the_only_one_that_is_computed_so(skippe
     "recipe",
     ["static:activation_bits=4", "qat:activation_bits=3,epochs=0", "lsq:epochs=1", "lsq:activation_bits=8"],
 )
-def test_a_tensor_that_is_rounded_in_several_ways_leaves_no_layer_in_floats(recipe, trained, make_context, tmp_path):
+def test_a_tensor_that_is_quantized_in_several_ways_leaves_no_layer_in_floats(recipe, trained, make_context, tmp_path):
     task, model = trained
     [step] = methods.parse(recipe)
     step = step.resolved(task)
-    made, _ = applied(step, model, task, make_context)
+    made, _ = apply(step, model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
     parity(made, file, task.test, task.metrics, threads=1)
     run = [node.op_type for node in as_run(file).node]

@@ -40,7 +40,9 @@ class Channels:
 
     def sizes(self, model: nn.Module) -> list[dict[str, Any]]:
         """Output channels of each prunable layer."""
-        return [{"layer": name, "channels": layers.weight(m).shape[0]} for name, m in layers.prunable_layers(model).items()]
+        return [
+            {"layer": name, "channels": layers.weight(m).shape[0]} for name, m in layers.prunable_layers(model).items()
+        ]
 
     def show(self, before: list[Any], model: nn.Module, record: RunLogger) -> None:
         """Leave a picture of what each layer kept."""
