@@ -43,7 +43,7 @@ def test_every_package_that_was_asked_for_is_a_dependency():
 
 def test_every_dependency_has_its_reason():
     lines = read("pyproject.toml").partition("\ndependencies = [")[2].partition("[project.scripts]")[0].splitlines()
-    listed = [line for line in lines if re.match(r'  "[A-Za-z-]+(\[.*\])?[>=<.,0-9]*",?', line) and "*" not in line]
+    listed = [line for line in lines if re.match(r'  "[A-Za-z0-9-]+(\[.*\])?[>=<.,0-9]*",?', line) and "*" not in line]
     assert len(listed) == len(PROJECT["dependencies"]) + sum(map(len, EXTRAS.values()))
     for line in listed:
         assert "# " in line, line

@@ -103,7 +103,7 @@ def weight(module: nn.Module) -> Tensor:
 
 def weight_bits(module: nn.Module) -> int:
     """Return the bits that one weight of the layer takes."""
-    return getattr(module, "weight_bits", None) or weight(module).element_size() * 8
+    return getattr(module, "bits", None) or weight(module).element_size() * 8
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -24,6 +24,7 @@ from compression.study.runs import PersonRun
 from compression.study.tables import OfParticipant, now
 from compression.study.texts import Refused, pick
 from compression.tracking.journal import write_error
+from compression.tracking.run import TIME_TAG
 
 FORMAT = 1
 MANIFEST = "manifest.json"
