@@ -73,7 +73,8 @@ def study_definition(
         "recipe": recipe,
         "space": {key: str(values) for key, values in search.ranges.items()},
         "objectives": list(goals),
-        "constraints": config.constraints,
+        # Written as 0.1 stored it, so that a study begun then is still gone on with.
+        "constraints": ",".join(f"{name}={bounds}" for name, bounds in config.constraints.items()),
         "task": job.task.name,
         "data": job.task.digest,
         "baseline": job.settings.baseline,

@@ -97,7 +97,7 @@ def test_a_skipped_lstm_stays_in_floats_with_a_warning(model, make_context):
 
 def test_it_learns_from_a_transformer_with_training_defaults_of_its_own(make_context):
     distill = methods.method("response")(student="lstm")
-    task = words_task()
+    task = words_task(from_scratch={"learning_rate": 2e-3})
     assert distill.training_for(task).learning_rate == 2e-3
     assert methods.method("response")().training_defaults(task) == task.training
     student = step("response", student="lstm").apply(tiny_bert(), context_for(make_context, tiny_bert()))
