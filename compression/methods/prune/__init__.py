@@ -1,1 +1,1 @@
-"""Pruning: weights, channels, heads or layers that matter least are taken away."""
+"""Pruning: the weights, channels, heads or layers that matter least are masked or removed."""

@@ -1,21 +1,25 @@
-"""Block movement pruning: movement pruning of whole blocks, so that what is left is small and fast."""
+"""Block movement pruning: movement pruning of whole blocks, so that the pruned model is small and fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from compression.methods.prune.masks.blocks import Blocks, Part
-from compression.methods.prune.movement import Learned
-from compression.methods.prune.structure import cutting
+from compression.methods.prune.masks.block_scores import BlockGrid, GriddedLayer
+from compression.methods.prune.masks.score_based import ScoreBasedPruning
+from compression.methods.prune.structure.empty_units import remove_empty_units
+from compression.methods.prune.structure.layer_sizes import layer_sizes, log_layer_sizes
 from compression.nn import layers, transformer
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class BlockMovement(Learned):
+class BlockMovement(ScoreBasedPruning):
     """Prune blocks of weights by learned scores, then cut empty heads and neurons.  Lagunas et al. 2021,
     arXiv:2109.04838.
 
@@ -26,39 +30,43 @@ class BlockMovement(Learned):
 
     block_rows: int = param(4, "outputs in a block", interval="[1, inf)", search=(1, 32), log=True)
     block_columns: int = param(4, "inputs in a block", interval="[1, inf)", search=(1, 32), log=True)
-    attention: str = param("blocks", "what goes in the attention of a transformer", choices=("blocks", "heads"))
-    ffn: str = param("neurons", "what goes in its feed-forward part", choices=("blocks", "neurons"))
+    attention: str = param("blocks", "units to prune in a transformer's attention", choices=("blocks", "heads"))
+    ffn: str = param("neurons", "units to prune in its feed-forward part", choices=("blocks", "neurons"))
 
-    def groups(self, model: nn.Module) -> list[list[Part]]:
-        joint = list(self.joint(model)) if transformer.is_transformer(model) else []
-        taken = {name for parts in joint for name, _ in parts}
-        alone = {name: layer for name, layer in layers.prunable_layers(model).items() if name not in taken}
-        return joint + [[(n, Blocks.of(m, self.block_rows, self.block_columns))] for n, m in alone.items()]
+    def groups(self, model: nn.Module) -> list[list[GriddedLayer]]:
+        """Heads and neurons, over the layers that each spans, then the blocks of every other layer."""
+        units = list(self.unit_groups(model)) if transformer.is_transformer(model) else []
+        in_units = {name for group in units for name, _ in group}
+        others = {name: layer for name, layer in layers.prunable_layers(model).items() if name not in in_units}
+        return units + [
+            [(name, BlockGrid.of_layer(layer, self.block_rows, self.block_columns))] for name, layer in others.items()
+        ]
 
-    def joint(self, model: nn.Module) -> list[list[Part]]:
+    def unit_groups(self, model: nn.Module) -> list[list[GriddedLayer]]:
         """Heads and neurons: rows of the weights before, columns of the one after, under one score."""
         names = {id(module): name for name, module in model.named_modules()}
 
-        def rows(layer: nn.Linear, count: int) -> Part:
-            return names[id(layer)], Blocks.of(layer, count, layer.in_features)
+        def rows(layer: nn.Linear, count: int) -> GriddedLayer:
+            return names[id(layer)], BlockGrid.of_layer(layer, count, layer.in_features)
 
-        def columns(layer: nn.Linear, count: int) -> Part:
-            return names[id(layer)], Blocks.of(layer, layer.out_features, count)
+        def columns(layer: nn.Linear, count: int) -> GriddedLayer:
+            return names[id(layer)], BlockGrid.of_layer(layer, layer.out_features, count)
 
         groups = []
         for block in transformer.blocks(model):
             if self.attention == "heads":
-                inner = [rows(layer, block.head_size) for layer in (block.query, block.key, block.value)]
-                groups.append([*inner, columns(block.output, block.head_size)])
+                projections = [rows(layer, block.head_size) for layer in (block.query, block.key, block.value)]
+                groups.append([*projections, columns(block.output, block.head_size)])
             if self.ffn == "neurons":
                 groups.append([rows(block.up, 1), columns(block.down, 1)])
         return groups
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Prune by masks, then remove a transformer's heads and neurons that are empty."""
         if not transformer.is_transformer(model):
             context.record.warn("Only a transformer's empty parts are cut out: here zeros stay, as masks.")
             return super().apply(model, context)
-        before = cutting.sizes(model)
-        model = cutting.cut_empty(super().apply(model, context))
-        cutting.show(before, model, context.record)
+        before = layer_sizes(model)
+        model = remove_empty_units(super().apply(model, context))
+        log_layer_sizes(before, layer_sizes(model), context.record)
         return model

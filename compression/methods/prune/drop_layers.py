@@ -1,20 +1,23 @@
-"""Whole layers of a transformer are dropped."""
+"""Pruning of a transformer's depth: whole layers are dropped."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from compression.methods.base import Method
-from compression.methods.prune.masks import scores
+from compression.methods.prune.masks.example_loss import example_batches
 from compression.nn import transformer
 from compression.nn.inputs import forward
 from compression.params import param
 from compression.reporting.figures.prune import dropped_layers
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
 
 ORDERS = ("every_other", "first", "last", "importance")
 
@@ -24,7 +27,7 @@ class DropLayers(Method):
     """Drop whole layers of a transformer.  Sajjad et al. 2023, arXiv:2004.03844; by importance: Men et al. 2024,
     arXiv:2403.03853, eq. 1.
 
-    What is left reads with from_pretrained: the config counts the layers.
+    `from_pretrained` reads the smaller model: its config has the new number of layers.
     """
 
     family: ClassVar[str] = "prune"
@@ -34,27 +37,31 @@ class DropLayers(Method):
     sparsity: float = param(0.5, "share of the layers to drop", interval="[0, 1)", search=(0.1, 0.75))
     order: str = param(
         "last",
-        "the layers that go: evenly spaced, the first, the last, or those that change the hidden states least",
+        "layers to drop: evenly spaced, the first, the last, or those that change the hidden states least",
         choices=ORDERS,
         search=ORDERS,
     )
-    examples: int = param(256, "importance: training examples the hidden states are seen on", interval="[1, inf)")
+    examples: int = param(256, "importance: training examples whose hidden states are compared", interval="[1, inf)")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Drop layers of `model` in place; at least one stays."""
         model = model.to(context.device)
         total = len(transformer.layers(model))
         count = min(total - 1, round(self.sparsity * total))
         if count != self.sparsity * total:
             context.record.warn(f"{count} of {total} layers are dropped: sparsity={self.sparsity} is no whole number.")
         influence = block_influence(model, self.examples, context) if self.order == "importance" else torch.ones(total)
-        gone = chosen(self.order, count, influence)
-        context.record.figure("dropped-layers", dropped_layers(influence.tolist(), gone))
-        transformer.keep_layers(model, [layer for layer in range(total) if layer not in gone])
+        dropped = layers_to_drop(self.order, count, influence)
+        context.record.figure("dropped-layers", dropped_layers(influence.tolist(), dropped))
+        transformer.keep_layers(model, [layer for layer in range(total) if layer not in dropped])
         return model
 
 
-def chosen(order: str, count: int, influence: Tensor) -> list[int]:
-    """The `count` layers to drop of as many as have an `influence`; every other one: the 2nd, 4th, … for a half."""
+def layers_to_drop(order: str, count: int, influence: Tensor) -> list[int]:
+    """The indices of `count` layers, of those that have an `influence` `(layers,)`.
+
+    Of `every_other`, a half are the 2nd, the 4th, …
+    """
     total = len(influence)
     return {
         "every_other": [(i + 1) * total // count - 1 for i in range(count)] if count else [],
@@ -66,18 +73,18 @@ def chosen(order: str, count: int, influence: Tensor) -> list[int]:
 
 @torch.no_grad()
 def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor:
-    """How much each layer changes the hidden states, `(layers,)`: 1 - cosine of what goes in and what comes out.
+    """How much each layer changes the hidden states, `(layers,)`: 1 - the cosine of its input and its output.
 
-    The mean over the tokens of random training examples, padding left out (Men et al. 2024, eq. 1).
+    The mean over the tokens of random training examples, without padding (Men et al. 2024, eq. 1).
     """
     model.eval()
     sums, tokens = torch.zeros(len(transformer.layers(model))), 0
-    for inputs, _ in scores.batches(context, examples):
+    for inputs, _ in example_batches(context, examples):
         assert isinstance(inputs, dict)
-        there = inputs["attention_mask"].bool()
-        with transformer.record_hidden_states(model) as seen:
+        mask = inputs["attention_mask"].bool()
+        with transformer.record_hidden_states(model) as states:
             forward(model, inputs)
-        for layer, (before, after) in enumerate(seen):
-            sums[layer] += (1 - torch.cosine_similarity(before[there], after[there], dim=-1)).sum().item()
-        tokens += int(there.sum())
+        for layer, (before, after) in enumerate(states):
+            sums[layer] += (1 - torch.cosine_similarity(before[mask], after[mask], dim=-1)).sum().item()
+        tokens += int(mask.sum())
     return sums / tokens

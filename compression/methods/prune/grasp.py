@@ -1,19 +1,26 @@
-"""GraSP: the weights that the flow of gradients needs stay."""
+"""GraSP: the weights that preserve the flow of gradients are kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from compression.methods.base import Method
-from compression.methods.prune.masks import amounts, scores
+from compression.methods.prune.masks.example_loss import batch_losses, differentiable_copy, starting_model
+from compression.methods.prune.masks.scores import prunable_weights
+from compression.methods.prune.masks.sparsity import prune_by_scores
+from compression.nn.gradients import loss_gradients, sum_tensors
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -21,8 +28,8 @@ class Grasp(Method):
     """Prune what least lowers the norm of the gradient, by -weight * (Hessian gradient).  Wang et al. 2020,
     arXiv:2002.07376, eq. 8 and algorithm 1.
 
-    Meant before training (untrained=true, then finetune for as long as a training takes). It keeps a model trainable,
-    not right: a trained one must be trained on too.
+    Meant before training (untrained=true, then finetune for as long as a training takes). The score keeps a model
+    trainable, it does not keep its predictions: a trained model, too, must be trained on afterwards.
     """
 
     family: ClassVar[str] = "prune"
@@ -37,36 +44,40 @@ class Grasp(Method):
 
     @property
     def reinitializes(self) -> bool:
+        """`untrained` starts from new random weights."""
         return self.untrained
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        model = scores.started(model, context, self.untrained)
-        copied = scores.differentiable(model, context, batch_statistics=self.untrained)
-        weights = scores.weights(copied)
-        losses = partial(scores.losses, copied, context, self.examples, self.temperature)
-        kept = importance(list(weights.values()), hessian_gradient(losses, list(weights.values())))
-        return amounts.prune(model, dict(zip(weights, kept, strict=True)), self.sparsity, context.record)
+        """Mask the weights with the smallest scores, over all layers, in place."""
+        model = starting_model(model, context, self.untrained)
+        copied = differentiable_copy(model, context, batch_statistics=self.untrained)
+        weights = prunable_weights(copied)
+        losses = partial(batch_losses, copied, context, self.examples, self.temperature)
+        products = hessian_gradient_product(losses, list(weights.values()))
+        scores = {name: grasp_scores(w, hg) for (name, w), hg in zip(weights.items(), products, strict=True)}
+        return prune_by_scores(model, scores, self.sparsity, context.record)
 
 
-def hessian_gradient(losses: Callable[[], Iterable[Tensor]], weights: list[Tensor]) -> list[Tensor]:
-    """H g of the sum of `losses()`, an iterable of scalars that is asked for twice: for g, then for the product.
+def hessian_gradient_product(losses: Callable[[], Iterable[Tensor]], weights: list[Tensor]) -> list[Tensor]:
+    """H g of the sum of `losses()`, in the weights' shapes; the iterable of scalars is asked for twice.
 
     H g = d(g(w) . v)/dw at v = g held fixed, so that no Hessian is built.
     """
-    gradient = scores.add_up(scores.gradients(losses(), weights))
-    return scores.add_up(_product(loss, weights, gradient) for loss in losses())
+    fixed = sum_tensors(loss_gradients(losses(), weights))
+
+    def products() -> Iterator[tuple[Tensor, ...]]:
+        for loss in losses():
+            gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
+            inner = torch.stack([(g * v).sum() for g, v in zip(gradient, fixed, strict=True)]).sum()
+            yield torch.autograd.grad(inner, weights, materialize_grads=True)
+
+    return sum_tensors(products())
 
 
-def _product(loss: Tensor, weights: list[Tensor], vector: list[Tensor]) -> tuple[Tensor, ...]:
-    gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
-    inner = torch.stack([(g * v).sum() for g, v in zip(gradient, vector, strict=True)]).sum()
-    return torch.autograd.grad(inner, weights, materialize_grads=True)
+def grasp_scores(weight: Tensor, hessian_gradient: Tensor) -> Tensor:
+    """The score w (H g): how much of the gradient's norm depends on the weight; large scores are kept.
 
-
-def importance(weights: list[Tensor], hessian_gradient: list[Tensor]) -> list[Tensor]:
-    """weight * (H g): how much of the gradient's norm goes with the weight; large is kept.
-
-    The paper's score of a removal is -w Hg, the change that it makes to the norm (halved), and its algorithm 1 prunes
-    the highest scores, those whose removal raises the norm or lowers it least: ours is that score negated.
+    The paper's score of a removal is -w Hg, the change that it makes to half the squared norm, and its algorithm 1
+    prunes the highest scores, those whose removal raises the norm or lowers it least: this is that score negated.
     """
-    return [w.detach() * h for w, h in zip(weights, hessian_gradient, strict=True)]
+    return weight.detach() * hessian_gradient

@@ -1,52 +1,59 @@
-"""Channels masked by their norm; the shapes stay."""
+"""Masks on the channels with the smallest norms; the shapes stay."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compression.methods.prune.masks import scores
-from compression.methods.prune.masks.gradual import Gradual
+from compression.methods.prune.masks.scheduled import ScheduledPruning
+from compression.methods.prune.masks.scores import Masks, keep_largest, prunable_weights
 from compression.nn import layers, transformer
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from torch import nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class LnStructured(Gradual):
+class LnStructured(ScheduledPruning):
     """Mask whole channels of each layer, those with the smallest Ln norm; the shapes stay (`structured` cuts them out).
 
-    As torch.nn.utils.prune.ln_structured. The layer that gives the logits is left alone, for its
-    channels are classes, and every other layer keeps one channel at least.
+    As torch.nn.utils.prune.ln_structured. The layer that gives the logits is left alone, for its channels are classes,
+    and every other layer keeps one channel at least.
     """
 
-    needs_finetune: ClassVar[bool] = True  # half of all channels at once is more than a network answers without
+    needs_finetune: ClassVar[bool] = True  # half of all channels at once is more than a network can lose
 
     n: float = param(2.0, "the norm: 1 adds absolute values, 2 squares, inf takes the largest", interval="(0, inf]")
     dim: int = param(0, "0 masks a layer's outputs, 1 its inputs", interval="[0, 1]")
 
-    def candidates(self, model: nn.Module) -> Iterable[str]:
-        last = transformer.classifier(model)
-        return [name for name, layer in layers.prunable_layers(model).items() if layer is not last]
+    def prunable_layers(self, model: nn.Module) -> Iterable[str]:
+        """All but the layer that gives the logits."""
+        classifier = transformer.classifier(model)
+        return [name for name, layer in layers.prunable_layers(model).items() if layer is not classifier]
 
-    def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
-        return {name: self._mask(weight, shares[name]) for name, weight in self._weights(model, shares)}
+    def masks(self, model: nn.Module, sparsities: Mapping[str, float], context: Context) -> Masks:
+        """Rank the channels of each layer by their norm."""
+        weights = prunable_weights(model)
+        return {name: self.channel_mask(weights[name].detach(), sparsity) for name, sparsity in sparsities.items()}
 
-    def _weights(self, model: nn.Module, shares: Mapping[str, float]) -> list[tuple[str, Tensor]]:
-        return [(name, weight.detach()) for name, weight in scores.weights(model).items() if name in shares]
-
-    def _mask(self, weight: Tensor, share: float) -> Tensor:
-        found = norms(weight, self.n, self.dim)
-        kept = scores.keep_largest({"": found}, min(share, 1 - 1 / len(found)))[""]
+    def channel_mask(self, weight: Tensor, sparsity: float) -> Tensor:
+        """The mask of one weight, in its shape, constant over each channel along `dim`."""
+        norms = channel_norms(weight, self.n, self.dim)
+        keep = keep_largest({"": norms}, min(sparsity, 1 - 1 / len(norms)))[""]
         shape = [1] * weight.ndim
         shape[self.dim] = -1
-        return kept.view(shape).expand_as(weight).contiguous()
+        return keep.view(shape).expand_as(weight).contiguous()
 
 
-def norms(weight: Tensor, n: float, dim: int) -> Tensor:
-    """The Ln norm of each slice of the weight along `dim`."""
-    return torch.linalg.vector_norm(weight.transpose(0, dim).flatten(1), ord=n, dim=1)
+def channel_norms(weight: Tensor, n: float, dim: int) -> Tensor:
+    """The Ln norm of each slice of the weight along `dim`, `(channels,)`."""
+    norms: Tensor = torch.linalg.vector_norm(weight.transpose(0, dim).flatten(1), ord=n, dim=1)
+    return norms

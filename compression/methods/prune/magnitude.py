@@ -1,24 +1,29 @@
-"""Magnitude pruning: the smallest weights go."""
+"""Magnitude pruning: the weights with the smallest absolute values are pruned."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor, nn
 
-from compression.methods.prune.masks import amounts, scores
-from compression.methods.prune.masks.gradual import Gradual
+from compression.methods.prune.masks.scheduled import ScheduledPruning
+from compression.methods.prune.masks.scores import Masks, Scores, keep_largest, prunable_weights
+from compression.methods.prune.masks.sparsity import layer_targets
 from compression.nn import layers
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
-class Magnitude(Gradual):
+class Magnitude(ScheduledPruning):
     """Mask single weights, those with the smallest absolute values or random ones.
 
     Han et al. 2015, arXiv:1506.02626; as torch.nn.utils.prune's l1_unstructured, random_unstructured and, over all
@@ -28,23 +33,25 @@ class Magnitude(Gradual):
     scope: str = param(
         "global", "rank the weights of all layers together, or layer by layer", choices=("global", "local")
     )
-    criterion: str = param("l1", "the weights that go: the smallest (l1) or random ones", choices=("l1", "random"))
+    criterion: str = param("l1", "weights to prune: the smallest (l1) or random ones", choices=("l1", "random"))
 
-    def masks(self, model: nn.Module, shares: Mapping[str, float], context: Context) -> dict[str, Tensor]:
-        found = importance(model, self.criterion, context.seed)
-        alone = shares if self.scope == "local" else amounts.resolve(self.layers, shares)
-        kept = {name: scores.keep_largest({name: found[name]}, shares[name])[name] for name in alone}
-        together = {name: found[name] for name in shares if name not in kept}
-        return kept | (scores.keep_largest(together, shares[next(iter(together))]) if together else {})
+    def masks(self, model: nn.Module, sparsities: Mapping[str, float], context: Context) -> Masks:
+        """Rank each layer with a sparsity of its own by itself, and the others together."""
+        scores = magnitude_scores(model, self.criterion, context.seed)
+        alone = sparsities if self.scope == "local" else layer_targets(self.layers, sparsities)
+        masks = {name: keep_largest({name: scores[name]}, sparsities[name])[name] for name in alone}
+        if together := {name: scores[name] for name in sparsities if name not in masks}:
+            masks |= keep_largest(together, sparsities[next(iter(together))])
+        return masks
 
 
-def importance(model: nn.Module, criterion: str, seed: int) -> scores.Scores:
-    """|w| (l1), or numbers that the seed draws (random: the same at every call); least where a mask is already."""
+def magnitude_scores(model: nn.Module, criterion: str, seed: int) -> Scores:
+    """|w| (l1), or numbers drawn from the seed (random: the same at every call); -inf where a mask has pruned."""
     generator = torch.Generator().manual_seed(seed)
-    found = {}
-    for name, weight in scores.weights(model).items():
+    scores = {}
+    for name, weight in prunable_weights(model).items():
         drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
-        found[name] = weight.detach().abs() if criterion == "l1" else drawn
+        scores[name] = weight.detach().abs() if criterion == "l1" else drawn
     for name, layer in layers.masked_layers(model).items():
-        found[name] = found[name].masked_fill(~cast(Tensor, layer.mask), -math.inf)
-    return found
+        scores[name] = scores[name].masked_fill(~cast("Tensor", layer.mask), -math.inf)
+    return scores

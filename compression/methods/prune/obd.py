@@ -1,17 +1,21 @@
-"""Optimal brain damage: the weights that the loss is flattest along go."""
+"""Optimal brain damage: weights whose removal raises the loss least, to second order, are pruned."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, ClassVar
 
 from compression.methods.base import Method
-from compression.methods.prune.masks import amounts, scores
+from compression.methods.prune.masks.example_loss import differentiable_copy, single_losses
+from compression.methods.prune.masks.scores import prunable_weights
+from compression.methods.prune.masks.sparsity import prune_by_scores
+from compression.nn.gradients import empirical_fisher
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,14 @@ class Obd(Method):
     examples: int = param(256, "training examples, each differentiated on its own", interval="[1, inf)")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        copied = scores.differentiable(model, context, batch_statistics=False)
-        weights = scores.weights(copied)
-        count = min(self.examples, len(context.task.train))
-        one_by_one = (
-            scores.loss_of(copied, inputs, targets, context)
-            for inputs, targets in scores.batches(context, count, size=1)
-        )
-        curvature = fisher(one_by_one, list(weights.values()), count)
-        found = saliency(list(weights.values()), curvature)
-        return amounts.prune(model, dict(zip(weights, found, strict=True)), self.sparsity, context.record)
+        """Mask the weights with the smallest saliencies, over all layers, in place."""
+        copied = differentiable_copy(model, context, batch_statistics=False)
+        weights = prunable_weights(copied)
+        fisher = empirical_fisher(single_losses(copied, context, self.examples), list(weights.values()))
+        scores = {name: saliency(w, h) for (name, w), h in zip(weights.items(), fisher, strict=True)}
+        return prune_by_scores(model, scores, self.sparsity, context.record)
 
 
-def fisher(losses: Iterable[Tensor], weights: Sequence[Tensor], examples: int) -> list[Tensor]:
-    """The mean of the squared gradients of `losses`, one loss for each of the `examples`."""
-    squares = ([g.square() for g in found] for found in scores.gradients(losses, weights))
-    return [total / examples for total in scores.add_up(squares)]
-
-
-def saliency(weights: list[Tensor], curvature: list[Tensor]) -> list[Tensor]:
-    """h w^2 / 2: what the loss rises by, to second order, when the weight goes."""
-    return [h * w.detach().square() / 2 for w, h in zip(weights, curvature, strict=True)]
+def saliency(weight: Tensor, curvature: Tensor) -> Tensor:
+    """The rise of the loss, to second order, if a weight becomes zero: h w^2 / 2, in the weight's shape."""
+    return curvature * weight.detach().square() / 2

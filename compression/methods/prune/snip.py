@@ -1,17 +1,23 @@
-"""SNIP: the weights whose connection the loss feels most stay."""
+"""SNIP: the weights whose connections affect the loss most are kept."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from compression.methods.base import Method
-from compression.methods.prune.masks import amounts, scores
+from compression.methods.prune.masks.example_loss import batch_losses, differentiable_copy, starting_model
+from compression.methods.prune.masks.scores import Scores, prunable_weights
+from compression.methods.prune.masks.sparsity import prune_by_scores
+from compression.nn.gradients import loss_gradients, sum_tensors
 from compression.params import param
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -32,24 +38,26 @@ class Snip(Method):
 
     @property
     def reinitializes(self) -> bool:
+        """`untrained` starts from new random weights."""
         return self.untrained
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
-        model = scores.started(model, context, self.untrained)
-        found = sensitivity(*self.gradients(model, context))
-        return amounts.prune(model, found, self.sparsity, context.record)
+        """Mask the weights with the smallest sensitivities, over all layers, in place."""
+        model = starting_model(model, context, self.untrained)
+        scores = sensitivity(*self.weights_and_gradients(model, context))
+        return prune_by_scores(model, scores, self.sparsity, context.record)
 
-    def gradients(self, model: nn.Module, context: Context) -> tuple[scores.Scores, scores.Scores]:
-        """The prunable weights and the gradient of the mean loss over the examples, by layer."""
-        copied = scores.differentiable(model, context, batch_statistics=self.untrained)
-        weights = scores.weights(copied)
-        losses = scores.losses(copied, context, self.examples)
-        gradient = scores.add_up(scores.gradients(losses, list(weights.values())))
+    def weights_and_gradients(self, model: nn.Module, context: Context) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The prunable weights, and the gradient of the mean loss over the examples, by layer."""
+        copied = differentiable_copy(model, context, batch_statistics=self.untrained)
+        weights = prunable_weights(copied)
+        losses = batch_losses(copied, context, self.examples)
+        gradient = sum_tensors(loss_gradients(losses, list(weights.values())))
         return {name: w.detach() for name, w in weights.items()}, dict(zip(weights, gradient, strict=True))
 
 
-def sensitivity(weights: dict[str, Tensor], gradient: dict[str, Tensor]) -> scores.Scores:
+def sensitivity(weights: dict[str, Tensor], gradient: dict[str, Tensor]) -> Scores:
     """|g w| over its sum over all layers: eq. 5, with eq. 4's derivative by the connection, dL/dc = g w at c = 1."""
-    felt = {name: (gradient[name] * w).abs() for name, w in weights.items()}
-    total = torch.stack([f.sum() for f in felt.values()]).sum().clamp_min(torch.finfo(torch.float32).tiny)
-    return {name: f / total for name, f in felt.items()}
+    products = {name: (gradient[name] * w).abs() for name, w in weights.items()}
+    total = torch.stack([p.sum() for p in products.values()]).sum().clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: p / total for name, p in products.items()}

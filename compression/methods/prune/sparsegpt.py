@@ -1,4 +1,4 @@
-"""SparseGPT: the weights that stay make up for those that go."""
+"""SparseGPT: the remaining weights make up for the pruned ones."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.methods.prune.masks.layerwise import Layerwise, least, least_of_each
-from compression.methods.prune.masks.scores import shares
+from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
+from compression.methods.prune.masks.scores import prune_counts
 from compression.params import param
 
 
 @dataclass(frozen=True)
-class SparseGpt(Layerwise):
+class SparseGpt(LayerwisePruning):
     """Prune column by column and let the later weights make up for it.  Frantar & Alistarh 2023, arXiv:2301.00774,
     algorithm 1.
 
@@ -29,68 +29,74 @@ class SparseGpt(Layerwise):
     )
     block: int = param(128, "columns among which the weights to prune are chosen at a time", interval="[1, inf)")
 
-    def moment(self, rows: Tensor) -> Tensor:
-        # double, since the inverse of a sum over few examples is ill-conditioned
+    def second_moment(self, rows: Tensor) -> Tensor:
+        """X^T X, `(groups, columns, columns)`."""
+        # in double precision, since the inverse of a sum over few examples is ill-conditioned
         return rows.double().mT @ rows.double()
 
-    def pruned(self, weight: Tensor, moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        found, keep = reconstruct(weight, moment, allowed, self.sparsity, self.kept_of, self.dampening, self.block)
-        return found.to(weight.dtype), keep
+    def prune_matrix(self, weight: Tensor, second_moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Prune and update one group's weight, and return it in its own precision."""
+        updated, keep = prune_and_update(
+            weight, second_moment, allowed, self.sparsity, self.n_of_m, self.dampening, self.block
+        )
+        return updated.to(weight.dtype), keep
 
 
-def reconstruct(
+def prune_and_update(
     weight: Tensor,
-    moment: Tensor,
+    second_moment: Tensor,
     allowed: Tensor,
     sparsity: float,
-    kept_of: tuple[int, int] | None = None,
+    n_of_m: tuple[int, int] | None = None,
     dampening: float = 0.01,
     block: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """The pruned weight `(outputs, inputs)`, in double, and its mask.
+    """The pruned and updated weight `(outputs, inputs)`, in double precision, and its mask.
 
-    `moment` `(inputs, inputs)` is X^T X of the inputs, half the Hessian of the squared error of the outputs. What is
-    not `allowed` is pruned first. `kept_of` = (n, m) prunes n:m instead of to `sparsity`.
+    `second_moment` `(inputs, inputs)` is X^T X of the inputs, half the Hessian of the squared error of the outputs.
+    What is not `allowed` is pruned first. `n_of_m` = (n, m) prunes n:m instead of to `sparsity`.
     """
     weight, keep = weight.double().clone(), torch.ones_like(allowed)
-    width = block if kept_of is None else max(1, block // kept_of[1]) * kept_of[1]
-    parts = torch.arange(weight.shape[1]).split(width)
-    factor, unused = inverse_factor(moment, dampening), moment.diagonal() == 0
-    counts = shares([len(weight) * len(p) for p in parts], sparsity)
-    for part, count in zip(parts, counts, strict=True):
-        columns = slice(int(part[0]), int(part[-1]) + 1)
+    width = block if n_of_m is None else max(1, block // n_of_m[1]) * n_of_m[1]  # whole groups of m
+    starts = range(0, weight.shape[1], width)
+    blocks = [slice(start, min(start + width, weight.shape[1])) for start in starts]
+    factor, unused = inverse_factor(second_moment, dampening), second_moment.diagonal() == 0
+    counts = prune_counts([len(weight) * (columns.stop - columns.start) for columns in blocks], sparsity)
+    for columns, count in zip(blocks, counts, strict=True):
         saliency = (weight[:, columns] / factor.diagonal()[columns]).square()  # w^2 / [H^-1]_jj, eq. 3
         saliency[:, unused[columns]] = 0.0  # an input that is always zero
         saliency.masked_fill_(~allowed[:, columns], -1.0)
-        keep[:, columns] = allowed[:, columns] & ~chosen(saliency, count, kept_of)
+        keep[:, columns] = allowed[:, columns] & ~prune_mask(saliency, count, n_of_m)
         errors = eliminate(weight[:, columns], keep[:, columns], factor[columns, columns])
         weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
     return weight, keep
 
 
-def chosen(saliency: Tensor, count: int, kept_of: tuple[int, int] | None) -> Tensor:
-    """A mask of the weights to prune: the `count` least of the block, or those that n:m leaves out."""
-    if kept_of:
-        return least_of_each(saliency, *kept_of)
-    return least(saliency.reshape(1, -1), [count]).view_as(saliency)
+def prune_mask(saliency: Tensor, count: int, n_of_m: tuple[int, int] | None) -> Tensor:
+    """A mask of the weights to prune: the `count` smallest of the block, or those that n:m does not keep."""
+    if n_of_m:
+        return smallest_of_each(saliency, *n_of_m)
+    return smallest_per_row(saliency.reshape(1, -1), [count]).view_as(saliency)
 
 
-def inverse_factor(moment: Tensor, dampening: float) -> Tensor:
-    """The upper Cholesky factor R of the damped moment's inverse, R^T R = H^-1.
+def inverse_factor(second_moment: Tensor, dampening: float) -> Tensor:
+    """The upper Cholesky factor R of the damped moment's inverse, R^T R = H^-1; `(inputs, inputs)`, double precision.
 
-    Row j of R, from the diagonal on, holds what is left of H^-1 once the columns before j are eliminated, over the
-    root of its own diagonal entry: all inverses that the elimination needs (section 3.3).
+    Row j of R, from the diagonal on, holds row j of the inverse of H without the columns before j, over the root of
+    its own diagonal entry: all inverses that the elimination needs (section 3.3).
     """
-    diagonal = moment.diagonal()
-    damped = moment.double() + dampening * diagonal.mean() * torch.eye(len(moment), device=moment.device)
+    diagonal = second_moment.diagonal()
+    identity = torch.eye(len(second_moment), device=second_moment.device)
+    damped = second_moment.double() + dampening * diagonal.mean() * identity
     unused = diagonal == 0
-    damped[unused, unused] = 1.0
+    damped[unused, unused] = 1.0  # the inverse exists also with a dampening of 0
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def eliminate(weight: Tensor, keep: Tensor, factor: Tensor) -> Tensor:
-    """Zero what `keep` leaves out, column by column, in place, correcting the columns to the right in the block.
+    """Zero the weights `(outputs, columns)` that `keep` leaves out, and update those to their right; in place.
 
     Returns the errors `(outputs, columns)`, scaled so that `errors @ factor` corrects the columns after the block.
     """

@@ -1,36 +1,41 @@
-"""Wanda: weights are judged by themselves and by the activations they meet."""
+"""Wanda: pruning by weights and activations."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
-from compression.methods.prune.masks.layerwise import Layerwise, least, least_of_each
-from compression.methods.prune.masks.scores import shares
+from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
+from compression.methods.prune.masks.scores import prune_counts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Wanda(Layerwise):
+class Wanda(LayerwisePruning):
     """Prune by |weight| times the norm of its input, per output.  Sun et al. 2023, arXiv:2306.11695, eq. 1.
 
     After training, without any more of it; the weights that stay are not changed. A convolution is taken as the
     linear layer over the patches it sees.
     """
 
-    def moment(self, rows: Tensor) -> Tensor:
+    def second_moment(self, rows: Tensor) -> Tensor:
+        """The sum of each input's squares, `(groups, columns)`."""
         return rows.square().sum(1)
 
-    def pruned(self, weight: Tensor, moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        found = importance(weight, moment.sqrt()).masked_fill(~allowed, -torch.inf)
-        if self.kept_of:
-            gone = least_of_each(found, *self.kept_of)
+    def prune_matrix(self, weight: Tensor, second_moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask the smallest scores of each output; the weight is returned as it is."""
+        scores = wanda_scores(weight, second_moment.sqrt()).masked_fill(~allowed, -torch.inf)
+        if self.n_of_m:
+            pruned = smallest_of_each(scores, *self.n_of_m)
         else:
-            gone = least(found, list(shares([weight.shape[1]] * len(weight), self.sparsity)))
-        return weight, ~gone & allowed
+            pruned = smallest_per_row(scores, list(prune_counts([weight.shape[1]] * len(weight), self.sparsity)))
+        return weight, ~pruned & allowed
 
 
-def importance(weight: Tensor, norms: Tensor) -> Tensor:
+def wanda_scores(weight: Tensor, norms: Tensor) -> Tensor:
     """|W_ij| ||X_j||_2 of a weight `(outputs, inputs)` and the norms `(inputs,)` of its inputs over all examples."""
     return weight.abs() * norms

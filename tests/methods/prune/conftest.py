@@ -1,4 +1,4 @@
-"""What the tests of pruners share: a trained model, and figures of what is left of it."""
+"""Fixtures of the pruners' tests: a trained model, and the zeros in a model's weights."""
 
 import pytest
 import torch
@@ -22,5 +22,4 @@ def zeros(model):
 
 
 def sparsity(model):
-    gone = [z.flatten() for z in zeros(model).values()]
-    return torch.cat(gone).float().mean().item()
+    return torch.cat([z.flatten() for z in zeros(model).values()]).float().mean().item()

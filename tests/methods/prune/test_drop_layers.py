@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from compression.methods import method
-from compression.methods.prune.drop_layers import ORDERS, block_influence, chosen
+from compression.methods.prune.drop_layers import ORDERS, block_influence, layers_to_drop
 from compression.models import storage
 from compression.nn import transformer
 from compression.tasks.task import predict
@@ -15,7 +15,7 @@ DropLayers = method("drop_layers")
 
 
 @pytest.mark.parametrize(
-    ("order", "count", "gone"),
+    ("order", "count", "dropped"),
     [
         ("every_other", 3, [1, 3, 5]),
         ("every_other", 2, [2, 5]),
@@ -26,8 +26,8 @@ DropLayers = method("drop_layers")
         ("importance", 2, [3, 1]),
     ],
 )
-def test_the_layers_that_go(order, count, gone):
-    assert chosen(order, count, torch.tensor([0.9, 0.2, 0.8, 0.1, 0.5, 0.6])) == gone
+def test_the_layers_that_go(order, count, dropped):
+    assert layers_to_drop(order, count, torch.tensor([0.9, 0.2, 0.8, 0.1, 0.5, 0.6])) == dropped
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -62,9 +62,9 @@ def test_a_layer_that_changes_nothing_has_no_influence_and_goes_first(make_conte
 def test_influence_is_one_minus_the_cosine_of_input_and_output(make_context):
     task, model = words_task(), tiny_bert(num_hidden_layers=1, initializer_range=0.5)
     inputs, _ = next(task.train.batches(len(task.train)))
-    there = inputs["attention_mask"].bool()
+    mask = inputs["attention_mask"].bool()
     states = model(**inputs, output_hidden_states=True).hidden_states
-    expected = 1 - torch.cosine_similarity(states[0][there], states[1][there], dim=-1).mean()
+    expected = 1 - torch.cosine_similarity(states[0][mask], states[1][mask], dim=-1).mean()
     found = block_influence(model, len(task.train), make_context(task, model))
     assert found.item() == pytest.approx(expected.item(), rel=1e-4)
 

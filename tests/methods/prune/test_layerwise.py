@@ -1,4 +1,4 @@
-"""What wanda and sparsegpt share: a layer as a matrix, its inputs as rows, masks by rank."""
+"""The base of wanda and sparsegpt: a layer as a matrix, its inputs as rows, masks by rank."""
 
 import pytest
 import torch
@@ -25,7 +25,9 @@ LAYERS = [
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 def test_a_layer_is_its_matrix_times_the_rows_it_sees(layer, shape):
     given = torch.randn(shape)
-    answers = layerwise.rows_of(layer, given, None) @ layerwise.matrices(layer).mT  # (groups, n, outputs / groups)
+    answers = (
+        layerwise.input_rows(layer, given, None) @ layerwise.weight_matrices(layer).mT
+    )  # (groups, n, outputs / groups)
     wanted = (layer(given) - _bias(layer)).detach()
     wanted = wanted.flatten(0, -2) if isinstance(layer, nn.Linear) else wanted.flatten(2).transpose(1, 2).flatten(0, 1)
     torch.testing.assert_close(answers.transpose(0, 1).flatten(1), wanted, rtol=1e-4, atol=1e-5)
@@ -37,18 +39,20 @@ def _bias(layer):
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 def test_a_matrix_goes_back_to_its_layer(layer, shape):
-    assert torch.equal(layerwise.restored(layer, layerwise.matrices(layer)), layer.weight)
+    assert torch.equal(layerwise.from_matrices(layer, layerwise.weight_matrices(layer)), layer.weight)
 
 
 def test_padding_is_no_input():
-    rows = layerwise.rows_of(nn.Linear(1, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
+    rows = layerwise.input_rows(nn.Linear(1, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
     assert rows.flatten().tolist() == [1.0, 2.0]
 
 
 def test_the_least_of_each_row_are_found_and_ties_do_not_change_the_count():
     values = torch.tensor([[3.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
-    assert layerwise.least(values, [1, 2]).tolist() == [[False, True, False], [True, True, False]]
-    assert layerwise.least_of_each(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 1, 2).tolist() == [[False, True, True, False]]
+    assert layerwise.smallest_per_row(values, [1, 2]).tolist() == [[False, True, False], [True, True, False]]
+    assert layerwise.smallest_of_each(torch.tensor([[4.0, 1.0, 2.0, 3.0]]), 1, 2).tolist() == [
+        [False, True, True, False]
+    ]
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
@@ -99,7 +103,7 @@ class TestBoth:
             method(name)(pattern="2:7", examples=8).apply(model, context)
 
     def test_a_share_beside_a_pattern_is_refused_if_it_is_another(self, name):
-        assert method(name)(pattern="1:4", sparsity=0.75).share == 0.75
+        assert method(name)(pattern="1:4", sparsity=0.75).target_sparsity == 0.75
         with pytest.raises(UserError, match="pattern=2:4 prunes 50%: leave sparsity=0.9 out"):
             method(name)(pattern="2:4", sparsity=0.9)
 

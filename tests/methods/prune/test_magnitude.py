@@ -9,9 +9,10 @@ from torch.nn.utils import prune
 from compression import models
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune.ln_structured import norms
-from compression.methods.prune.masks import amounts, gradual
+from compression.methods.prune.ln_structured import channel_norms
+from compression.methods.prune.masks import scheduled
 from compression.methods.prune.masks.scores import keep_largest
+from compression.methods.prune.masks.sparsity import layer_sparsities, mean_sparsity
 from compression.models import storage
 from compression.nn import layers
 from tests.conftest import tiny_bert, words_task
@@ -87,9 +88,9 @@ def test_an_odd_number_of_weights_is_halved_as_torch_does():
 
 def test_norms_by_hand():
     weight = torch.tensor([[3.0, -4.0], [0.0, 2.0]])
-    assert norms(weight, 2.0, 0).tolist() == [5.0, 2.0]
-    assert norms(weight, 1.0, 1).tolist() == [3.0, 6.0]
-    assert norms(weight, float("inf"), 0).tolist() == [4.0, 2.0]
+    assert channel_norms(weight, 2.0, 0).tolist() == [5.0, 2.0]
+    assert channel_norms(weight, 1.0, 1).tolist() == [3.0, 6.0]
+    assert channel_norms(weight, float("inf"), 0).tolist() == [4.0, 2.0]
 
 
 def test_the_layer_with_the_logits_keeps_its_classes(knowing):
@@ -101,7 +102,7 @@ def test_the_layer_with_the_logits_keeps_its_classes(knowing):
 
 
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_a_layer_gets_the_amount_given_for_it(knowing, scope):
+def test_a_layer_gets_the_sparsity_given_for_it(knowing, scope):
     model, context = knowing
     Magnitude(sparsity=0.6, scope=scope, layers="stages.0:0/fc:0.25").apply(model, context)
     found = {name: z.float().mean().item() for name, z in zeros(model).items()}
@@ -110,7 +111,7 @@ def test_a_layer_gets_the_amount_given_for_it(knowing, scope):
     assert torch.cat(rest).float().mean().item() == pytest.approx(0.6, abs=1e-3)
 
 
-def test_the_table_tells_before_and_after(knowing):
+def test_the_table_shows_before_and_after(knowing):
     model, context = knowing
     Magnitude(sparsity=0.5).apply(model, context)
     assert context.record.tables["sparsity"][-1]["after"] == pytest.approx(0.5, abs=1e-3)
@@ -145,8 +146,8 @@ def test_every_schedule_ends_at_the_target_with_its_curve(knowing, name, schedul
     step = method(name)(sparsity=0.8, sparsity_schedule=schedule, epochs=2, updates=6, rounds=2)
     model = step.apply(model, context)
     table = {row["layer"]: row["after"] for row in context.record.tables["sparsity"]}
-    finals = step.targets(model)
-    assert sum(table[n] for n in finals) / len(finals) == pytest.approx(0.8, abs=0.3)
+    final = step.final_sparsities(model)
+    assert sum(table[n] for n in final) / len(final) == pytest.approx(0.8, abs=0.3)
     if name == "magnitude":
         assert table["total"] == pytest.approx(0.8, abs=1e-3)
     [axes] = context.record.figures["sparsity-schedule"].axes
@@ -154,10 +155,10 @@ def test_every_schedule_ends_at_the_target_with_its_curve(knowing, name, schedul
     assert (wanted[0], wanted[-1]) == (0.0, pytest.approx(0.8))
     assert reached == pytest.approx(wanted, abs=0.03)
     assert len(wanted) >= 3
-    assert list(layers.masked_layers(model)) == list(finals)
+    assert list(layers.masked_layers(model)) == list(final)
 
 
-def test_gradual_pruning_has_the_course_of_its_equation(knowing):
+def test_gradual_pruning_follows_its_equation(knowing):
     model, context = knowing
     Magnitude(sparsity=0.6, sparsity_schedule="agp", epochs=2, updates=4, ramp_end=1.0).apply(model, context)
     [axes] = context.record.figures["sparsity-schedule"].axes
@@ -201,7 +202,7 @@ def test_a_killed_training_resumes_to_the_same_weights_and_masks(task, make_cont
 def test_a_lottery_ticket_starts_from_the_first_weights(knowing, monkeypatch):
     # without training, what is left must be the seed's own initialisation, wherever the mask lets it through
     model, context = knowing
-    monkeypatch.setattr(gradual, "fit", lambda model, *_, **__: model)
+    monkeypatch.setattr(scheduled, "fit", lambda model, *_, **__: model)
     ticket = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=1, rounds=1).apply(model, context)
     torch.manual_seed(context.seed)
     fresh = models.rebuild(models.spec_of(model))
@@ -218,7 +219,7 @@ def test_a_transformer_goes_back_to_what_it_was_given(make_context, monkeypatch)
         starts.append(copy.deepcopy(model.state_dict()))
         torch.nn.init.normal_(model.classifier.weight)
 
-    monkeypatch.setattr(gradual, "fit", trained)
+    monkeypatch.setattr(scheduled, "fit", trained)
     given = copy.deepcopy(model.state_dict())
     step = Magnitude(sparsity=0.5, sparsity_schedule="lottery", epochs=1, rounds=2)
     step.apply(model, make_context(task, copy.deepcopy(model)))
@@ -235,10 +236,10 @@ def test_pruning_along_a_training_needs_epochs(knowing, schedule):
         Magnitude(sparsity_schedule=schedule, epochs=0).apply(model, context)
 
 
-def test_what_was_pruned_before_is_told(knowing):
+def test_what_was_pruned_before_gets_a_warning(knowing):
     model, context = knowing
     again = Magnitude(sparsity=0.3).apply(Magnitude(sparsity=0.5).apply(model, context), context)
-    assert amounts.total(amounts.sparsity(again), again) == pytest.approx(0.5, abs=0.001)
+    assert mean_sparsity(layer_sparsities(again), again) == pytest.approx(0.5, abs=0.001)
     assert context.record.warnings == ["50% of the weights were pruned before, more than the 30% asked for."]
 
 
@@ -251,7 +252,7 @@ def test_at_once_draws_its_two_points(knowing):
 
 def test_a_lottery_rewinds_to_the_epoch_asked_for(task, make_context, monkeypatch):
     starts = []
-    fit = gradual.fit
+    fit = scheduled.fit
 
     def watched(model, *args, **kwargs):
         starts.append(copy.deepcopy(model.state_dict()))
@@ -259,7 +260,7 @@ def test_a_lottery_rewinds_to_the_epoch_asked_for(task, make_context, monkeypatc
         starts.append(copy.deepcopy(model.state_dict()))
         return model
 
-    monkeypatch.setattr(gradual, "fit", watched)
+    monkeypatch.setattr(scheduled, "fit", watched)
     torch.manual_seed(0)
     model = models.build("digits_cnn_small", task)
     step = Magnitude(sparsity=0.0, sparsity_schedule="lottery", epochs=2, rounds=1, rewind=2, schedule="constant")

@@ -9,8 +9,8 @@ from torch import nn
 from compression import models
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune import movement
-from compression.methods.prune.masks import blocks
+from compression.methods.prune.masks import block_scores, score_based
+from compression.methods.prune.masks.block_scores import BlockScores
 from compression.nn import layers
 from tests.conftest import tiny_bert, words_task
 from tests.methods.prune.conftest import sparsity, zeros
@@ -72,27 +72,27 @@ def test_a_ranking_does_not_depend_on_the_learning_rate_of_the_scores(knowing):
 def test_pruned_weights_may_come_back_in_the_training(knowing, monkeypatch):
     model, context = knowing
     seen = []
-    choose = blocks.choose_locally
+    choose = block_scores.select_locally
 
-    def watch(scored, share):
-        choose(scored, share)
-        seen.append(torch.cat([s.keep.clone() for s in scored]))
+    def watch(groups, share):
+        choose(groups, share)
+        seen.append(torch.cat([s.keep.clone() for s in groups]))
 
-    monkeypatch.setattr(blocks, "choose_locally", watch)
+    monkeypatch.setattr(block_scores, "select_locally", watch)
     method("movement")(epochs=2).apply(model, context)
     assert any((later & ~earlier).any() for earlier, later in zip(seen, seen[1:], strict=False))
 
 
 def test_a_threshold_keeps_the_scores_whose_sigmoid_exceeds_it_and_the_penalty_is_their_mean():
-    scored = [blocks.Scores(torch.tensor([1, 1, 1]), 3), blocks.Scores(torch.tensor([5]), 5)]
-    scored[0].scores.data = torch.tensor([-3.0, -2.0, 1.0])
-    movement.exceed(scored, 0.1)  # sigmoid: 0.047, 0.119, 0.731, 0.5
-    assert [s.keep.tolist() for s in scored] == [[False, True, True], [True]]
+    groups = [BlockScores(torch.tensor([1, 1, 1]), 3), BlockScores(torch.tensor([5]), 5)]
+    groups[0].scores.data = torch.tensor([-3.0, -2.0, 1.0])
+    score_based.apply_threshold(groups, 0.1)  # sigmoid: 0.047, 0.119, 0.731, 0.5
+    assert [s.keep.tolist() for s in groups] == [[False, True, True], [True]]
     wanted = (0.04743 + 0.11920 + 0.73106 + 5 * 0.5) / 8
-    assert movement.penalty(scored).item() == pytest.approx(wanted, abs=1e-4)
+    assert score_based.mean_sigmoid(groups).item() == pytest.approx(wanted, abs=1e-4)
 
 
-def test_the_penalty_prunes_by_itself_and_is_told_when_it_misses(task, make_context):
+def test_the_penalty_prunes_by_itself_and_gets_a_warning_when_it_misses(task, make_context):
     torch.manual_seed(0)
     recipe = {"epochs": 3, "optimizer": "adamw", "learning_rate": 1e-3, "score_learning_rate": 1.0, "sparsity": 0.2}
     model = models.build("digits_cnn", task)
@@ -105,14 +105,14 @@ def test_the_penalty_prunes_by_itself_and_is_told_when_it_misses(task, make_cont
 
 def test_the_originals_answers_count_as_much_as_alpha_says(knowing):
     model, context = knowing
-    course = movement.Course(method("movement")(distill_alpha=0.25, temperature=2.0), [], context)
+    loop = score_based.ScoreTraining(method("movement")(distill_alpha=0.25, temperature=2.0), [], context)
     inputs, targets = next(context.task.train.batches(8))
     torch.manual_seed(0)
     other = models.build("digits_cnn", context.task).eval()
     hard = nn.functional.cross_entropy(other(inputs), targets)
     softened = [nn.functional.log_softmax(m(inputs) / 2, 1) for m in (other, context.original)]
     soft = nn.functional.kl_div(*softened, reduction="batchmean", log_target=True) * 4
-    torch.testing.assert_close(course.loss()(other, inputs, targets), 0.75 * hard + 0.25 * soft)
+    torch.testing.assert_close(loop.loss()(other, inputs, targets), 0.75 * hard + 0.25 * soft)
 
 
 class Stop(Exception):
@@ -125,7 +125,7 @@ def test_a_killed_training_resumes_to_the_same_masks(variant, task, make_context
     start = models.build("digits_cnn_small", task)
     step = method("movement")(epochs=3, variant=variant, score_learning_rate=1.0)
     whole = step.apply(copy.deepcopy(start), make_context(task, start, folder=tmp_path / "whole"))
-    on_step = movement.Course.on_step
+    on_step = score_based.ScoreTraining.on_step
 
     def kill(self, number, steps):
         on_step(self, number, steps)
@@ -134,7 +134,7 @@ def test_a_killed_training_resumes_to_the_same_masks(variant, task, make_context
 
     killed = make_context(task, start, folder=tmp_path / "killed")
     with monkeypatch.context() as patch:
-        patch.setattr(movement.Course, "on_step", kill)
+        patch.setattr(score_based.ScoreTraining, "on_step", kill)
         with pytest.raises(Stop):
             step.apply(copy.deepcopy(start), killed)
     context = make_context(task, start, folder=tmp_path / "resumed", resume=tmp_path / "killed")
@@ -153,7 +153,7 @@ def test_learning_scores_needs_epochs_and_an_order(name, knowing):
         method(name)(ramp_start=0.8)
 
 
-def test_blocks_too_large_for_the_target_are_told(task, make_context):
+def test_blocks_too_large_for_the_target_get_a_warning(task, make_context):
     model = models.build("digits_cnn_small", task)
     context = make_context(task, model)
     method("block_movement")(block_rows=1000, block_columns=1000, epochs=1).apply(model, context)
@@ -161,7 +161,7 @@ def test_blocks_too_large_for_the_target_are_told(task, make_context):
 
 
 @pytest.mark.parametrize("fields", [{}, {"attention": "heads"}, {"ffn": "blocks", "block_rows": 8, "block_columns": 8}])
-def test_a_transformer_loses_its_share_and_is_cut_to_what_is_left(fields, make_context):
+def test_a_transformer_loses_its_share_and_is_cut_to_the_units_alive(fields, make_context):
     torch.manual_seed(0)
     task, model = words_task(), tiny_bert()
     total = sum(layers.weight(m).numel() for m in layers.prunable_layers(model).values())

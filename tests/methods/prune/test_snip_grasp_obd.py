@@ -65,7 +65,7 @@ def test_connection_sensitivity_is_the_derivative_by_the_connection(task, make_c
     torch.manual_seed(0)
     model = models.build("mlp", task)
     context = make_context(task, model)
-    weights, gradient = method("snip")(examples=1000).gradients(model, context)
+    weights, gradient = method("snip")(examples=1000).weights_and_gradients(model, context)
     torch.testing.assert_close(weights["fc"], model.fc.weight.detach())
     inputs, targets = next(task.train.batches(1000))
     connections = torch.ones_like(model.fc.weight, requires_grad=True)
@@ -83,18 +83,18 @@ def test_the_hessian_times_the_gradient_is_that_of_a_quadratic():
         yield 0.25 * w @ hessian @ w
 
     # g = H w = (1, -3); H g = (2 - 3, 1 - 12)
-    [product] = grasp.hessian_gradient(losses, [w])
+    [product] = grasp.hessian_gradient_product(losses, [w])
     torch.testing.assert_close(product, torch.tensor([-1.0, -11.0]))
     # removing the first weight changes |g|^2 / 2 by about -w Hg = +1, the second by -11: the second is kept
-    torch.testing.assert_close(grasp.importance([w], [product])[0], torch.tensor([-1.0, 11.0]))
+    torch.testing.assert_close(grasp.grasp_scores(w, product), torch.tensor([-1.0, 11.0]))
 
 
 def test_the_score_of_grasp_foretells_what_a_removal_does_to_the_gradients_norm():
     torch.manual_seed(0)
     half = torch.randn(6, 6)
     hessian, w = half @ half.T, torch.randn(6, requires_grad=True)
-    [product] = grasp.hessian_gradient(lambda: [0.5 * w @ hessian @ w], [w])
-    kept = grasp.importance([w], [product])[0]
+    [product] = grasp.hessian_gradient_product(lambda: [0.5 * w @ hessian @ w], [w])
+    kept = grasp.grasp_scores(w, product)
     norm = (hessian @ w).square().sum() / 2
     step = 1e-3  # a small part of each removal, as the score is of first order
     for i in range(6):
@@ -104,23 +104,8 @@ def test_the_score_of_grasp_foretells_what_a_removal_does_to_the_gradients_norm(
 
 
 def test_saliency_is_half_curvature_times_the_square():
-    [found] = obd.saliency([torch.tensor([2.0, -3.0])], [torch.tensor([0.5, 1.0])])
+    found = obd.saliency(torch.tensor([2.0, -3.0]), torch.tensor([0.5, 1.0]))
     assert found.tolist() == [1.0, 4.5]
-
-
-def test_the_fisher_diagonal_of_a_linear_model_is_the_mean_squared_residual_times_input():
-    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
-    w = torch.tensor([0.5, 0.5], requires_grad=True)
-    residual = x @ w.detach() - torch.tensor([1.0, 0.0])  # (0.5, 1.0)
-    [found] = obd.fisher((0.5 * (row @ w - y).square() for row, y in zip(x, (1.0, 0.0), strict=True)), [w], 2)
-    torch.testing.assert_close(found, (residual[:, None] * x).square().mean(0))
-    assert found.tolist() == [pytest.approx((0.25 + 9) / 2), pytest.approx((1 + 1) / 2)]
-
-
-def test_single_examples_are_differentiated_not_their_mean():
-    w = torch.tensor([1.0], requires_grad=True)
-    [found] = obd.fisher((w.sum() * slope for slope in (1.0, -1.0)), [w], 2)
-    assert found.item() == 1.0  # the mean's gradient is zero
 
 
 def test_scores_leave_gradients_and_running_statistics_alone(knowing):

@@ -10,8 +10,8 @@ from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
 from compression.errors import UserError
 from compression.methods import method
+from compression.methods.prune.structure.costs import count_operations
 from compression.methods.prune.structure.importance import CRITERIA
-from compression.methods.prune.structure.removal import operations
 from compression.models import storage
 from compression.nn import layers, transformer
 from compression.tasks.task import Split, predict
@@ -21,7 +21,7 @@ from tests.methods.prune.conftest import zeros
 Structured = method("structured")
 COSTS = {
     "params": lambda model, task: layers.count_parameters(model),
-    "macs": lambda model, task: operations(model, task.example()),
+    "macs": lambda model, task: count_operations(model, task.example()),
     "channels": lambda model, task: sum(
         layers.weight(m).shape[0]
         for m in layers.prunable_layers(model).values()
@@ -199,7 +199,7 @@ def test_the_picture_shows_channels_before_and_after(knowing):
     assert heights[len(heights) // 2 :][:3] == [16, 32, 64]
 
 
-def test_a_target_missed_is_said(knowing):
+def test_a_target_missed_gets_a_warning(knowing):
     model, context = knowing
     Structured(target="channels", sparsity=0.4, round_to=32).apply(model, context)
     assert "channels are gone instead of 40.0%" in context.record.warnings[0]

@@ -1,25 +1,25 @@
-"""Wanda's importance and SparseGPT's reconstruction, against worked cases and exact optimal brain surgery."""
+"""Wanda's importance and SparseGPT's updates, against worked cases and exact optimal brain surgery."""
 
 import pytest
 import torch
 
 from compression.methods import method
 from compression.methods.prune import sparsegpt, wanda
-from compression.methods.prune.masks.layerwise import least
+from compression.methods.prune.masks.layerwise import smallest_per_row
 
 INPUTS = torch.tensor([[3.0, 1.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.double)
 
 
 def test_importance_is_the_weight_times_the_norm_of_its_input():
     weight = torch.tensor([[1.0, -6.0, 9.0], [2.0, 0.0, -1.0]])
-    norms = method("wanda")().moment(INPUTS[None].float())[0].sqrt()
+    norms = method("wanda")().second_moment(INPUTS[None].float())[0].sqrt()
     assert norms.tolist() == [5.0, 1.0, 0.0]
-    assert wanda.importance(weight, norms).tolist() == [[5.0, 6.0, 0.0], [10.0, 0.0, 0.0]]
+    assert wanda.wanda_scores(weight, norms).tolist() == [[5.0, 6.0, 0.0], [10.0, 0.0, 0.0]]
 
 
 def test_wanda_compares_within_an_output_and_leaves_what_stays_as_it_is():
     weight = torch.tensor([[1.0, -6.0], [200.0, 100.0]])
-    new, keep = method("wanda")(sparsity=0.5).pruned(weight, torch.tensor([25.0, 1.0]), torch.ones(2, 2).bool())
+    new, keep = method("wanda")(sparsity=0.5).prune_matrix(weight, torch.tensor([25.0, 1.0]), torch.ones(2, 2).bool())
     assert keep.tolist() == [[False, True], [True, False]]
     assert torch.equal(new, weight)
 
@@ -35,7 +35,7 @@ def test_two_weights_are_pruned_as_optimal_brain_surgery_does():
     weight = torch.tensor([1.0, 2.0], dtype=torch.double)
     # [H^-1] = (3, -1; -1, 2) / 5: saliencies w^2 / [H^-1]_jj are 1 / 0.6 and 4 / 0.4; the first goes and the second
     # takes 1 / 0.6 * 0.2 = 1/3 on itself
-    found, keep = sparsegpt.reconstruct(weight[None], hessian, torch.ones(1, 2).bool(), 0.5, dampening=0.0)
+    found, keep = sparsegpt.prune_and_update(weight[None], hessian, torch.ones(1, 2).bool(), 0.5, dampening=0.0)
     assert keep.tolist() == [[False, True]]
     torch.testing.assert_close(found[0], exact(weight, hessian, 0))
     assert found[0].tolist() == pytest.approx([0.0, 2 + 1 / 3])
@@ -69,30 +69,30 @@ def test_the_weights_that_stay_make_up_for_those_that_go(block):
     inputs = torch.randn(200, 6) @ torch.randn(6, 24) + 0.5 * torch.randn(200, 24)  # correlated, as activations are
     inputs = inputs.double()
     weight, allowed = torch.randn(8, 24).double(), torch.ones(8, 24).bool()
-    found, keep = sparsegpt.reconstruct(weight, inputs.T @ inputs, allowed, 0.5, dampening=1e-6, block=block)
-    magnitude = weight * ~least(weight.abs(), [12] * 8)
-    ours, theirs = ((inputs @ (w - weight).T).square().sum().item() for w in (found, magnitude))
+    found, keep = sparsegpt.prune_and_update(weight, inputs.T @ inputs, allowed, 0.5, dampening=1e-6, block=block)
+    magnitude = weight * ~smallest_per_row(weight.abs(), [12] * 8)
+    sparsegpt_error, magnitude_error = ((inputs @ (w - weight).T).square().sum().item() for w in (found, magnitude))
     assert (found[~keep] == 0).all()
     assert keep.sum() == weight.numel() / 2
-    assert ours < 0.5 * theirs
+    assert sparsegpt_error < 0.5 * magnitude_error
 
 
 def test_blocks_change_the_choice_and_not_the_arithmetic():
     torch.manual_seed(0)
     inputs, weight = torch.randn(60, 8).double(), torch.randn(3, 8).double()
     arguments = (weight, inputs.T @ inputs, torch.ones(3, 8).bool(), 0.5, (2, 4), 0.01)
-    one, other = (sparsegpt.reconstruct(*arguments, block=block) for block in (4, 8))
+    one, other = (sparsegpt.prune_and_update(*arguments, block=block) for block in (4, 8))
     torch.testing.assert_close(one[0][:, :4], other[0][:, :4])
 
 
 def test_inputs_that_are_always_zero_go_first():
     inputs = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 0.0, 1.0, 0.0]]).double()
-    found, keep = sparsegpt.reconstruct(torch.ones(1, 4), inputs.T @ inputs, torch.ones(1, 4).bool(), 0.5)
+    found, keep = sparsegpt.prune_and_update(torch.ones(1, 4), inputs.T @ inputs, torch.ones(1, 4).bool(), 0.5)
     assert keep.tolist() == [[True, False, True, False]]
     assert found.isfinite().all()
 
 
 def test_a_layer_without_any_activation_is_still_pruned():
-    found, keep = sparsegpt.reconstruct(torch.ones(2, 4), torch.zeros(4, 4).double(), torch.ones(2, 4).bool(), 0.5)
+    found, keep = sparsegpt.prune_and_update(torch.ones(2, 4), torch.zeros(4, 4).double(), torch.ones(2, 4).bool(), 0.5)
     assert keep.sum() == 4
     assert found.isfinite().all()

@@ -1,1 +1,1 @@
-"""Masks: weights that become zero, and stay where they are: how many, which, and when."""
+"""Pruning by masks: weights are set to zero, and the shapes stay."""

@@ -1,11 +1,10 @@
-"""Pruning after training, layer by layer, each on the inputs that the pruned layers before it give."""
+"""The base of pruners after training, layer by layer, each on the inputs that the pruned layers before it give."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +12,24 @@ from torch import Tensor, nn
 from compression import params
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.prune.masks import amounts, scores
+from compression.methods.prune.masks.example_loss import example_batches
+from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
 from compression.nn import layers
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward
 from compression.params import param
-from compression.training.context import Context, RunLogger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from compression.training.context import Context, RunLogger
 
 
 @dataclass(frozen=True)
-class Layerwise(Method):
-    """What the pruners that look at a layer's inputs share.
+class LayerwisePruning(Method):
+    """Pruners that use a second moment of each layer's inputs: their products, summed over examples.
 
-    A convolution is taken as the linear layer over the patches it sees. Each layer loses the same share.
+    A convolution is taken as the linear layer over the patches it sees. Each layer gets the same sparsity.
     """
 
     family: ClassVar[str] = "prune"
@@ -35,133 +40,138 @@ class Layerwise(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.kept_of and self.sparsity not in (params.fields(type(self))["sparsity"].default, self.share):
-            raise UserError(f"pattern={self.pattern} prunes {self.share:.0%}: leave sparsity={self.sparsity:g} out.")
+        allowed = (params.fields(type(self))["sparsity"].default, self.target_sparsity)
+        if self.n_of_m and self.sparsity not in allowed:
+            raise UserError(
+                f"pattern={self.pattern} prunes {self.target_sparsity:.0%}: leave sparsity={self.sparsity:g} out."
+            )
 
     def inactive(self) -> frozenset[str]:
+        """A pattern fixes the sparsity."""
         return super().inactive() | ({"sparsity"} if self.pattern else set())
 
     @property
-    def kept_of(self) -> tuple[int, int] | None:
-        """n and m of the pattern."""
+    def n_of_m(self) -> tuple[int, int] | None:
+        """The n and m of the pattern, None without one. Raises UserError for what is no pattern."""
         if not self.pattern:
             return None
-        kept, colon, of = self.pattern.partition(":")
-        if not (colon and kept.isdecimal() and of.isdecimal() and 0 < int(kept) < int(of)):
+        n, colon, m = self.pattern.partition(":")
+        if not (colon and n.isdecimal() and m.isdecimal() and 0 < int(n) < int(m)):
             raise UserError(f"pattern={self.pattern!r} is no pattern; it takes n:m with 0 < n < m, as 2:4.")
-        return int(kept), int(of)
+        return int(n), int(m)
 
     @property
-    def share(self) -> float:
-        """The share of a layer's weights that goes."""
-        return 1 - self.kept_of[0] / self.kept_of[1] if self.kept_of else self.sparsity
+    def target_sparsity(self) -> float:
+        """The share of each layer's weights to prune: the pattern's, or `sparsity`."""
+        return 1 - self.n_of_m[0] / self.n_of_m[1] if self.n_of_m else self.sparsity
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Prune the layers of `model` one after the other, in place."""
         model = model.to(context.device).eval()
-        seen, before = list(scores.batches(context, self.examples, size=32)), amounts.sparsity(model)
-        for layer in self.fitting(model, context.record):
-            moments = moments_of(model, layer, seen, self.moment)
-            parts = [self.pruned(*part) for part in zip(matrices(layer), moments, earlier(layer), strict=True)]
-            write(layer, [weight for weight, _ in parts], [keep for _, keep in parts])
-        amounts.report(before, model, self.share, context.record)
+        batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
+        before = layer_sparsities(model)
+        for layer in self.layers_to_prune(model, context.record):
+            moments = sum_second_moments(model, layer, batches, self.second_moment)
+            groups = zip(weight_matrices(layer), moments, mask_matrices(layer), strict=True)
+            pruned = [self.prune_matrix(*group) for group in groups]
+            with torch.no_grad():
+                cast("Tensor", layer.weight).copy_(from_matrices(layer, torch.stack([weight for weight, _ in pruned])))
+            layers.set_mask(layer, from_matrices(layer, torch.stack([keep for _, keep in pruned])))
+        log_sparsities(before, model, self.target_sparsity, context.record)
         return model
 
-    def fitting(self, model: nn.Module, record: RunLogger) -> list[nn.Module]:
-        """The layers whose inputs divide into the pattern; UserError if there are none, the others are told."""
-        found = layers.prunable_layers(model)
-        if not self.kept_of:
-            return list(found.values())
-        fitting = {name: layer for name, layer in found.items() if divisible(layer, self.kept_of[1])}
+    def layers_to_prune(self, model: nn.Module, record: RunLogger) -> list[nn.Module]:
+        """The layers whose number of inputs the pattern's m divides; warns of the others.
+
+        Raises UserError if there are none.
+        """
+        prunable = layers.prunable_layers(model)
+        if not self.n_of_m:
+            return list(prunable.values())
+        m = self.n_of_m[1]
+        fitting = {name: layer for name, layer in prunable.items() if layers.weight(layer).shape[1] % m == 0}
         if not fitting:
             raise UserError(f"No layer's inputs divide by the m of pattern={self.pattern}, so nothing would be pruned.")
-        if dense := [name for name in found if name not in fitting]:
+        if dense := [name for name in prunable if name not in fitting]:
             record.warn(f"Inputs that do not divide by {self.pattern}'s m stay dense: {', '.join(dense)}.")
         return list(fitting.values())
 
-    def moment(self, rows: Tensor) -> Tensor:
-        """What is to be known, summed over batches, of a layer's inputs `(groups, n, columns)`; first dim groups."""
+    def second_moment(self, rows: Tensor) -> Tensor:
+        """Products of inputs `(groups, n, columns)`, summed over the n rows; the first dimension stays `groups`."""
         raise NotImplementedError
 
-    def pruned(self, weight: Tensor, moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """The new weight `(rows, columns)` and its mask, no true where `allowed` (an earlier mask) is false."""
+    def prune_matrix(self, weight: Tensor, second_moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+        """The new weight `(rows, columns)` of one group and its mask.
+
+        The mask is false where `allowed`, the mask of earlier steps, is.
+        """
         raise NotImplementedError
 
 
-def matrices(layer: Any, values: Tensor | None = None) -> Tensor:
-    """The layer's weight (or `values` of its shape) as `(groups, outputs / groups, columns)`.
+def weight_matrices(layer: Any, values: Tensor | None = None) -> Tensor:
+    """Reshape the layer's weight (or `values` of its shape) to `(groups, outputs / groups, columns)`.
 
-    A convolution's columns run over the kernel's places and, within each, over the input channels, so that n of m
+    A convolution's columns run over the kernel's positions and, within each, over the input channels, so that n of m
     neighbours are n of m channels, as sparse tensor cores want it.
     """
-    values = layer.weight.detach() if values is None else values
+    values = layers.weight(layer) if values is None else values
     groups = getattr(layer, "groups", 1)
-    spread = values.reshape(groups, values.shape[0] // groups, values.shape[1], -1)
-    return spread.transpose(2, 3).flatten(2)
+    by_position = values.reshape(groups, values.shape[0] // groups, values.shape[1], -1)
+    return by_position.transpose(2, 3).flatten(2)
 
 
-def restored(layer: Any, matrix: Tensor) -> Tensor:
-    """The inverse of `matrices`: values in the shape of the layer's weight."""
-    shape = layer.weight.shape
-    groups, outputs, _ = matrix.shape
-    return matrix.reshape(groups, outputs, -1, shape[1]).transpose(2, 3).reshape(shape)
+def from_matrices(layer: Any, matrices: Tensor) -> Tensor:
+    """Reshape matrices, as `weight_matrices` gives them, to the shape of the layer's weight."""
+    shape = layers.weight(layer).shape
+    groups, outputs, _ = matrices.shape
+    return matrices.reshape(groups, outputs, -1, shape[1]).transpose(2, 3).reshape(shape)
 
 
-def divisible(layer: Any, m: int) -> bool:
-    """Whether each output's weights fall into whole groups of `m` consecutive inputs."""
-    return layer.weight.shape[1] % m == 0
-
-
-def earlier(layer: Any) -> Tensor:
-    """The mask the layer has already, in the shape of `matrices`; all true if it has none."""
+def mask_matrices(layer: nn.Module) -> Tensor:
+    """The present mask of the layer, in the shape of `weight_matrices`; all true if it has none."""
     mask = getattr(layer, "mask", None)
-    return matrices(layer, mask if isinstance(mask, Tensor) else torch.ones_like(layer.weight, dtype=torch.bool))
+    keep = mask if isinstance(mask, Tensor) else torch.ones_like(layers.weight(layer), dtype=torch.bool)
+    return weight_matrices(layer, keep)
 
 
 @torch.no_grad()
-def write(layer: Any, weights: Sequence[Tensor], keeps: Sequence[Tensor]) -> None:
-    layer.weight.copy_(restored(layer, torch.stack(list(weights))))
-    layers.set_mask(layer, restored(layer, torch.stack(list(keeps))))
-
-
-@torch.no_grad()
-def moments_of(
-    model: nn.Module, layer: nn.Module, seen: Sequence[tuple[Inputs, Tensor]], moment: Callable[[Tensor], Tensor]
+def sum_second_moments(
+    model: nn.Module, layer: nn.Module, batches: Sequence[Inputs], second_moment: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The sum over the batches of `moment(rows)`, of the inputs that `layer` gets in `model`."""
-    total: Tensor | None = None
-    there: Tensor | None = None
+    """Sum `second_moment(rows)` of the layer's inputs over the batches, one forward pass of `model` each.
 
-    def look(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        nonlocal total
-        found = moment(rows_of(module, given[0], there))
-        total = found if total is None else total + found
+    Raises UserError for a layer that the model never uses.
+    """
+    moments: list[Tensor] = []  # at most one, the running sum: the moments of all batches would not fit into memory
+    attention_mask: Tensor | None = None
 
-    hook = layer.register_forward_pre_hook(look)
-    try:
-        for inputs, _ in seen:
-            there = inputs.get("attention_mask") if isinstance(inputs, dict) else None
+    def add_call(call: Call) -> None:
+        moment = second_moment(input_rows(layer, call.inputs[0], attention_mask))
+        moments[:] = [moments[0] + moment if moments else moment]
+
+    with on_forward({"": layer}, add_call, before=True):
+        for inputs in batches:
+            attention_mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
             forward(model, inputs)
-    finally:
-        hook.remove()
-    if total is None:
+    if not moments:
         raise UserError(f"The model never uses its layer {layer}, so nothing is known of its inputs; take magnitude.")
-    return total
+    return moments[0]
 
 
-def rows_of(layer: nn.Module, given: Tensor, there: Tensor | None) -> Tensor:
-    """What the layer multiplies its weights with, `(groups, n, columns)`, columns as in `matrices`.
+def input_rows(layer: nn.Module, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """The rows that the layer multiplies its weights with, `(groups, n, columns)`, columns as in `weight_matrices`.
 
-    `there` `(batch, length)` says which places of a text are no padding: the others are left out.
+    Tokens where `attention_mask` `(batch, length)` is 0, padding, are left out.
     """
     if isinstance(layer, nn.Linear):
-        if there is not None and given.shape[:-1] == there.shape:
-            given = given[there.bool()]
-        return given.flatten(0, -2).unsqueeze(0)
-    return patches(cast(nn.Conv2d, layer), given)
+        if attention_mask is not None and inputs.shape[:-1] == attention_mask.shape:
+            inputs = inputs[attention_mask.bool()]
+        return inputs.flatten(0, -2).unsqueeze(0)
+    return input_patches(layer, inputs)
 
 
-def patches(layer: Any, images: Tensor) -> Tensor:
-    """What a convolution (of 1, 2 or 3 dimensions) sees at each place: `(groups, batch * places, columns)`.
+def input_patches(layer: Any, images: Tensor) -> Tensor:
+    """The patches that a 1-, 2- or 3-d convolution sees, `(groups, batch * positions, columns)`.
 
     A depthwise convolution with one-hot kernels picks them out, whatever stride, padding and dilation are.
     """
@@ -170,17 +180,17 @@ def patches(layer: Any, images: Tensor) -> Tensor:
     pick = type(layer)(channels, channels * size, groups=channels, bias=False, **arguments).to(images)
     one_hot = torch.eye(size, device=images.device, dtype=images.dtype)
     pick.weight.data = one_hot.view(size, 1, *layer.kernel_size).repeat(channels, *[1] * (images.ndim - 1))
-    picked = pick(images).flatten(2).unflatten(1, (layer.groups, channels // layer.groups, size))
+    picked: Tensor = pick(images).flatten(2).unflatten(1, (layer.groups, channels // layer.groups, size))
     return picked.permute(1, 0, 4, 3, 2).flatten(3).flatten(1, 2)
 
 
-def least(saliency: Tensor, counts: Sequence[int]) -> Tensor:
+def smallest_per_row(saliency: Tensor, counts: Sequence[int]) -> Tensor:
     """A mask, true at the `counts[i]` smallest entries of row i of `saliency` `(rows, columns)`."""
     ranks = saliency.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < torch.tensor(counts, device=saliency.device)[:, None]
 
 
-def least_of_each(saliency: Tensor, kept: int, of: int) -> Tensor:
+def smallest_of_each(saliency: Tensor, kept: int, of: int) -> Tensor:
     """A mask, true at the `of - kept` smallest of every `of` consecutive entries of a row."""
     groups = saliency.reshape(-1, of)
-    return least(groups, [of - kept] * len(groups)).view_as(saliency)
+    return smallest_per_row(groups, [of - kept] * len(groups)).view_as(saliency)

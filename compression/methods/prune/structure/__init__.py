@@ -1,1 +1,1 @@
-"""Structure: what hangs together in a network, what it is worth, and how it is cut out."""
+"""Structured pruning: units (channels, heads, neurons) that go together, their importance, and their removal."""

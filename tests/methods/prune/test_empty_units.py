@@ -4,7 +4,9 @@ import torch
 
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import parity
-from compression.methods.prune.structure import cutting
+from compression.methods.prune.structure.empty_units import remove_empty_units
+from compression.methods.prune.structure.layer_sizes import LayerSize, size_table
+from compression.methods.prune.structure.layer_sizes import layer_sizes as sizes_of
 from compression.models import storage
 from compression.nn import transformer
 from compression.nn.inputs import forward
@@ -20,8 +22,8 @@ def hollow():
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     parts = transformer.blocks(model)
-    parts[0].value.weight.data[:8] = 0  # head 0 says the same of everything
-    parts[0].output.weight.data[:, 24:] = 0  # head 3 is not heard
+    parts[0].value.weight.data[:8] = 0  # head 0 is constant
+    parts[0].output.weight.data[:, 24:] = 0  # head 3 is not used
     parts[1].up.weight.data[::2] = 0
     parts[1].down.weight.data[:, 1] = 0
     parts[2].value.weight.data[:] = 0
@@ -33,13 +35,13 @@ def test_empty_heads_and_neurons_are_cut_and_the_answers_stay():
     model, task = hollow(), words_task()
     inputs = task.example(8)
     before = forward(model, inputs)
-    cut = cutting.cut_empty(copy.deepcopy(model))
-    assert cutting.sizes(cut) == [(2, 48, 32), (4, 23, 32), (1, 1, 32)]
+    cut = remove_empty_units(copy.deepcopy(model))
+    assert sizes_of(cut) == [(2, 48, 32), (4, 23, 32), (1, 1, 32)]
     torch.testing.assert_close(forward(cut, inputs), before, rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_cut_reloads_and_exports(tmp_path):
-    cut, task = cutting.cut_empty(hollow()), words_task()
+    cut, task = remove_empty_units(hollow()), words_task()
     again = storage.load(storage.save(cut, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(cut, task.test)[0])
     file = export(cut, task.example(4), tmp_path / "model.onnx")
@@ -49,14 +51,14 @@ def test_what_is_cut_reloads_and_exports(tmp_path):
 def test_a_whole_model_is_left_alone():
     model = tiny_bert(3)
     before = [p.clone() for p in model.parameters()]
-    cutting.cut_empty(model)
+    remove_empty_units(model)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 def test_the_table_and_the_picture_show_what_each_layer_kept():
-    before = [cutting.Sizes(4, 8, 16), cutting.Sizes(4, 8, 16)]
-    after = [cutting.Sizes(1, 8, 16), cutting.Sizes(4, 3, 16)]
-    assert cutting.rows(before, after)[0] == {
+    before = [LayerSize(4, 8, 16), LayerSize(4, 8, 16)]
+    after = [LayerSize(1, 8, 16), LayerSize(4, 3, 16)]
+    assert size_table(before, after)[0] == {
         "layer": 0,
         "heads_before": 4,
         "neurons_before": 8,

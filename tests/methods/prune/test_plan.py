@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from compression.errors import UserError
+from compression.methods.prune.structure.plan import (
+    TOLERANCE,
+    PruningUnit,
+    find_plan,
+    merge_plans,
+    rank_units,
+    split_into_runs,
+)
+
+
+@pytest.mark.parametrize(
+    ("count", "round_to", "left"),
+    [(4, 1, [3, 2, 1]), (16, 8, [8]), (20, 8, [16, 8]), (8, 8, []), (3, 8, [2, 1]), (1, 1, [])],
+)
+def test_runs_leave_multiples_and_something(count, round_to, left):
+    found = list(split_into_runs(range(count), round_to))
+    gone = [sum(map(len, found[: i + 1])) for i in range(len(found))]
+    assert [count - g for g in gone] == left
+
+
+def test_every_group_loses_the_same_share_in_turn():
+    scores = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.tensor([9.0, 8.0])}
+    assert [unit.plan for unit in rank_units(scores, is_global=False, round_to=1)] == [
+        {"a": [0]},
+        {"a": [1]},
+        {"b": [1]},
+        {"a": [2]},
+    ]
+
+
+def test_globally_the_least_score_goes_first():
+    scores = {"a": torch.tensor([1.0, 7.0, 3.0]), "b": torch.tensor([2.0, 8.0])}
+    order = [unit.plan for unit in rank_units(scores, is_global=True, round_to=1)]
+    assert order == [{"a": [0]}, {"b": [0]}, {"a": [2]}]
+
+
+def removed_share(plan):
+    """Heads take an eighth each, neurons a hundredth."""
+    return len(plan.get("heads", [])) / 8 + len(plan.get("ffn", [])) / 100
+
+
+def units():
+    heads = [PruningUnit({"heads": [i]}, (i + 1) / 4) for i in range(3)]
+    neurons = [PruningUnit({"ffn": [i]}, (i + 1) / 50) for i in range(49)]
+    return sorted(heads + neurons, key=lambda unit: unit.rank)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.6, 0.85])
+def test_the_target_is_met_where_fine_blocks_can_fill_what_coarse_ones_leave(target):
+    assert removed_share(find_plan(units(), removed_share, target, "macs")) == pytest.approx(target, abs=TOLERANCE)
+
+
+def test_a_gap_is_not_filled_at_one_location_alone_where_swaps_fill_it():
+    sizes = {"a": 0.1, "b": 0.06, "c": 0.008}  # of one block; c has enough of them to fill any gap
+    order = [PruningUnit({where: [i]}, (i + 1) / 8) for i in range(7) for where in sizes]
+
+    def removed(plan):
+        return sum(sizes[where] * len(gone) for where, gone in plan.items())
+
+    plan = find_plan(order, removed, 0.21, "macs")
+    assert removed(plan) == pytest.approx(0.21, abs=TOLERANCE)
+    assert max(map(len, plan.values())) <= 3  # without swaps six of c
+
+
+def test_the_nearest_is_taken_where_no_plan_meets_the_target():
+    heads = [unit for unit in units() if "heads" in unit.plan]
+    assert removed_share(find_plan(heads, removed_share, 0.15, "macs")) == 0.125
+    assert removed_share(find_plan(heads, removed_share, 0.2, "macs")) == 0.25
+
+
+def test_more_than_there_is_to_take_is_refused():
+    with pytest.raises(UserError, match=r"sparsity=0.99 of the macs cannot go: .* 0.865 are gone; ask for less"):
+        find_plan(units(), removed_share, 0.99, "macs")
+
+
+def test_plans_are_merged():
+    assert merge_plans([PruningUnit({"a": [1]}, 0), PruningUnit({"b": [2], "a": [3]}, 1)]) == {"a": [1, 3], "b": [2]}
