@@ -38,7 +38,7 @@ def test_another_field_order_start_or_number_of_steps_finds_nothing(cache_and_mo
     cache.save(methods.parse("magnitude:sparsity=0.5+finetune:epochs=1"), model, 1.0)
     for other in ("magnitude:sparsity=0.6+finetune:epochs=1", "magnitude:sparsity=0.5", "finetune:epochs=1"):
         assert cache.find(methods.parse(other)) is None
-    assert dataclasses.reentry(cache, start="another").find(methods.parse("magnitude:sparsity=0.5")) is None
+    assert dataclasses.replace(cache, start="another").find(methods.parse("magnitude:sparsity=0.5")) is None
 
 
 def test_a_default_value_given_explicitly_is_the_same_step(cache_and_model):
