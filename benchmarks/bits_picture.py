@@ -6,13 +6,16 @@ python benchmarks/bits_picture.py EXPERIMENT OUTPUT.png
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import TYPE_CHECKING
 
 import click
 import mlflow
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from compression.reporting.figures import style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTHS = (1, 2, 4, 8)
 

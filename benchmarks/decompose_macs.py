@@ -23,7 +23,6 @@ import torch
 from torch import nn
 
 from compression import methods, models
-from compression.deploy import measure
 from compression.nn import layers
 
 FIRST = {"alexnet": "features.0", "vgg16": "features.0", "resnet50": "conv1"}
@@ -48,7 +47,7 @@ def built(name, weights):
 
 def counted(model, example):
     """GFLOPs of the convolutions as they count, MACs of the whole, parameters in millions."""
-    macs = measure.macs(model, example)
+    macs = layers.count_macs(model, example)
     inside = sum(macs[name] for name, layer in layers.prunable_layers(model).items() if isinstance(layer, nn.Conv2d))
     return 2 * inside / 1e9, sum(macs.values()) / 1e9, layers.count_parameters(model) / 1e6
 

@@ -65,7 +65,7 @@ def network() -> nn.Module:
 def made_up(images: Tensor, targets: Tensor) -> Task:
     """A task of these images, with next to nothing to validate on."""
     train = Split(images, targets, cifar10.prepare)
-    few = train.take(torch.arange(2))
+    few = train.select(torch.arange(2))
     names = {"name": "made-up", "labels": cifar10.LABELS, "metric": "accuracy", "model": "resnet20", "student": ""}
     return Task(
         **names,
@@ -73,7 +73,7 @@ def made_up(images: Tensor, targets: Tensor) -> Task:
         validation=few,
         test=few,
         outputs=10,
-        metrics=accuracy,
+        compute_metrics=accuracy,
         loss=cross_entropy,
         training={},
         input_shape=(3, 32, 32),

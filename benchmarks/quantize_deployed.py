@@ -28,7 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from compression import methods, models, tasks
-from compression.deploy.onnx.export import export, named
+from compression.deploy.onnx.export import export, named_inputs
 from compression.deploy.session import Session
 from compression.deploy.timing import time_files
 from compression.methods.quantize.calibration.activations import calibration_batches
@@ -43,7 +43,7 @@ class Reader(CalibrationDataReader):
     """The calibration batches as ONNX Runtime wants them."""
 
     def __init__(self, data):
-        self.rest = iter({name: t.numpy() for name, t in named(inputs).items()} for inputs in data)
+        self.rest = iter({name: t.numpy() for name, t in named_inputs(inputs).items()} for inputs in data)
 
     def get_next(self):
         return next(self.rest, None)
@@ -69,7 +69,7 @@ def settled(model, task):
     """Untrained, but with batch norms that have seen data."""
     model.train()
     with torch.no_grad():
-        for inputs, _ in list(task.train.take(torch.arange(min(512, len(task.train)))).batches(64)):
+        for inputs, _ in list(task.train.select(torch.arange(min(512, len(task.train)))).batches(64)):
             forward(model, inputs)
     return model.eval()
 
@@ -116,7 +116,7 @@ def compare(model, task, step, threads, folder, rounds):
             **times.get(name, {}),
             "size_mb": file.stat().st_size / 1e6,
             "agreement": (logits[name].argmax(1) == right).float().mean().item(),
-            **task.metrics(logits[name], task.test.targets),
+            **task.compute_metrics(logits[name], task.test.targets),
         }
         for name, file in files.items()
     ]

@@ -1,8 +1,9 @@
-"""Writing files so that nobody ever reads half of one."""
+"""Files: writing them so that nobody ever reads half of one, and their checksums."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give the block another path to write to, and move that file to `path` once the block has ended well.
+    """Yield a temporary path to write to, and rename that file to `path` if the block does not raise.
 
-    `path` is the old file until then, and stays it where the block raises. The other path is `<name>.half` beside it,
-    so one process at a time may write a file. Raises OSError where the file system does.
+    Until then, and if the block raises, `path` remains the old file. The temporary path is `<name>.half` in the same
+    folder, so only one process at a time may write a file. Raises OSError if the file system does.
     """
     half = path.with_name(f"{path.name}.half")
     try:
@@ -23,3 +24,9 @@ def replace_file(path: Path) -> Iterator[Path]:
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal. Raises OSError if the file cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

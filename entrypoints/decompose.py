@@ -1,3 +1,5 @@
+"""MLflow Project entry point `decompose`: `compression decompose` with the parameters of `mlflow run`."""
+
 import sys
 
 from compression.cli import main

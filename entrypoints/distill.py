@@ -1,3 +1,5 @@
+"""MLflow Project entry point `distill`: `compression distill` with the parameters of `mlflow run`."""
+
 import sys
 
 from compression.cli import main

@@ -1,3 +1,5 @@
+"""MLflow Project entry point `report`: `compression report` with the parameters of `mlflow run`."""
+
 import sys
 
 from compression.cli import main

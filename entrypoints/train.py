@@ -1,3 +1,5 @@
+"""MLflow Project entry point `train`: `compression train` with the parameters of `mlflow run`."""
+
 import sys
 
 from compression.cli import main

@@ -6,12 +6,15 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
+import base64
 import contextlib
 import functools
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
@@ -22,6 +25,19 @@ from compression.training.context import Context
 
 # The exporter reads its 497 translations anew for every file, 0.4 s long; a process of tests writes hundreds of files.
 ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+save_picture = Figure.savefig
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+
+
+def save_pixel(_, file, **options):
+    """In place of `Figure.savefig`: drawing a picture takes 0.3 s, and a run leaves up to ten."""
+    if hasattr(file, "write"):
+        file.write(PIXEL)
+    else:
+        Path(file).write_bytes(PIXEL)
+
+
+Figure.savefig = save_pixel  # not in the processes that tests start
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where tests run in the background: children inherit it
 
 LONGEST = (
@@ -37,6 +53,12 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     """The longest files first, so that no process is left alone with one at the end."""
     items.sort(key=lambda item: not item.nodeid.partition("::")[0].endswith(LONGEST))
+
+
+@pytest.fixture
+def real_pictures(monkeypatch):
+    """For tests that look at pictures: they are drawn."""
+    monkeypatch.setattr(Figure, "savefig", save_picture)
 
 
 class Kept:
@@ -93,7 +115,7 @@ def stripes_task(**changes) -> Task:
         "outputs": 3,
         "labels": ("left", "middle", "right"),
         "metric": "accuracy",
-        "metrics": metrics,
+        "compute_metrics": metrics,
         "loss": nn.functional.cross_entropy,
         "model": "digits_cnn",
         "student": "digits_cnn_small",
@@ -177,7 +199,7 @@ def tiny_bert(outputs: int = 3, **changes) -> nn.Module:
 
     size = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
     config = {"model_type": "bert", "vocab_size": 24, "max_position_embeddings": 16, "num_labels": outputs}
-    return huggingface.from_config(config | size | changes).eval()
+    return huggingface.build_from_config(config | size | changes).eval()
 
 
 def tiny_lstm(outputs: int = 3) -> nn.Module:

@@ -1,6 +1,7 @@
 """pyproject.toml says what the code needs, and the files that describe the project agree with each other."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -15,6 +16,10 @@ from packaging.utils import canonicalize_name
 import compression
 from compression import extras
 from compression.errors import UserError
+from compression.study import database
+from compression.tracking.server import checked_client
+from compression.tuning import worker
+from compression.tuning.config import TuningConfig
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -55,9 +60,12 @@ def imported():
     return found
 
 
+every_distribution = functools.cache(packages_distributions)  # it reads the records of everything that is installed
+
+
 def distributions(module):
     """The normalized names of the distributions that hold a top-level module."""
-    return names(packages_distributions()[module])
+    return names(every_distribution()[module])
 
 
 def test_every_import_is_declared_and_outside_the_extras_in_the_core():
@@ -129,6 +137,26 @@ def test_a_missing_driver_is_found_behind_the_error_that_another_library_makes_o
     wrapped.__cause__ = ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
     with pytest.raises(UserError, match=r"\[postgres\]"), extras.explain_missing():
         fail(wrapped)
+
+
+def open_tracking_store():
+    with checked_client("open the store") as client:
+        client.search_experiments()
+
+
+@pytest.mark.parametrize(
+    ("variable", "use"),
+    [
+        ("COMPRESSION_STUDY_URL", lambda: database.engine(database.url())),
+        ("OPTUNA_STORAGE", lambda: worker._storage(TuningConfig())),
+        ("MLFLOW_TRACKING_URI", open_tracking_store),
+    ],
+)
+def test_a_database_whose_driver_is_not_installed_names_its_extra(variable, use, monkeypatch):
+    monkeypatch.setenv(variable, "postgresql+psycopg2://someone:secret@127.0.0.1:1/nothing")
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(UserError, match=r"needs the package psycopg2, .*\[postgres\]"):
+        use()
 
 
 @pytest.mark.parametrize("name", ["numpy", "optunia", "compression.nothing", None])

@@ -96,7 +96,7 @@ def check_data() -> str:
         return f"COMPRESSION_DATA={root} holds {', '.join(sorted(path.name for path in Path(root).iterdir()))}"
     from compression.models import hub  # imports the libraries of Hugging Face, which take a second
 
-    if not hub.reachable():
+    if not hub.is_reachable():
         raise UserError(
             "The Hugging Face hub cannot be reached, so only the task digits has data; set HF_ENDPOINT to a mirror, or "
             "COMPRESSION_DATA to a folder that holds cifar10/ or glue/<name>/."

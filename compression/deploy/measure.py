@@ -1,25 +1,28 @@
-"""Measuring a model, and comparing before with after. The names of the figures are the names in MLflow."""
+"""Measure models, and compare the metrics before and after compression; all names are those of the MLflow metrics."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.deploy.timing import time_files
 from compression.nn import layers
-from compression.nn.inputs import Inputs
 from compression.tasks.task import Task, evaluate
 
-BATCH = 32  # examples in a timed batch
-# Figures of a model, and those that compare two or tell of the way there; whether more of it is better.
-FIGURES = {
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+    from compression.nn.inputs import Inputs
+
+BATCH_SIZE = 32  # of the timed batch
+# Metrics of one model, and metrics of a run that compares two; whether a higher value is better.
+EFFICIENCY_METRICS = {
     "params": False,
     "nonzero_params": False,
     "sparsity": True,
@@ -31,70 +34,75 @@ FIGURES = {
     "throughput": True,
     "peak_memory_mb": False,
 }
-RATIOS = {"compression_ratio": True, "speedup": True, "macs_ratio": False, "seconds": False}
+COMPARISON_METRICS = {"compression_ratio": True, "speedup": True, "macs_ratio": False, "seconds": False}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Everything known of one model on one task: quality on the test split, size, cost, layer by layer."""
+    """The metrics of one model on one task, and the ONNX file that they were measured on."""
 
-    quality: dict[str, float]
-    figures: dict[str, float]  # FIGURES; those of time and memory once it is `timed`
-    layers: list[dict[str, Any]]
-    file: Path  # the deployed form
-    onnx: dict[str, float]  # the file against the torch model
-    logits: Tensor = field(repr=False)
-    targets: Tensor = field(repr=False)
-    backend: str = ""
+    quality: dict[str, float]  # task metrics on the test splits
+    efficiency: dict[str, float]  # EFFICIENCY_METRICS; those of time and memory are there after `add_timings`
+    layers: list[dict[str, Any]]  # rows of `layer_table`
+    file: Path  # the ONNX file
+    onnx: dict[str, float]  # metrics of the ONNX file's outputs, and their difference from the torch model's
+    logits: Tensor = field(repr=False)  # (n, outputs), of the torch model on the test split
+    targets: Tensor = field(repr=False)  # (n,)
+    backend: str = ""  # runtime, execution provider and number of threads of the timings
 
     def metrics(self) -> dict[str, float]:
-        return self.quality | self.figures
+        """Return quality and efficiency metrics in one dict."""
+        return self.quality | self.efficiency
 
 
-def measure(models: list[nn.Module], task: Task, folder: Path, threads: int, cuda: bool = False) -> list[Measurement]:
-    """Measure models in one go, by the same code, timed in turn; writes `<i>.onnx` for each into `folder`."""
-    examined = [examine(model, task, folder / f"{i}.onnx", threads) for i, model in enumerate(models)]
-    return timed(examined, task, threads, cuda)
+def measure_model(model: nn.Module, task: Task, file: Path, threads: int) -> Measurement:
+    """Export a model on the CPU to `file` and measure everything but time and memory.
 
-
-def examine(model: nn.Module, task: Task, file: Path, threads: int) -> Measurement:
-    """What a model on the CPU is and answers; its deployed form is written to `file` and checked against it."""
+    Raises UserError if the model cannot be exported or the file's outputs differ from the model's.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     export(model, task.example(4), file)
-    check = parity(model, file, task.test, task.metrics, threads)
+    parity = check_parity(model, file, task.test, task.compute_metrics, threads)
     sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     return Measurement(
-        quality=task.metrics(check.logits, check.targets) | also(model, task),
-        figures=structure(model, task.example()) | sizes,
+        quality=task.compute_metrics(parity.logits, parity.targets) | further_split_metrics(model, task),
+        efficiency=structure_metrics(model, task.example()) | sizes,
         layers=layer_table(model, task.example()),
         file=file,
-        onnx={"onnx_max_difference": check.max_difference, "onnx_agreement": check.agreement}
-        | {f"onnx_{name}": value for name, value in check.quality.items()},
-        logits=check.logits,
-        targets=check.targets,
+        onnx={"onnx_max_difference": parity.max_difference, "onnx_agreement": parity.agreement}
+        | {f"onnx_{name}": value for name, value in parity.quality.items()},
+        logits=parity.logits,
+        targets=parity.targets,
     )
 
 
-def timed(examined: Sequence[Measurement], task: Task, threads: int, cuda: bool = False) -> list[Measurement]:
-    """The same with time and memory of their files, run in turn in one process."""
-    timings = time_files([one.file for one in examined], task.example(BATCH), threads, cuda)
+def add_timings(measurements: Sequence[Measurement], task: Task, threads: int, cuda: bool = False) -> list[Measurement]:
+    """Return the measurements with the latency, throughput and memory of their files, timed alternately."""
+    timings = time_files([measurement.file for measurement in measurements], task.example(BATCH_SIZE), threads, cuda)
     return [
         replace(
-            one,
-            figures=one.figures | {name: getattr(timing, name) for name in FIGURES if hasattr(timing, name)},
+            measurement,
+            efficiency=measurement.efficiency
+            | {name: getattr(timing, name) for name in EFFICIENCY_METRICS if hasattr(timing, name)},
             backend=timing.backend,
         )
-        for one, timing in zip(examined, timings, strict=True)
+        for measurement, timing in zip(measurements, timings, strict=True)
     ]
 
 
-def also(model: nn.Module, task: Task) -> dict[str, float]:
-    """The task's metric on its further test splits, `accuracy_mismatched` say."""
-    return {f"{task.metric}_{name}": evaluate(model, split, task)[task.metric] for name, split in task.also.items()}
+def further_split_metrics(model: nn.Module, task: Task) -> dict[str, float]:
+    """Evaluate the task's metric on its further test splits, as `<metric>_<split>`: `accuracy_mismatched`, say."""
+    return {
+        f"{task.metric}_{name}": evaluate(model, split, task)[task.metric]
+        for name, split in task.further_test_splits.items()
+    }
 
 
-def structure(model: nn.Module, example: Inputs) -> dict[str, float]:
-    """Parameters, non-zero parameters, sparsity of the prunable layers' weights, MACs of one example."""
+def structure_metrics(model: nn.Module, example: Inputs) -> dict[str, float]:
+    """Count parameters, non-zero parameters, and MACs of a forward pass of `example`.
+
+    Sparsity is the share of zeros in the weights of prunable layers, 0 for a model without any.
+    """
     weights = [layers.weight(m) for m in layers.prunable_layers(model).values()]
     total, zeros = sum(w.numel() for w in weights), sum(int((w == 0).sum()) for w in weights)
     count = layers.count_parameters(model)
@@ -107,8 +115,8 @@ def structure(model: nn.Module, example: Inputs) -> dict[str, float]:
 
 
 def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
-    """A row per prunable layer: name, type, shape, parameters, sparsity, bits, MACs."""
-    costs = layers.count_macs(model, example)
+    """Return a row per prunable layer: name, type, shape, parameters, sparsity, bits per weight, MACs."""
+    macs = layers.count_macs(model, example)
     rows = []
     for name, module in layers.prunable_layers(model).items():
         weight = layers.weight(module)
@@ -120,37 +128,36 @@ def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
                 "params": weight.numel(),
                 "sparsity": float((weight == 0).float().mean()) if weight.numel() else 0.0,
                 "bits": layers.weight_bits(module),
-                "macs": costs[name],
+                "macs": macs[name],
             }
         )
     return rows
 
 
-def better(name: str, metric: str) -> bool | None:
-    """Whether more of the figure `name` is better, with `metric` the task's; None for what is no figure."""
-    return True if name in (metric, f"{metric}_kept") else (FIGURES | RATIOS).get(name)
+def higher_is_better(name: str, task_metric: str) -> bool | None:
+    """Whether higher values of the metric `name` are better; None for an unknown metric."""
+    if name in (task_metric, f"{task_metric}_kept"):
+        return True
+    return (EFFICIENCY_METRICS | COMPARISON_METRICS).get(name)
 
 
 def compressed_size(path: Path) -> int:
-    """Bytes of the file after gzip: zeros and few distinct values show here, not in the raw size."""
+    """Return the bytes of the file after gzip, which zeros and few distinct values reduce, unlike the raw size."""
     return len(gzip.compress(path.read_bytes(), compresslevel=6))
 
 
-def compare(before: Measurement, after: Measurement, metric: str) -> dict[str, float]:
-    """The flat metrics of a run: the after's own names, `<name>_before`, and the ratios.
+def compare(before: Measurement, after: Measurement, task_metric: str) -> dict[str, float]:
+    """Return the metrics of a run: those of `after`, those of `before` as `<name>_before`, and ratios of both.
 
-    `<metric>_kept` and `macs_ratio` are after/before; `compression_ratio` and `speedup` before/after.
+    `<metric>_kept` and `macs_ratio` are after/before; `compression_ratio` and `speedup` before/after. A ratio whose
+    denominator is zero is left out.
     """
-    now, then = after.metrics(), before.metrics()
-
-    def ratio(over: float, under: float) -> dict[str, float]:
-        return {"": over / under} if under else {}
-
-    ratios = {
-        f"{metric}_kept": ratio(now[metric], then[metric]),
-        "compression_ratio": ratio(then["size_mb"], now["size_mb"]),
-        "speedup": ratio(then["latency_ms"], now["latency_ms"]),
-        "macs_ratio": ratio(now["macs"], then["macs"]),
+    new, old = after.metrics(), before.metrics()
+    fractions = {
+        f"{task_metric}_kept": (new[task_metric], old[task_metric]),
+        "compression_ratio": (old["size_mb"], new["size_mb"]),
+        "speedup": (old["latency_ms"], new["latency_ms"]),
+        "macs_ratio": (new["macs"], old["macs"]),
     }
-    found = {name: r[""] for name, r in ratios.items() if r}
-    return now | {f"{name}_before": value for name, value in then.items()} | found | after.onnx
+    ratios = {name: numerator / denominator for name, (numerator, denominator) in fractions.items() if denominator}
+    return new | {f"{name}_before": value for name, value in old.items()} | ratios | after.onnx

@@ -1,11 +1,10 @@
-"""Whether an ONNX file answers as the torch model that it was made from."""
+"""Compare the outputs of an ONNX file with those of the torch model that it was exported from."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,51 +13,65 @@ from compression.deploy.session import Session
 from compression.errors import UserError
 from compression.tasks.task import Split, predict
 
-# Beyond these the export is wrong, not rounded otherwise: share of equal predictions, and root mean square of the
-# logits' difference over that of the logits (predictions alone say nothing of a model that answers one class).
-LEAST_AGREEMENT, LARGEST_DIFFERENCE = 0.998, 0.1
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
-
-# An answer ties with the model's own where its logit falls behind by less than this many root mean squares of the
-# difference: in integers the last bit of a float becomes a whole step here and there, and logits have a noise.
-TIE = 4.0
+# Beyond these the export is wrong, not merely rounded in another way: the share of equal predictions, and the root mean
+# square of the logits' difference over that of the logits, as a model that always predicts one class agrees with any
+# other that does.
+MIN_AGREEMENT, MAX_RELATIVE_ERROR = 0.998, 0.1
+# A prediction of the file counts as equal if the torch model's logit of that class is below its largest by no more than
+# this many root mean squares of the difference: in integer arithmetic the last bit of a float becomes a whole step now
+# and then, so logits are noisy.
+TIE_TOLERANCE = 4.0
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the file is from the torch model: largest difference of a logit, share of equal predictions."""
+    """How the outputs of an ONNX file differ from those of its torch model on one split."""
 
-    max_difference: float
-    agreement: float
-    quality: dict[str, float]  # the task's metrics, as the file answers
-    logits: Tensor  # (n, outputs), as the torch model answers
-    targets: Tensor
+    max_difference: float  # largest absolute difference of a logit
+    agreement: float  # share of examples with equal predictions
+    quality: dict[str, float]  # task metrics of the file's outputs
+    logits: Tensor  # (n, outputs), of the torch model
+    targets: Tensor  # (n,)
 
 
-def parity(model: nn.Module, path: Path, split: Split, metrics: Any, threads: int) -> Parity:
-    """Compare file and model on `split`; UserError if their predictions are not the same ones."""
-    ours, targets = predict(model, split)
-    theirs = Session(path, threads).predict(split)
-    agreement = _agreeing(ours, theirs).float().mean().item()
-    found = Parity((ours - theirs).abs().max().item(), agreement, metrics(theirs, targets), ours, targets)
-    relative = ((ours - theirs).square().mean() / ours.square().mean().clamp_min(1e-12)).sqrt().item()
-    if len(targets) * (1 - agreement) > most_wrong(len(targets)) or relative > LARGEST_DIFFERENCE:
+def check_parity(
+    model: nn.Module, path: Path, split: Split, metrics: Callable[[Tensor, Tensor], dict[str, float]], threads: int
+) -> Parity:
+    """Compare the file and the model on `split`; `metrics` computes task metrics from logits and targets.
+
+    Raises UserError if more predictions than `max_disagreements` differ, or if the root mean square of the logits'
+    difference is over `MAX_RELATIVE_ERROR` of that of the logits.
+    """
+    expected, targets = predict(model, split)
+    actual = Session(path, threads).predict(split)
+    difference = actual - expected
+    agreement = _is_same_prediction(expected, actual).float().mean().item()
+    max_difference = difference.abs().max().item()
+    relative_error = (difference.square().mean() / expected.square().mean().clamp_min(1e-12)).sqrt().item()
+    if len(targets) * (1 - agreement) > max_disagreements(len(targets)) or relative_error > MAX_RELATIVE_ERROR:
         raise UserError(
-            f"The ONNX file answers otherwise than the model on {1 - found.agreement:.1%} of the examples "
-            f"(logits differ by up to {found.max_difference:.3g}): it is not deployable as it is."
+            f"The ONNX file gives other predictions than the model on {1 - agreement:.1%} of the examples "
+            f"(logits differ by up to {max_difference:.3g}), so it cannot be deployed."
         )
-    return found
+    return Parity(max_difference, agreement, metrics(actual, targets), expected, targets)
 
 
-def most_wrong(count: int) -> float:
-    """Answers of `count` that may differ: a share of 1 - LEAST_AGREEMENT, and twice the deviation of such a count."""
-    expected = (1 - LEAST_AGREEMENT) * count
+def max_disagreements(count: int) -> float:
+    """Return how many of `count` predictions may differ.
+
+    The expected number at `MIN_AGREEMENT`, plus two standard deviations of such a count (Poisson).
+    """
+    expected = (1 - MIN_AGREEMENT) * count
     return expected + 2 * math.sqrt(expected)
 
 
-def _agreeing(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Where the answers `(n, outputs)` are the same; an answer that ties with the model's own is."""
-    if ours.shape[1] == 1:
-        return torch.isclose(ours, theirs, atol=0.05, rtol=0.05)
-    lost = ours.amax(1) - ours.gather(1, theirs.argmax(1, keepdim=True)).squeeze(1)
-    return lost <= TIE * (ours - theirs).square().mean().sqrt()
+def _is_same_prediction(expected: Tensor, actual: Tensor) -> Tensor:
+    """Compare logits `(n, outputs)`: bool `(n,)`, for one output (regression) `(n, 1)` with a tolerance of 5 %."""
+    if expected.shape[1] == 1:
+        return torch.isclose(expected, actual, atol=0.05, rtol=0.05)
+    margin = expected.amax(1) - expected.gather(1, actual.argmax(1, keepdim=True)).squeeze(1)
+    return margin <= TIE_TOLERANCE * (actual - expected).square().mean().sqrt()

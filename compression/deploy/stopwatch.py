@@ -1,6 +1,7 @@
-"""`python -m compression.deploy.stopwatch`: times ONNX files in a process that holds nothing else.
+"""`python -m compression.deploy.stopwatch`: time ONNX files in a process that loads nothing else.
 
-Reads one JSON order from standard input and prints one JSON list, an entry a file. `deploy.timing` is its caller.
+Reads a `Request` as JSON from standard input and prints a JSON list with the metrics of each file. `deploy.timing`
+starts it: torch and the models in the caller's memory would disturb both time and memory.
 """
 
 from __future__ import annotations
@@ -8,82 +9,92 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import onnxruntime
 
-WARM_UP = 5
-REPEATS = 50  # at most; at least 30 single runs, 5 batches
-AT_LEAST = {"single": 30, "batch": 5}
-SECONDS = 2.0  # per file and kind of run, once the least number of repeats is done
+Kind = Literal["single", "batch"]  # one example at a time, or the whole batch
+WARM_UPS = {"single": 5, "batch": 1}
+MIN_REPEATS = {"single": 30, "batch": 5}
+MAX_REPEATS = 50
+MAX_SECONDS = 2.0  # per file and kind, after which no repeat beyond MIN_REPEATS begins
 
 
-def session(path: str, order: dict[str, Any]) -> onnxruntime.InferenceSession:
+class Request(TypedDict):
+    """What to time, and how."""
+
+    files: list[str]  # paths of ONNX files
+    inputs: str  # path of an .npz file with a batch of inputs, by name
+    threads: int
+    cuda: bool  # use the GPU if ONNX Runtime can
+    memory: NotRequired[bool]  # measure peak memory, of one file alone, instead of time
+
+
+def create_session(path: str, threads: int, cuda: bool) -> onnxruntime.InferenceSession:
+    """Load an ONNX file to run on the CPU, or with `cuda` on the GPU if there is one."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = (
-        order["threads"],
-        1,
-        3,
-    )
-    # Threads spin on after a run, to be quick at the next; here that is another file's, which they would slow down:
-    # a ResNet-18 of 1.5 ms took from 1.9 to 5.9 beside itself on two cores.
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors only
+    # Threads spin after a run, to start the next one fast. Here the next run is another file's, which they would slow
+    # down: a ResNet-18 of 1.5 ms took 1.9 to 5.9 ms beside a copy of itself on two cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    wanted = ["CUDAExecutionProvider"] if order["cuda"] else []
+    wanted = ["CUDAExecutionProvider"] if cuda else []
     available = [p for p in wanted if p in onnxruntime.get_available_providers()]
     return onnxruntime.InferenceSession(path, options, providers=[*available, "CPUExecutionProvider"])
 
 
-def alternate(sessions: list[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], kind: str) -> np.ndarray:
-    """Seconds `(repeats, files)` of running each session in turn."""
-    for s in sessions:
-        for _ in range(WARM_UP if kind == "single" else 1):
-            s.run(None, feeds)
+def time_alternately(
+    sessions: list[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], kind: Kind
+) -> np.ndarray:
+    """Run the sessions alternately (A B A B …) and return the seconds of each run, `(repeats, files)`."""
+    for session in sessions:
+        for _ in range(WARM_UPS[kind]):
+            session.run(None, feeds)
     seconds: list[list[float]] = []
-    begun = time.perf_counter()
-    while len(seconds) < AT_LEAST[kind] or (
-        len(seconds) < REPEATS and time.perf_counter() - begun < SECONDS * len(sessions)
-    ):
+    end = time.perf_counter() + MAX_SECONDS * len(sessions)
+    while len(seconds) < MIN_REPEATS[kind] or (len(seconds) < MAX_REPEATS and time.perf_counter() < end):
         row = []
-        for s in sessions:
+        for session in sessions:
             start = time.perf_counter()
-            s.run(None, feeds)
+            session.run(None, feeds)
             row.append(time.perf_counter() - start)
         seconds.append(row)
     return np.array(seconds)
 
 
-def timings(order: dict[str, Any], feeds: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    sessions = [session(path, order) for path in order["files"]]
-    single = alternate(sessions, {name: value[:1] for name, value in feeds.items()}, "single")
-    batch = alternate(sessions, feeds, "batch")
+def measure_latency(request: Request, feeds: dict[str, np.ndarray]) -> list[dict[str, float | str]]:
+    """Measure each file's latency (ms per example: median, 95th percentile) and throughput (examples per second)."""
+    sessions = [create_session(path, request["threads"], request["cuda"]) for path in request["files"]]
+    single = time_alternately(sessions, {name: value[:1] for name, value in feeds.items()}, "single")
+    batch = time_alternately(sessions, feeds, "batch")
     size = len(next(iter(feeds.values())))
     return [
         {
             "latency_ms": float(np.median(single[:, i]) * 1e3),
             "latency_ms_p95": float(np.percentile(single[:, i], 95) * 1e3),
             "throughput": float(size / np.median(batch[:, i])),
-            "backend": f"onnxruntime {onnxruntime.__version__} {s.get_providers()[0]}, {order['threads']} threads",
+            "backend": f"onnxruntime {onnxruntime.__version__} {s.get_providers()[0]}, {request['threads']} threads",
         }
         for i, s in enumerate(sessions)
     ]
 
 
 def resident_mb(field: str) -> float:
-    """A memory figure of this process from the kernel, in MB: VmRSS now, VmHWM at its highest."""
+    """Read this process's resident memory in MB (1e6 bytes) from Linux: `VmRSS` is the current, `VmHWM` the peak."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith(field))
     return int(line.split()[1]) * 1024 / 1e6
 
 
-def peak(order: dict[str, Any], feeds: dict[str, np.ndarray]) -> list[dict[str, float]]:
-    """How far loading the file and answering one batch raised this process's memory above the bare runtime."""
+def measure_peak_memory(request: Request, feeds: dict[str, np.ndarray]) -> list[dict[str, float | str]]:
+    """Measure how far loading the first file and running one batch raises memory over the bare runtime's, in MB."""
     before = resident_mb("VmRSS")
-    session(order["files"][0], order).run(None, feeds)
+    create_session(request["files"][0], request["threads"], request["cuda"]).run(None, feeds)
     return [{"peak_memory_mb": resident_mb("VmHWM") - before}]
 
 
 if __name__ == "__main__":
-    given = json.load(sys.stdin)
-    inputs = dict(np.load(given["inputs"]))
-    json.dump((peak if given.get("memory") else timings)(given, inputs), sys.stdout)
+    request: Request = json.load(sys.stdin)
+    measure = measure_peak_memory if request.get("memory") else measure_latency
+    json.dump(measure(request, dict(np.load(request["inputs"]))), sys.stdout)

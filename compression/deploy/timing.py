@@ -1,4 +1,4 @@
-"""Latency, throughput and memory of ONNX files, taken in a process of their own."""
+"""Measure latency, throughput and memory of ONNX files in a process of their own."""
 
 from __future__ import annotations
 
@@ -7,63 +7,70 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from compression.deploy.onnx.export import named
+from compression.deploy.onnx.export import named_inputs
 from compression.nn.inputs import Inputs, map_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compression.deploy.stopwatch import Request
 
 
 @dataclass(frozen=True)
 class Timing:
-    """What ONNX Runtime needed for one file: milliseconds per single example, examples per second in batches."""
+    """Time and memory of one file in ONNX Runtime."""
 
-    latency_ms: float
-    latency_ms_p95: float
-    throughput: float
-    peak_memory_mb: float
-    backend: str
+    latency_ms: float  # of one example, median
+    latency_ms_p95: float  # 95th percentile
+    throughput: float  # examples per second, in batches
+    peak_memory_mb: float  # MB (1e6 bytes) over the bare runtime's
+    backend: str  # runtime, execution provider and number of threads
 
 
 def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = False) -> list[Timing]:
-    """Time the files in turn, A B A B …, in a fresh process, so that a drift of the machine hits all alike.
+    """Time the files alternately (A B A B …) in a new process, so that a drift of the machine affects all alike.
 
-    `example` is a prepared batch: its first row gives the latency, all of it the throughput.
+    `example` is a prepared batch: its first row gives the latency, all of it the throughput. Raises RuntimeError if
+    the process fails.
     """
-    with _order(example, threads, cuda) as order:
-        timings = _stopwatch(order | {"files": [str(p) for p in paths]})
-        peaks = [_stopwatch(order | {"files": [str(p)], "memory": True})[0] for p in paths]
+    with _request(paths, example, threads, cuda) as request:
+        timings = _run_stopwatch(request)
+        peaks = [_run_stopwatch({**request, "files": [str(path)], "memory": True})[0] for path in paths]
     return [Timing(**timing, **peak) for timing, peak in zip(timings, peaks, strict=True)]
 
 
 def latencies(paths: list[Path], example: Inputs, threads: int) -> list[float]:
-    """Milliseconds for the first row of `example` alone, of each file; timed as by `time_files`."""
-    with _order(example, threads) as order:
-        return [timing["latency_ms"] for timing in _stopwatch(order | {"files": [str(p) for p in paths]})]
+    """Return the latency of each file in ms, for the first row of `example`, timed as in `time_files`."""
+    with _request(paths, example, threads) as request:
+        return [timing["latency_ms"] for timing in _run_stopwatch(request)]
 
 
 @contextlib.contextmanager
-def _order(example: Inputs, threads: int, cuda: bool = False) -> Iterator[dict[str, Any]]:
-    """What the stopwatch is told besides the files; the inputs lie on disk as long as this lasts."""
+def _request(paths: list[Path], example: Inputs, threads: int, cuda: bool = False) -> Iterator[Request]:
+    """Build the stopwatch's request; its inputs are in a temporary file, deleted at the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
-        feeds = Path(folder) / "inputs.npz"
-        arrays: dict[str, Any] = {name: t.numpy() for name, t in named(map_inputs(Tensor.cpu, example)).items()}
-        np.savez(feeds, **arrays)
-        yield {"inputs": str(feeds), "threads": threads, "cuda": cuda}
+        inputs = Path(folder) / "inputs.npz"
+        arrays: dict[str, Any] = {n: t.numpy() for n, t in named_inputs(map_inputs(Tensor.cpu, example)).items()}
+        np.savez(inputs, **arrays)
+        yield {"files": [str(path) for path in paths], "inputs": str(inputs), "threads": threads, "cuda": cuda}
 
 
-def _stopwatch(order: dict[str, Any]) -> list[dict[str, Any]]:
-    done = subprocess.run(
+def _run_stopwatch(request: Request) -> list[dict[str, Any]]:
+    """Run `deploy.stopwatch` in a new process; a dict of metrics per file. Raises RuntimeError if it fails."""
+    process = subprocess.run(
         [sys.executable, "-m", "compression.deploy.stopwatch"],
-        input=json.dumps(order),
+        input=json.dumps(request),
         capture_output=True,
         text=True,
     )
-    if done.returncode:
-        raise RuntimeError(f"The timing process failed: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout)
+    if process.returncode:
+        raise RuntimeError(f"The timing process failed: {process.stderr.strip()[-500:]}")
+    timings: list[dict[str, Any]] = json.loads(process.stdout)
+    return timings

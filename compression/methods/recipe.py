@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compression.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Written = list[tuple[str, dict[str, Any]]]  # (method, field -> text, or value of YAML) of every step
 SHAPE = "a recipe file is a list of steps, `- static` or `- structured: {sparsity: 0.5}`"

@@ -1,4 +1,4 @@
-"""The models by name, and how one is built from a name or built again from its description.
+"""The models by name; building one from its name, or again from its spec.
 
 Every model carries `spec`, a dictionary that JSON can hold: `rebuild(spec)` makes the same architecture
 without its weights, so that no checkpoint ever needs pickle.
@@ -7,32 +7,46 @@ without its weights, so that no checkpoint ever needs pickle.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compression.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
+    from transformers import PreTrainedTokenizerBase
 
 
-class Target(Protocol):
-    """What a model must know of the task that it is built for: the part of `tasks.Task` that says so."""
+class TaskInterface(Protocol):
+    """The part of `tasks.Task` that building a model for a task needs."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The task's name."""
+
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> int:
+        """The number of classes; 1 for regression."""
+
     @property
-    def labels(self) -> tuple[str, ...]: ...
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes; empty for regression."""
+
     @property
-    def input_shape(self) -> tuple[int, ...]: ...
+    def input_shape(self) -> tuple[int, ...]:
+        """`(channels, height, width)` of images; empty for text."""
+
     @property
-    def takes_images(self) -> bool: ...
+    def takes_images(self) -> bool:
+        """Whether the inputs are images; if not, they are token ids."""
+
     @property
-    def tokenizer(self) -> Any: ...
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of a text task."""
 
 
+# Name -> "module:function"; a module is imported, and torch with it, when one of its models is built.
 IMAGE_MODELS: dict[str, str] = {
     "resnet8": "compression.models.resnet:resnet8",
     "resnet18": "compression.models.resnet:resnet18",
@@ -51,47 +65,54 @@ TEXT_MODELS: dict[str, str] = {"lstm": "compression.models.lstm:lstm"}
 MODELS = IMAGE_MODELS | TEXT_MODELS
 
 
-def build(name: str, task: Target) -> nn.Module:
-    """The model called `name` with the task's outputs: ours untrained, a hub name or folder pretrained.
+def build(name: str, task: TaskInterface) -> nn.Module:
+    """Build the model `name` with the task's number of outputs.
 
-    Raises UserError for a name that is unknown, that does not suit the task, or that cannot be fetched.
+    The lab's own models get new random weights; a Hugging Face hub name or folder gives pretrained ones. Raises
+    UserError for a name that is unknown, does not suit the task, or cannot be downloaded.
     """
-    fitting = IMAGE_MODELS if task.takes_images else TEXT_MODELS
-    if name in MODELS and name not in fitting:
-        raise UserError(f"The model {name} is not for {task.name}; take {described(fitting)}.")
-    if name in fitting or task.takes_images:
-        takes = {"input_shape": list(task.input_shape)} if task.takes_images else {"vocabulary": len(task.tokenizer)}
-        return _ours(name, {"outputs": task.outputs, **takes, "width": 1.0})
+    suitable = IMAGE_MODELS if task.takes_images else TEXT_MODELS
+    if name in MODELS and name not in suitable:
+        raise UserError(f"The model {name} is not for {task.name}; take {_choices(suitable)}.")
+    if task.takes_images:
+        return _build_own(name, {"outputs": task.outputs, "input_shape": list(task.input_shape), "width": 1.0})
+    if name in suitable:
+        assert task.tokenizer is not None  # every text task has one
+        return _build_own(name, {"outputs": task.outputs, "vocabulary": len(task.tokenizer), "width": 1.0})
     from compression.models import huggingface
 
-    return huggingface.pretrained(name, task)
+    return huggingface.load_pretrained(name, task)
 
 
 def spec_of(model: nn.Module) -> dict[str, Any]:
-    """What `rebuild` makes the architecture of `model` from; survives JSON unchanged."""
-    return getattr(model, "spec")  # noqa: B009 - mypy takes any other attribute for a tensor
+    """Return the spec that `rebuild` makes the architecture of `model` from; survives JSON unchanged."""
+    spec: dict[str, Any] = getattr(model, "spec")  # noqa: B009 - mypy takes any other attribute for a tensor
+    return spec
 
 
 def rebuild(spec: Mapping[str, Any]) -> nn.Module:
-    """The untrained architecture that `spec` describes, on the CPU; needs no network.
+    """Build the architecture that `spec` describes, with new random weights, on the CPU; needs no network.
 
-    Raises UserError where `spec` names no builder of ours.
+    Raises UserError if `spec` names an unknown builder.
     """
     if spec["builder"] == "huggingface":
         from compression.models import huggingface
 
-        return huggingface.from_config(spec["config"])
-    return _ours(spec["builder"], spec["arguments"])
+        return huggingface.build_from_config(spec["config"])
+    return _build_own(spec["builder"], spec["arguments"])
 
 
-def example(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
-    """`n` inputs of the shape that `model` takes, all zeros: for what looks at shapes alone."""
+def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
+    """Return `n` inputs of the shape that `model` takes, all zeros: images, or token ids `(n, 8)` with their mask.
+
+    For tracing, where only shapes matter.
+    """
     import torch
 
     if hasattr(model, "config"):
         from compression.models import huggingface
 
-        return huggingface.example(model.config, n)
+        return huggingface.zero_inputs(model.config, n)
     arguments = spec_of(model)["arguments"]
     if "vocabulary" in arguments:
         ids = torch.zeros(n, 8, dtype=torch.int64)
@@ -99,19 +120,20 @@ def example(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
     return torch.zeros(n, *arguments["input_shape"])
 
 
-def described(fitting: Mapping[str, str]) -> str:
-    """The models that a task can have, as part of a sentence."""
-    more = " or any Hugging Face hub name or folder" if fitting is TEXT_MODELS else ""
-    return f"{', '.join(fitting)}{more}"
+def _choices(suitable: Mapping[str, str]) -> str:
+    """List the models that a task can have, as part of a sentence."""
+    more = " or any Hugging Face hub name or folder" if suitable is TEXT_MODELS else ""
+    return f"{', '.join(suitable)}{more}"
 
 
-def _ours(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _build_own(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """Build one of the lab's own models and attach its spec. Raises UserError for an unknown name."""
     if name not in MODELS:
         raise UserError(
-            f"There is no model {name!r}; the models for images are {described(IMAGE_MODELS)}; "
-            f"those for text {described(TEXT_MODELS)}."
+            f"There is no model {name!r}; the models for images are {_choices(IMAGE_MODELS)}; "
+            f"those for text {_choices(TEXT_MODELS)}."
         )
     module, function = MODELS[name].split(":")
-    model = getattr(importlib.import_module(module), function)(**arguments)
-    model.spec = {"builder": name, "arguments": dict(arguments)}
+    model: nn.Module = getattr(importlib.import_module(module), function)(**arguments)
+    model.spec = {"builder": name, "arguments": dict(arguments)}  # type: ignore[assignment]
     return model

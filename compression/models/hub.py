@@ -1,7 +1,7 @@
-"""Whether the Hugging Face hub, or the mirror that HF_ENDPOINT names, can be asked for anything.
+"""Whether the Hugging Face hub, or the mirror that HF_ENDPOINT names, can be reached.
 
-The hub's own libraries retry for most of a minute where there is no network. Who knocks first can tell
-them to look at the copies on this disk only, and they answer at once.
+Without a network, the hub's own libraries retry for most of a minute. Code that asks here first can tell them to use
+local copies only.
 """
 
 from __future__ import annotations
@@ -15,38 +15,40 @@ from huggingface_hub import constants
 
 from compression.errors import first_line
 
-SECONDS = 5.0  # a mirror on the other side of the world answers in one
+TIMEOUT_SECONDS = 5.0  # a mirror on the other side of the world answers in one
 
 
-def reachable() -> bool:
-    """Whether the endpoint answers now; False in offline mode (HF_HUB_OFFLINE)."""
-    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+def is_reachable() -> bool:
+    """Whether the endpoint answers; False in offline mode (HF_HUB_OFFLINE). Asked once per process and endpoint."""
+    return not constants.HF_HUB_OFFLINE and _responds(constants.ENDPOINT)
 
 
 @cache
-def _answers(endpoint: str) -> bool:
-    # In a thread: a name server that drops its packets blocks for longer than any timeout of requests.
-    answer: queue.Queue[bool] = queue.Queue()
-    threading.Thread(target=_knock, args=(endpoint, answer), daemon=True).start()
+def _responds(endpoint: str) -> bool:
+    """Whether any HTTP response comes within TIMEOUT_SECONDS."""
+    # In a thread: a name server that drops packets blocks for longer than any timeout of requests.
+    result: queue.Queue[bool] = queue.Queue()
+    threading.Thread(target=_send_request, args=(endpoint, result), daemon=True).start()
     try:
-        return answer.get(timeout=SECONDS)
+        return result.get(timeout=TIMEOUT_SECONDS)
     except queue.Empty:
         return False
 
 
-def _knock(endpoint: str, answer: queue.Queue[bool]) -> None:
+def _send_request(endpoint: str, result: queue.Queue[bool]) -> None:
+    """Put into `result` whether a request to `endpoint` got a response, of any status."""
     try:
-        requests.head(endpoint, timeout=SECONDS)  # any answer will do, a refusal too
+        requests.head(endpoint, timeout=TIMEOUT_SECONDS)
     except requests.RequestException:
-        answer.put(False)
+        result.put(False)
     else:
-        answer.put(True)
+        result.put(True)
 
 
-def trouble(error: Exception) -> str:
-    """Why the hub gave nothing and what to set, as half a sentence; `error` is what its library raised."""
+def failure_reason(error: Exception) -> str:
+    """Explain why the hub gave nothing and what to set, as half a sentence. `error` is what its library raised."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids asking the hub, unset it"
-    if reachable():
+    if is_reachable():
         return f"{constants.ENDPOINT} does not give it ({first_line(error)}), check the name"
     return f"{constants.ENDPOINT} cannot be reached, set HF_ENDPOINT to a mirror"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from compression.models.width import scaled
+from compression.models.width import scale_channels
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class ConvNet(nn.Module):
-    """Blocks of convolution, batch norm, pooling and ReLU, each halving the image; then two linear layers.
+    """Blocks of convolution, batch norm, pooling and ReLU, then two linear layers.
 
-    Takes images `(batch, *input_shape)` with sides of at least `2 ** len(channels)`, gives logits
-    `(batch, outputs)`.
+    Every block halves height and width. Takes images `(batch, *input_shape)` with sides of at least
+    `2 ** len(channels)`, returns logits `(batch, outputs)`.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class ConvNet(nn.Module):
         self.fc = nn.Linear(hidden, outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.hidden(self.stages(images).flatten(1)))
+        """Return the logits."""
+        logits: Tensor = self.fc(self.hidden(self.stages(images).flatten(1)))
+        return logits
 
 
 def _stage(inputs: int, outputs: int) -> nn.Module:
-    # Pooling before the ReLU gives the same numbers as after it and leaves the ReLU a quarter of the work.
+    # ReLU and max pooling commute; pooling first leaves the ReLU a quarter of the work.
     return nn.Sequential(
         OrderedDict(
             conv=nn.Conv2d(inputs, outputs, 3, padding=1),
@@ -52,7 +57,7 @@ def _stage(inputs: int, outputs: int) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLUs over the flattened image: `(batch, *input_shape)` to `(batch, outputs)`."""
+    """A multilayer perceptron on the flattened image: `(batch, *input_shape)` to logits `(batch, outputs)`."""
 
     def __init__(self, outputs: int, input_shape: Sequence[int], hidden: Sequence[int]) -> None:
         super().__init__()
@@ -66,27 +71,29 @@ class MLP(nn.Module):
         self.fc = nn.Linear(hidden[-1], outputs)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.stages(images.flatten(1)))
+        """Return the logits."""
+        logits: Tensor = self.fc(self.stages(images.flatten(1)))
+        return logits
 
 
 def cnn5(outputs: int, input_shape: Sequence[int], width: float = 1.0) -> ConvNet:
-    """The student of Hao-Ting Li's knowledge-distillation-pytorch: 5 layers, 0.36 M parameters."""
-    *channels, hidden = scaled((32, 64, 128, 128), width)
+    """The student of Hao-Ting Li's knowledge-distillation-pytorch: 5 layers, 0.36 M parameters at 32x32 pixels."""
+    *channels, hidden = scale_channels((32, 64, 128, 128), width)
     return ConvNet(outputs, input_shape, channels, hidden, dropout=0.5)
 
 
 def digits_cnn(outputs: int, input_shape: Sequence[int], width: float = 1.0) -> ConvNet:
     """A teacher for 8x8 images: 53 k parameters."""
-    *channels, hidden = scaled((32, 64, 128), width)
+    *channels, hidden = scale_channels((32, 64, 128), width)
     return ConvNet(outputs, input_shape, channels, hidden, dropout=0.25)
 
 
 def digits_cnn_small(outputs: int, input_shape: Sequence[int], width: float = 1.0) -> ConvNet:
     """A student for 8x8 images: 1.1 k parameters, a percent or two behind its teacher."""
-    *channels, hidden = scaled((4, 8, 16), width)
+    *channels, hidden = scale_channels((4, 8, 16), width)
     return ConvNet(outputs, input_shape, channels, hidden, dropout=0.0)
 
 
 def mlp(outputs: int, input_shape: Sequence[int], width: float = 1.0) -> MLP:
-    """Two hidden layers of 256 and 128."""
-    return MLP(outputs, input_shape, scaled((256, 128), width))
+    """Two hidden layers, of 256 and 128 units."""
+    return MLP(outputs, input_shape, scale_channels((256, 128), width))

@@ -1,7 +1,7 @@
-"""Models on disk: JSON for the structure, safetensors for the weights. Loading executes nothing of the file's.
+"""Models on disk: JSON for the structure, safetensors for the weights. Loading executes nothing from the files.
 
-A saved model is its builder's spec plus what compression changed: a layer of another shape or class, a changed
-number (the heads of an attention), a module that is gone. So any compressed model reloads in a fresh process.
+A stored model is its builder's spec plus what compression changed: layers of another shape or class, attributes with
+another value (the heads of an attention), removed modules. So any compressed model reloads in a fresh process.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import safetensors.torch
 import torch
@@ -20,112 +20,132 @@ from compression import models
 from compression.errors import UserError, first_line
 from compression.nn import layers
 
-FORMAT = 1
-STRUCTURE, WEIGHTS = "model.json", "model.safetensors"
-CHAIN: dict[str, Any] = {"class": "Sequential", "arguments": {}}
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+FORMAT_VERSION = 1
+STRUCTURE_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
+SEQUENTIAL: dict[str, Any] = {"class": "Sequential", "arguments": {}}
 
 
-def save(model: nn.Module, folder: Path, about: dict[str, Any]) -> Path:
-    """Write `model` to `folder`; `about` (task, labels, …) is kept beside its structure."""
+class StructuralChanges(TypedDict):
+    """What turns a freshly built model into a compressed one; survives JSON unchanged."""
+
+    modules: dict[str, dict[str, Any]]  # module name -> class and arguments of the layer to put there
+    attributes: dict[str, dict[str, Any]]  # module name -> attributes to set
+    removed: list[str]  # names of modules to delete
+    masked: list[str]  # names of layers with a pruning mask
+
+
+def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
+    """Write `model` to `folder`, with `metadata` (task, labels, …) beside its structure; return `folder`.
+
+    Raises UserError if the files cannot be written, and TypeError for a layer class that cannot be rebuilt.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    spec = spec_of(model)
+    spec = current_spec(model)
     content = {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "spec": spec,
-        "changes": changes(models.rebuild(spec), model),
-        "about": about,
+        "changes": structural_changes(models.rebuild(spec), model),
+        "about": metadata,
     }
     try:
-        safetensors.torch.save_model(model, str(folder / WEIGHTS))
-        (folder / STRUCTURE).write_text(json.dumps(content, indent=1))
-        if hasattr(model, "config"):
-            model.config.save_pretrained(folder)  # type: ignore[operator, union-attr]  # so that from_pretrained reads the folder too
+        safetensors.torch.save_model(model, str(folder / WEIGHTS_FILE))
+        (folder / STRUCTURE_FILE).write_text(json.dumps(content, indent=1))
+        if (config := getattr(model, "config", None)) is not None:
+            config.save_pretrained(folder)  # so that transformers' from_pretrained reads the folder too
     except (OSError, SafetensorError) as error:
         raise UserError(f"Could not write the model to {folder}: {first_line(error)}.") from error
     return folder
 
 
 def load(folder: Path) -> nn.Module:
-    """The model of a folder that `save` wrote, on the CPU, in eval mode; UserError if it is not whole."""
+    """Load a model that `save` wrote, on the CPU, in eval mode.
+
+    Raises UserError if a file is missing or damaged.
+    """
     try:
-        content = json.loads((folder / STRUCTURE).read_text())
+        content = json.loads((folder / STRUCTURE_FILE).read_text())
         model = models.rebuild(content["spec"])
-        restore(model, content["changes"])
-        safetensors.torch.load_model(model, str(folder / WEIGHTS))
-        for name in content["changes"]["masked"]:
+        apply_changes(model, content["changes"])
+        safetensors.torch.load_model(model, str(folder / WEIGHTS_FILE))
+        for name in content["changes"]["masked"]:  # masks are not stored: what is zero was masked
             layer = model.get_submodule(name)
             layers.set_mask(layer, layers.weight(layer) != 0)
     except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"{folder} does not hold a whole model ({first_line(error)}); "
-            f"it takes a {STRUCTURE} and a {WEIGHTS} as this lab writes them."
+            f"it takes a {STRUCTURE_FILE} and a {WEIGHTS_FILE} as this lab writes them."
         ) from error
     return model.eval()
 
 
-def spec_of(model: nn.Module) -> dict[str, Any]:
-    """How the model was built; a Hugging Face model's configuration as it is now, after what pruning wrote into it."""
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the metadata that `save` wrote."""
+    metadata: dict[str, Any] = json.loads((folder / STRUCTURE_FILE).read_text())["about"]
+    return metadata
+
+
+def current_spec(model: nn.Module) -> dict[str, Any]:
+    """Return the spec to rebuild `model` from, for Hugging Face models with the config as pruning has changed it."""
     config = getattr(model, "config", None)
-    return {"builder": "huggingface", "config": config.to_dict()} if config is not None else model.spec  # type: ignore[return-value]
+    return models.spec_of(model) if config is None else {"builder": "huggingface", "config": config.to_dict()}
 
 
-def reshaped(model: nn.Module) -> bool:
-    """Whether compression changed the structure that its builder gave it; masks change none."""
-    found = changes(models.rebuild(spec_of(model)), model)
-    return bool(found["modules"] or found["attributes"] or found["removed"])
+def has_changed_structure(model: nn.Module) -> bool:
+    """Whether compression changed the structure that the builder gave `model`. Masks do not count."""
+    changes = structural_changes(models.rebuild(current_spec(model)), model)
+    return bool(changes["modules"] or changes["attributes"] or changes["removed"])
 
 
-def untrained(model: nn.Module) -> nn.Module:
-    """The structure of `model` as compression left it, masks and all, with new weights, on the CPU.
+def reinitialized_copy(model: nn.Module) -> nn.Module:
+    """Return a model with the structure of `model`, masks included, and new random weights, on the CPU.
 
-    A layer that its builder did not make begins as torch begins such a layer.
+    Layers that compression put in are initialised as torch initialises their class.
     """
-    fresh = models.rebuild(spec_of(model))
-    restore(fresh, changes(fresh, model))
+    fresh = models.rebuild(current_spec(model))
+    apply_changes(fresh, structural_changes(fresh, model))
     for name, layer in layers.masked_layers(model).items():
-        layers.set_mask(fresh.get_submodule(name), layer.mask.cpu())  # type: ignore[arg-type, operator, union-attr]
+        layers.set_mask(fresh.get_submodule(name), layer.get_buffer("mask").cpu())
     return fresh
 
 
-def about(folder: Path) -> dict[str, Any]:
-    """What `save` was told of the model."""
-    return json.loads((folder / STRUCTURE).read_text())["about"]
+def structural_changes(fresh: nn.Module, model: nn.Module) -> StructuralChanges:
+    """Compare `model` with `fresh`, the model as its builder makes it.
+
+    Raises TypeError for a module of another class that is not in `layers.STORABLE`.
+    """
+    changes = StructuralChanges(modules={}, attributes={}, removed=[], masked=list(layers.masked_layers(model)))
+    _add_changes("", fresh, model, changes)
+    return changes
 
 
-def changes(fresh: nn.Module, model: nn.Module) -> dict[str, Any]:
-    """What to do to `fresh` (from the builder) to give it the structure of `model`."""
-    found: dict[str, Any] = {
-        "modules": {},
-        "attributes": {},
-        "removed": [],
-        "masked": list(layers.masked_layers(model)),
-    }
-    _compare("", fresh, model, found)
-    return found
-
-
-def _compare(path: str, fresh: nn.Module | None, model: nn.Module, found: dict[str, Any]) -> None:
-    if type(model) in layers.REBUILT:
-        if fresh is None or describe(fresh) != describe(model):
-            found["modules"][path] = describe(model)
+def _add_changes(path: str, fresh: nn.Module | None, model: nn.Module, changes: StructuralChanges) -> None:
+    """Add to `changes` those of the module called `path` and of all modules in it."""
+    if type(model) in layers.STORABLE:
+        if type(fresh) is not type(model) or describe_layer(fresh) != describe_layer(model):
+            changes["modules"][path] = describe_layer(model)
         return
     if type(model) is nn.Sequential and type(fresh) is not nn.Sequential:
-        found["modules"][path] = CHAIN  # what a decomposition puts in a layer's place; its parts follow
+        changes["modules"][path] = SEQUENTIAL  # what a decomposition puts in place of a layer; its factors follow
         fresh = nn.Sequential()
     if type(fresh) is not type(model):
-        raise TypeError(f"{path or 'the model'}: a {type(model).__name__} cannot be described; see layers.REBUILT")
-    numbers = plain_attributes(model)
-    if numbers != plain_attributes(fresh):
-        found["attributes"][path] = numbers
+        raise TypeError(f"{path or 'the model'}: a {type(model).__name__} cannot be described; see layers.STORABLE")
+    attributes = plain_attributes(model)
+    if attributes != plain_attributes(fresh):
+        changes["attributes"][path] = attributes
     prefix = f"{path}." if path else ""
     before = dict(fresh.named_children())
     for name, child in model.named_children():
-        _compare(prefix + name, before.get(name), child, found)
-    found["removed"] += [prefix + name for name in before if name not in dict(model.named_children())]
+        _add_changes(prefix + name, before.get(name), child, changes)
+    changes["removed"] += [prefix + name for name in before if name not in dict(model.named_children())]
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """The numbers and texts a container keeps of itself (`num_attention_heads`, say)."""
+    """Return a module's public numbers and strings, such as `num_attention_heads`."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -133,40 +153,38 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def describe(module: nn.Module) -> dict[str, Any] | None:
-    """Class name and constructor arguments of a layer, each read from the attribute of the same name."""
-    if type(module) not in layers.REBUILT:
-        return None
-    names = [n for n in inspect.signature(type(module)).parameters if n not in ("device", "dtype", "inplace")]
-    arguments = {n: getattr(module, n) for n in names if hasattr(module, n) and not n.startswith("_")}
-    if "bias" in arguments:
+def describe_layer(layer: nn.Module) -> dict[str, Any]:
+    """Return the class name and the constructor's arguments, each read from the attribute of the same name."""
+    names = [n for n in inspect.signature(type(layer)).parameters if n not in ("device", "dtype", "inplace")]
+    arguments = {n: getattr(layer, n) for n in names if hasattr(layer, n) and not n.startswith("_")}
+    if "bias" in arguments:  # the attribute is the parameter, the argument says whether there is one
         arguments["bias"] = arguments["bias"] is not None and arguments["bias"] is not False
-    return {"class": type(module).__name__, "arguments": json.loads(json.dumps(arguments))}
+    return {"class": type(layer).__name__, "arguments": json.loads(json.dumps(arguments))}
 
 
-def restore(model: nn.Module, found: dict[str, Any]) -> None:
-    """Apply what `changes` found to a freshly built model."""
-    classes: dict[str, Any] = {cls.__name__: cls for cls in (*layers.REBUILT, nn.Sequential)}
-    for path in sorted(found["removed"], reverse=True):
+def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
+    """Give a freshly built `model` the structure that `changes` describe, in place."""
+    classes: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*layers.STORABLE, nn.Sequential)}
+    for path in sorted(changes["removed"], reverse=True):
         parent, _, name = path.rpartition(".")
         delattr(model.get_submodule(parent), name)
-    for path, description in found["modules"].items():
+    for path, description in changes["modules"].items():
         arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()}
         model.set_submodule(path, classes[description["class"]](**arguments))
-    for path, attributes in found["attributes"].items():
+    for path, attributes in changes["attributes"].items():
         for name, value in attributes.items():
             setattr(model.get_submodule(path), name, value)
 
 
-class _Served:
-    """What `mlflow models serve` and `mlflow.pyfunc.load_model` answer with."""
+class _PyfuncModel:
+    """The model that `mlflow models serve` and `mlflow.pyfunc.load_model` use."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module) -> None:
         self.model = model
 
     @torch.inference_mode()
-    def predict(self, inputs: Any, params: Any = None) -> Any:
-        """Logits for an array of prepared images, or a dict of arrays of token ids."""
+    def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray:  # noqa: ARG002 - MLflow's signature
+        """Return logits `(batch, outputs)` for an array of normalized images, or a dict of arrays of token ids."""
         from compression.nn.inputs import forward
 
         if isinstance(inputs, dict):
@@ -174,6 +192,6 @@ class _Served:
         return forward(self.model, torch.as_tensor(inputs)).numpy()
 
 
-def _load_pyfunc(path: str) -> _Served:
-    """MLflow's loader hook: a `loader_module` instead of a pickle."""
-    return _Served(load(Path(path)))
+def _load_pyfunc(path: str) -> _PyfuncModel:
+    """Load a stored model for MLflow, which calls this function of the `loader_module` that MLmodel files name."""
+    return _PyfuncModel(load(Path(path)))

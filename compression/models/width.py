@@ -1,8 +1,13 @@
 """Thinner and wider copies of an architecture."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
-def scaled(channels: Sequence[int], width: float) -> list[int]:
-    """Each number of channels times `width`, at least one."""
+def scale_channels(channels: Sequence[int], width: float) -> list[int]:
+    """Return each number of channels times `width`, rounded, at least 1."""
     return [max(1, round(c * width)) for c in channels]

@@ -22,8 +22,8 @@ from compression.nn.quantized import (
 from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLayer, ClusteredLinear
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
 
-COMPRESSED = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
-PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED)
+COMPRESSED_LAYERS = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
+PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED_LAYERS)
 
 
 class Add(nn.Module):
@@ -34,9 +34,10 @@ class Add(nn.Module):
         return left + right
 
 
-# Layer classes that a stored model may have where its builder put another layer. They are rebuilt from constructor
-# arguments, each read from the attribute of the same name. A new layer class must join this list to be stored.
-REBUILT: tuple[type[nn.Module], ...] = (
+# Layer classes that a method may put in the place of a layer of the model's builder. Stored models name them, and
+# rebuild them from their constructor arguments, each read from the attribute of the same name. A new layer class must
+# join this list to be stored.
+STORABLE: tuple[type[nn.Module], ...] = (
     *PRUNABLE,
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -71,7 +72,7 @@ def original_name(model: nn.Module, name: str) -> str:
 def set_mask(module: nn.Module, keep: Tensor) -> None:
     """Zero `module.weight` where `keep` (bool, shape of the weight) is false, and keep it zero during training.
 
-    The mask is a buffer that is not stored: `artifacts.load` restores it from the zeros of the weight.
+    The mask is a buffer that is not stored: `models.storage.load` restores it from the zeros of the weight.
     """
     module.register_buffer("mask", keep.to(torch.bool), persistent=False)
     apply_mask(module)

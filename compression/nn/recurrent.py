@@ -50,6 +50,7 @@ class BiLSTM(nn.Module):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.input_size, self.hidden_size = input_size, hidden_size
+        # The forward and the backward direction; stored models have these names.
         self.ahead, self.back = Direction(input_size, hidden_size), Direction(input_size, hidden_size)
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and implies heads of hidden_size / num_attention_heads dimensions. Therefore:
 - `from_pretrained` loads a model with layers dropped, with feed-forward parts of one common width, or with heads and
   hidden size cut together so that their quotient is still the size of a head;
 - it refuses the shapes of a model whose heads were cut without the hidden size, or whose layers differ. Such a model
-  is loaded by `artifacts.load`; `heads_per_layer` and `ffn_per_layer` in its config tell the sizes of each layer.
+  is loaded by `models.storage.load`; its config has the sizes of each layer in `heads_per_layer` and `ffn_per_layer`.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def architecture(model: nn.Module) -> Architecture:
 
 def layers(model: nn.Module) -> nn.ModuleList:
     """Return the transformer's list of layers."""
-    where = architecture(model).layers
-    return model.base_model.get_submodule(where)  # type: ignore[return-value, union-attr]
+    name = architecture(model).layers
+    return model.base_model.get_submodule(name)  # type: ignore[return-value, union-attr]
 
 
 def blocks(model: nn.Module) -> list[Block]:
@@ -183,9 +183,9 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
     for index, block in enumerate(blocks(model)):
         if hasattr(block.attention, "layer_idx"):
             block.attention.layer_idx = index
-    holder = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr]
-    if hasattr(holder, "n_layers"):
-        holder.n_layers = len(chosen)
+    parent = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr]
+    if hasattr(parent, "n_layers"):  # DistilBERT counts its layers there
+        parent.n_layers = len(chosen)
     update_config(model)
 
 
@@ -223,13 +223,16 @@ def hidden_size(model: nn.Module) -> int:
 
 @torch.no_grad()
 def index_select_layer(module: Any, index: Tensor, dim: int) -> None:
-    """Keep the entries `index` of a layer's weight along `dim`, in place, and of its mask and (for dim 0) its bias."""
+    """Keep the entries `index` `(kept,)` of a layer's weight along `dim`, in place, and of its mask.
+
+    For dim 0 (the outputs) it keeps those of the bias as well. The size attributes of the layer are updated.
+    """
     index = index.to(module.weight.device)
-    module.weight = _selected(module.weight, index, dim)
+    module.weight = _index_select(module.weight, index, dim)
     if getattr(module, "mask", None) is not None:
         module.mask = module.mask.index_select(dim, index)
     if dim == 0 and module.bias is not None:
-        module.bias = _selected(module.bias, index, 0)
+        module.bias = _index_select(module.bias, index, 0)
     for attribute, axis in (("out_features", 0), ("in_features", 1), ("embedding_dim", 1)):
         if hasattr(module, attribute):
             setattr(module, attribute, module.weight.shape[axis])
@@ -237,7 +240,8 @@ def index_select_layer(module: Any, index: Tensor, dim: int) -> None:
         module.normalized_shape = tuple(module.weight.shape)
 
 
-def _selected(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
+def _index_select(parameter: Tensor, index: Tensor, dim: int) -> nn.Parameter:
+    """Build a parameter of the entries `index` along `dim`; it trains if `parameter` did."""
     return nn.Parameter(parameter.index_select(dim, index), requires_grad=parameter.requires_grad)
 
 
@@ -265,7 +269,7 @@ def update_config(model: nn.Module) -> None:
 
 
 def entries_unknown_to_transformers(config: Any) -> list[str]:
-    """Return the entries of a config that only this lab reads."""
+    """Return the names of config entries that `update_config` wrote and only this lab reads."""
     return [name for name in ("heads_per_layer", "ffn_per_layer") if hasattr(config, name)]
 
 

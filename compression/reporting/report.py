@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 from matplotlib.figure import Figure
 
-from compression.deploy.measure import better
+from compression.deploy.measure import higher_is_better
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +64,7 @@ def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     metrics, metric = content["metrics"], content["metric"]
     return [
-        _comparison_row(metrics, name, label, unit, None if name in NEUTRAL else better(name, metric))
+        _comparison_row(metrics, name, label, unit, None if name in NEUTRAL else higher_is_better(name, metric))
         for name, label, unit in ((metric, metric.replace("_", " "), ""), *METRICS)
         if name in metrics
     ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from compression import methods, tracking
-from compression.deploy.measure import Measurement, examine, timed
+from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.runs import baseline, conclusion, loading, machine
 from compression.runs.job import Job, started
 
@@ -105,10 +105,10 @@ class ChainRunner:
         if not job.machine.main:
             return
         file = job.run.folder / "onnx" / f"{len(self.measured)}.onnx"
-        self.measured.append(examine(model.cpu(), job.task, file, job.machine.threads))
+        self.measured.append(measure_model(model.cpu(), job.task, file, job.machine.threads))
         if len(self.measured) > 1:
             pair = [self.measured[0], self.measured[-1]]
-            self.measured[0], self.measured[-1] = timed(pair, job.task, job.machine.threads)
+            self.measured[0], self.measured[-1] = add_timings(pair, job.task, job.machine.threads)
 
     def conclude(self, job: Job, steps: Sequence[Method], model: nn.Module) -> dict[str, Any]:
         """Log the outcome of `steps` to the run of `job`."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compression import methods, params
-from compression.methods.base import Method
-from compression.runs.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.methods.base import Method
+    from compression.runs.settings import Settings
 
 
 def words(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from compression import methods
-from compression.deploy.measure import Measurement, examine, timed
+from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.runs import command, results
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def measure_single(job: Job, steps: Sequence[Method], model: nn.Module, seconds:
     """Measure a model that is compared with none, and conclude; empty in processes that do not log."""
     if not job.machine.main:
         return {}
-    found = examine(model.cpu(), job.task, job.run.folder / "onnx" / "0.onnx", job.machine.threads)
-    return conclude(job, steps, model, timed([found], job.task, job.machine.threads), seconds)
+    found = measure_model(model.cpu(), job.task, job.run.folder / "onnx" / "0.onnx", job.machine.threads)
+    return conclude(job, steps, model, add_timings([found], job.task, job.machine.threads), seconds)
 
 
 def conclude(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,6 +12,10 @@ from compression.deploy.onnx import qcdq
 from compression.deploy.onnx.export import export
 from compression.errors import UserError
 from compression.runs import loading
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 
 def write(spec: str, kind: str, output: Path) -> Path:
@@ -30,12 +33,12 @@ def write(spec: str, kind: str, output: Path) -> Path:
 
 def onnx(model: nn.Module, path: Path) -> Path:
     """Write the ONNX file that is measured and deployed: integer codes packed at their bit-width."""
-    return export(model, models.example(model, 4), path)
+    return export(model, models.zero_inputs(model, 4), path)
 
 
 def exchange(model: nn.Module, path: Path) -> Path:
     """Write QCDQ: standard operators on 8-bit containers, as Brevitas does."""
-    return qcdq.write(model, models.example(model, 4), path)
+    return qcdq.write(model, models.zero_inputs(model, 4), path)
 
 
 def weights(model: nn.Module, path: Path) -> Path:

@@ -45,7 +45,7 @@ class Job:
 
     def tags(self, stage: str, steps: Sequence[Method] = ()) -> dict[str, str]:
         """The tags of a run of this job."""
-        limited = {"limited": str(self.settings.limit)} if self.task.limited else {}
+        limited = {"limited": str(self.settings.limit)} if self.task.is_limited else {}
         return run_tags(self.settings, stage, steps) | limited
 
     def resolved(self, steps: Sequence[Method]) -> list[Method]:
@@ -72,7 +72,7 @@ def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Ite
             settings = replace(settings, model=loading.built_name(settings.baseline))
         task = tasks.load(settings.task, data=settings.data, limit=settings.limit, model=settings.model)
         methods.check_task(steps, task)
-        if task.limited:
+        if task.is_limited:
             run.tag("limited", str(settings.limit))
             run.warn(f"Only {settings.limit} examples were used: these are not the figures of {task.name}.")
         run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())

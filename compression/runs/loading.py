@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -12,7 +13,9 @@ from compression import models, tracking
 from compression.errors import UserError, first_line
 from compression.models import storage
 from compression.nn.inputs import forward
-from compression.tasks.task import Task
+
+if TYPE_CHECKING:
+    from compression.tasks.task import Task
 
 
 def open_model(spec: str, task: Task) -> nn.Module:
@@ -29,7 +32,7 @@ def stored_model(spec: str) -> nn.Module | None:
     if spec.startswith(("runs:/", "models:/")):
         with tempfile.TemporaryDirectory() as scratch:
             return storage.load(tracking.download(spec, Path(scratch)))
-    return storage.load(Path(spec)) if (Path(spec) / storage.STRUCTURE).exists() else None
+    return storage.load(Path(spec)) if (Path(spec) / storage.STRUCTURE_FILE).exists() else None
 
 
 def built_name(spec: str) -> str:
@@ -37,10 +40,10 @@ def built_name(spec: str) -> str:
     if spec.startswith(("runs:/", "models:/")):
         whole = spec if spec.count("/") > 1 else f"{spec}/model"
         with tempfile.TemporaryDirectory() as scratch:
-            structure = tracking.download(f"{whole}/{storage.STRUCTURE}", Path(scratch))
-            return str(storage.about(structure.parent)["model"])
+            structure = tracking.download(f"{whole}/{storage.STRUCTURE_FILE}", Path(scratch))
+            return str(storage.read_metadata(structure.parent)["model"])
     folder = Path(spec)
-    return str(storage.about(folder)["model"]) if (folder / storage.STRUCTURE).exists() else spec
+    return str(storage.read_metadata(folder)["model"]) if (folder / storage.STRUCTURE_FILE).exists() else spec
 
 
 @torch.no_grad()

@@ -8,9 +8,8 @@ import importlib.util
 import os
 import platform
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +18,9 @@ from accelerate.utils import broadcast_object_list
 
 from compression.errors import UserError
 from compression.runs.settings import Settings, default_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 LOGGED = ("torch", "torchvision", "transformers", "mlflow", "onnx", "onnxruntime", "accelerate")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +16,11 @@ from compression.models import storage
 from compression.nn import transformer
 from compression.reporting import report
 from compression.reporting.figures import runs as figures
-from compression.tasks.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from compression.tasks.task import Task
 
 CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
 
@@ -73,7 +76,7 @@ def keep(
         "compared": len(measured) > 1,
         "after_each_step": after_each_step(measured, about["step_labels"]) if len(measured) > 2 else [],
         "source": task.source,
-        "limited": task.limited,
+        "limited": task.is_limited,
         "backend": measured[-1].backend,
         "warnings": run.warnings,
         **about,

@@ -1,5 +1,6 @@
-"""The study: people, their time, questionnaires, hand-in, analysis; on the command line and in a browser.
+"""A user study of compression methods: participants, time sheets, questionnaires, bundles to hand in, analysis.
 
-What it keeps lies in one database (`store`), and every word a person reads in `texts.yaml`. Runs stay in MLflow:
-`runs` reads them there, and `observer` is what a run says of the study.
+It has a command line (`cli`) and a web app (`web`). All data is in one database (`database`), all sentences that
+participants read are in `texts.yaml`, in English and Chinese. Runs stay in MLflow: `participant_runs` reads them, and
+`observer` tags them with the stage of the study.
 """

@@ -1,62 +1,74 @@
-"""What the study found, for the researcher: tables as CSV and pictures, under pseudonyms alone."""
+"""The results of the study for researchers: tables and figures with pseudonyms only."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy.orm import Session
-
-from compression.study import notes, people, pictures, questionnaires, runs, sheets, store, timesheet
-from compression.study.runs import PersonRun
-from compression.study.tables import Participant
-from compression.study.timesheet import Line
+from compression.study import (
+    csv_export,
+    database,
+    figures,
+    notes,
+    participant_runs,
+    participants,
+    questionnaires,
+    timesheet,
+)
 from compression.tracking.journal import write_error
 
-Rows = list[dict[str, Any]]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
+    from compression.study.participant_runs import ParticipantRun
+    from compression.study.tables import Participant
+    from compression.study.timesheet import TimesheetLine
+
+Table = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Case:
-    """One participant's part in the analysis; `lines` is their time sheet."""
+class ParticipantData:
+    """The time sheet and runs of one participant, without their id."""
 
     pseudonym: str
     background: str
     assignment: str
-    lines: list[Line]
-    runs: list[PersonRun]
+    lines: list[TimesheetLine]
+    runs: list[ParticipantRun]
 
     @property
-    def known_as(self) -> dict[str, str]:
+    def identity(self) -> dict[str, str]:
+        """The columns by which every table names the participant."""
         return {"participant": self.pseudonym, "background": self.background, "assignment": self.assignment}
 
 
-def cases(opened: Session) -> list[Case]:
-    """Everybody who consented, in the order of their pseudonyms, which says nothing."""
-    found = [person for person in people.everybody(opened) if person.consented]
-    return [_case(opened, person) for person in sorted(found, key=lambda p: p.pseudonym)]
+def load_participants(session: Session) -> list[ParticipantData]:
+    """Return the data of everybody who has consented. Raises UserError if MLflow does not answer."""
+    return [_load_participant(session, participant) for participant in participants.list_consenting(session)]
 
 
-def _case(opened: Session, person: Participant) -> Case:
-    of_person = runs.of_person(person.id)
-    lines = timesheet.sheet(opened, person, of_person)
-    return Case(person.pseudonym, person.background, person.assignment, lines, of_person)
+def _load_participant(session: Session, participant: Participant) -> ParticipantData:
+    runs = participant_runs.load_runs(participant.id)
+    lines = timesheet.build_timesheet(session, participant, runs)
+    return ParticipantData(participant.pseudonym, participant.background, participant.assignment, lines, runs)
 
 
-def times(found: Sequence[Case]) -> Rows:
-    """Hours by participant and row of the time sheet."""
-    return [case.known_as | row for case in found for row in timesheet.rows(case.lines)]
+def hours_by_row(data: Sequence[ParticipantData]) -> Table:
+    """Return the hours of every participant and row of the time sheet."""
+    return [person.identity | record for person in data for record in timesheet.to_records(person.lines)]
 
 
-def by_background(found: Sequence[Case]) -> Rows:
-    """Hours by background and row: how many people, and their mean."""
-    groups: dict[tuple[str, str], list[Line]] = {}
-    for case in found:
-        for line in case.lines:
-            groups.setdefault((case.background, line.row), []).append(line)
+def mean_hours_by_background(data: Sequence[ParticipantData]) -> Table:
+    """Return the mean hours of every background and row of the time sheet, and of how many participants."""
+    groups: dict[tuple[str, str], list[TimesheetLine]] = {}
+    for person in data:
+        for line in person.lines:
+            groups.setdefault((person.background, line.row), []).append(line)
     return [
         {
             "background": background,
@@ -69,46 +81,57 @@ def by_background(found: Sequence[Case]) -> Rows:
     ]
 
 
-def choices(found: Sequence[Case]) -> Rows:
-    """What people tried: their finished runs by method."""
-    counted = [(case, Counter(run.method for run in runs.finished(case.runs))) for case in found]
-    return [case.known_as | {"method": m, "runs": n} for case, methods in counted for m, n in methods.most_common()]
-
-
-def preferences(opened: Session) -> Rows:
-    """Which technique people prefer for what, and why."""
-    asked = sorted((p for p in people.everybody(opened) if p.consented), key=lambda p: p.pseudonym)
+def runs_by_method(data: Sequence[ParticipantData]) -> Table:
+    """Return the number of finished runs of every participant and method, most frequent first."""
     return [
-        {"participant": p.pseudonym, "situation": kept.situation, "technique": kept.technique, "why": kept.why}
-        for p in asked
-        for kept in notes.preferences(opened, p)
+        person.identity | {"method": method, "runs": count}
+        for person in data
+        for method, count in Counter(r.method for r in _finished(person)).most_common()
     ]
 
 
-def learning(found: Sequence[Case]) -> Rows:
-    """Result against time spent: a row for every run, with the hours of runs up to its end, and the best so far."""
-    return [row for case in found for row in _learning(case)]
+def _finished(person: ParticipantData) -> list[ParticipantRun]:
+    return participant_runs.finished_compressions(person.runs)
 
 
-def _learning(case: Case) -> Rows:
-    rows, done, best = [], [], 0.0
-    for run in runs.finished(case.runs):
-        done.append(run)
-        kept = next((v for name, v in run.metrics.items() if name.endswith("_kept")), None)
+def preference_records(session: Session) -> Table:
+    """Return the technique that each participant prefers for each situation, and why."""
+    return [
+        {"participant": p.pseudonym, "situation": kept.situation, "technique": kept.technique, "why": kept.why}
+        for p in participants.list_consenting(session)
+        for kept in notes.current_preferences(session, p)
+    ]
+
+
+def learning_curves(data: Sequence[ParticipantData]) -> Table:
+    """Return the result of every finished run against the hours of runs up to its end.
+
+    `score` is the quality that was kept (a ratio) times the compression ratio, `best_score` the highest so far.
+    """
+    return [row for person in data for row in _learning_curve(person)]
+
+
+def _learning_curve(person: ParticipantData) -> Table:
+    rows: Table = []
+    runs: list[ParticipantRun] = []
+    best = 0.0
+    for run in _finished(person):
+        runs.append(run)
+        kept = next((value for name, value in run.metrics.items() if name.endswith("_kept")), None)
         ratio = run.metrics.get("compression_ratio")
-        if kept is None or ratio is None:
+        if kept is None or ratio is None:  # not measured; its hours count nevertheless
             continue
         best = max(best, kept * ratio)
-        spent = {"hours": round(runs.hours(done), 4), "method": run.method}
-        reached = {"quality_kept": kept, "compression_ratio": ratio, "score": kept * ratio, "best_score": best}
-        rows.append(case.known_as | spent | reached)
+        effort = {"hours": round(participant_runs.total_hours(runs), 4), "method": run.method}
+        result = {"quality_kept": kept, "compression_ratio": ratio, "score": kept * ratio, "best_score": best}
+        rows.append(person.identity | effort | result)
     return rows
 
 
-def agreement(found: Sequence[Case]) -> Rows:
-    """Self-reported against recorded hours of the rows that both know: their difference, and their ratio."""
+def clock_agreement(data: Sequence[ParticipantData]) -> Table:
+    """Return the hours by the clock and by the runs of every row with either, their difference and their ratio."""
     return [
-        case.known_as
+        person.identity
         | {
             "row": line.row,
             "clock_hours": round(line.clock_hours, 4),
@@ -116,36 +139,38 @@ def agreement(found: Sequence[Case]) -> Rows:
             "difference": round(line.clock_hours - line.run_hours, 4),
             "ratio": round(line.clock_hours / line.run_hours, 4) if line.run_hours else "",
         }
-        for case in found
-        for line in case.lines
-        if line.row != timesheet.OTHER and (line.clock_hours or line.run_hours)
+        for person in data
+        for line in person.lines
+        if line.row != timesheet.OTHER_ROW and (line.clock_hours or line.run_hours)
     ]
 
 
-def tables(opened: Session) -> dict[str, Rows]:
-    """Every table of the analysis, by name."""
-    found = cases(opened)
-    consenting = [person for person in people.everybody(opened) if person.consented]
+def build_tables(session: Session) -> dict[str, Table]:
+    """Return all tables of the analysis, by name. Raises UserError if MLflow does not answer."""
+    data = load_participants(session)
     return {
-        "times": times(found),
-        "times-by-background": by_background(found),
-        "choices": choices(found),
-        "preferences": preferences(opened),
-        "learning": learning(found),
-        "agreement": agreement(found),
-        "questionnaires": questionnaires.rows(opened, consenting),
+        "times": hours_by_row(data),
+        "times-by-background": mean_hours_by_background(data),
+        "choices": runs_by_method(data),
+        "preferences": preference_records(session),
+        "learning": learning_curves(data),
+        "agreement": clock_agreement(data),
+        "questionnaires": questionnaires.answer_records(session, participants.list_consenting(session)),
     }
 
 
-def write(folder: Path) -> list[Path]:
-    """Write every table as CSV and every picture as PNG into `folder`; what was written."""
-    with store.session() as opened:
-        made = tables(opened)
+def write_analysis(folder: Path) -> list[Path]:
+    """Write all tables as CSV and all figures as PNG into `folder`, and return the files in it.
+
+    Raises UserError if MLflow or the database does not answer, or the folder is not writable.
+    """
+    with database.open_session() as session:
+        tables = build_tables(session)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in made.items():
-            (folder / f"{name}.csv").write_text(sheets.text(rows), encoding="utf-8")
-        for name, figure in pictures.draw(made).items():
+        for name, table in tables.items():
+            (folder / f"{name}.csv").write_text(csv_export.to_csv(table), encoding="utf-8")
+        for name, figure in figures.draw_figures(tables).items():
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
     except OSError as error:
         raise write_error(folder, error) from error

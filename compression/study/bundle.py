@@ -1,137 +1,153 @@
-"""The hand-in: one zip with everything a participant did. `compression.study.check` verifies it."""
+"""The bundle that a participant hands in: one zip with everything they did. `bundle_check` verifies it."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
 import tempfile
 import zipfile
-from collections.abc import Sequence
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import compression
 from compression import tracking
 from compression.errors import UserError
-from compression.files import replace_file
+from compression.files import file_sha256, replace_file
 from compression.runs import export
-from compression.study import clock, notes, pdf, people, questionnaires, runs, sheets, stages, store, timesheet
-from compression.study.runs import PersonRun
-from compression.study.tables import OfParticipant, now
-from compression.study.texts import Refused, pick
+from compression.study import (
+    clock,
+    csv_export,
+    database,
+    notes,
+    participant_runs,
+    participants,
+    pdf_report,
+    questionnaires,
+    stages,
+    timesheet,
+)
+from compression.study.tables import utc_now
+from compression.study.texts import StudyError, localize
 from compression.tracking.journal import write_error
 from compression.tracking.run import TIME_TAG
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from compression.study.participant_runs import ParticipantRun
+    from compression.study.tables import ParticipantRecord
+
 FORMAT = 1
 MANIFEST = "manifest.json"
-SMALL = ("comparison.json", "report.html", "layers.csv")  # of every run; what is large, of the chosen ones
-STORED = (".pth", ".onnx", ".png", ".pdf")  # packed as they are, so that nothing in a bundle unpacks to much more
+REPORT_FILES = ("comparison.json", "report.html", "layers.csv")  # of every run; models only of the chosen ones
+# Not deflated: models and images hardly shrink, and `bundle_check` refuses archives that expand too much.
+UNCOMPRESSED_SUFFIXES = (".pth", ".onnx", ".png", ".pdf")
 CLOCK_COLUMNS = ("number", "at", "kind", "row", "hours", "reason")
 PREFERENCE_COLUMNS = ("at", "situation", "technique", "why")
 RUN_COLUMNS = ("run", "name", "method", "status", "start", "end", "hours", "stage", "metrics")
-SOURCES = ("*.py", "*.yaml", "*.html", "*.css", "*.js", "*.mako")
+SOURCE_PATTERNS = ("*.py", "*.yaml", "*.html", "*.css", "*.js", "*.mako")
 
 
-def make(id: str, output: Path, chosen: Sequence[str] = ()) -> Path:
-    """Write the bundle of the participant `id` and complete the hand-in.
+def make_bundle(participant_id: str, output: Path, run_ids: Sequence[str] = ()) -> Path:
+    """Write a participant's bundle, complete the hand-in stage, and return `output`.
 
-    `chosen` are the runs whose weights go in; the newest finished one if empty. Refused before its stage is open, and
-    for a run that is not the participant's or did not come to its end.
+    `run_ids` are the runs whose models are included, by default the newest finished one. Raises StudyError if the
+    hand-in is not open yet, or a run is not the participant's, not finished, or lacks files; UserError if MLflow does
+    not answer or the folder of `output` is not writable.
     """
-    with store.session() as opened:
-        stages.require_open(opened, people.consenting(opened, id), store.study(opened).stages[-1])
-    of_person = runs.of_person(id)
-    complete = runs.finished(of_person)
-    heavy = choose(complete, chosen)
+    with database.open_session() as session:
+        hand_in = database.load_study(session).stages[-1]
+        stages.require_open(session, participants.find_consenting(session, participant_id), hand_in)
+    runs = participant_runs.load_runs(participant_id)
+    finished = participant_runs.finished_compressions(runs)
+    chosen = choose_runs(finished, run_ids)
     try:
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
             folder = Path(scratch)
-            write_words(id, of_person, folder)
+            write_records(participant_id, runs, folder)
             write_code(folder / "code")
-            for run in complete:
-                write_run(run, folder / "runs" / run.id, whole=run in heavy)
-            pack(id, folder, output)
+            for run in finished:
+                write_run(run, folder / "runs" / run.id, with_models=run in chosen)
+            write_archive(participant_id, folder, output)
     except OSError as error:
         raise write_error(output.parent, error) from error
-    with store.session() as opened:
-        stages.complete(opened, people.find(opened, id), store.study(opened).stages[-1])
+    with database.open_session() as session:
+        stages.complete(session, participants.find(session, participant_id), database.load_study(session).stages[-1])
     return output
 
 
-def choose(finished: list[PersonRun], chosen: Sequence[str]) -> list[PersonRun]:
-    """The runs whose weights are handed in."""
+def choose_runs(finished: list[ParticipantRun], run_ids: Sequence[str]) -> list[ParticipantRun]:
+    """Return the runs whose models are included: `run_ids`, or the newest one. Raises StudyError if one is unknown."""
     if not finished:
-        raise Refused("no_runs")
-    known = {run.id: run for run in finished}
-    if missing := [id for id in chosen if id not in known]:
-        raise Refused("not_your_run", run=missing[0], known=", ".join(known))
-    return [known[id] for id in chosen] or finished[-1:]
+        raise StudyError("no_runs")
+    by_id = {run.id: run for run in finished}
+    if unknown := [run_id for run_id in run_ids if run_id not in by_id]:
+        raise StudyError("not_your_run", run=unknown[0], known=", ".join(by_id))
+    return [by_id[run_id] for run_id in run_ids] or finished[-1:]
 
 
-def write_words(id: str, of_person: Sequence[PersonRun], folder: Path) -> None:
-    """What the participant said and recorded: time sheet, clock, questionnaires, journal, preferences, runs."""
-    with store.session() as opened:
-        person, study = people.find(opened, id), store.study(opened)
-        about = {
-            "participant": person.id,
-            "pseudonym": person.pseudonym,
-            "background": person.background,
-            "assignment": study.assignments[person.assignment].model_dump() | {"name": person.assignment},
-            "study": pick(study.title),
-            "consented": str(person.consented),
+def write_records(participant_id: str, runs: Sequence[ParticipantRun], folder: Path) -> None:
+    """Write what the database has of a participant: time sheet, clock, answers, journal, preferences; and all runs."""
+    with database.open_session() as session:
+        participant, study = participants.find(session, participant_id), database.load_study(session)
+        assignment = study.assignments[participant.assignment].model_dump() | {"name": participant.assignment}
+        facts = {
+            "participant": participant.id,
+            "pseudonym": participant.pseudonym,
+            "background": participant.background,
+            "assignment": assignment,
+            "study": localize(study.title),
+            "consented": str(participant.consented),
         }
-        lines = timesheet.sheet(opened, person, of_person)
-        texts = {
-            "participant.json": json.dumps(about, indent=1, ensure_ascii=False),
-            "timesheet.csv": sheets.text(timesheet.rows(lines)),
-            "clock.csv": sheets.text(map(_plain, clock.events(opened, person)), CLOCK_COLUMNS),
-            "questionnaires.csv": sheets.text(questionnaires.rows(opened, [person]), questionnaires.COLUMNS),
-            "journal.md": notes.markdown(notes.journal(opened, person)),
-            "preferences.csv": sheets.text(map(_plain, notes.preferences(opened, person)), PREFERENCE_COLUMNS),
-            "runs.csv": sheets.text(map(run_row, of_person), RUN_COLUMNS),
+        events = [_to_record(event) for event in clock.list_events(session, participant)]
+        preferences = [_to_record(preference) for preference in notes.current_preferences(session, participant)]
+        answers = questionnaires.answer_records(session, [participant])
+        lines = timesheet.build_timesheet(session, participant, runs)
+        contents = {
+            "participant.json": json.dumps(facts, indent=1, ensure_ascii=False),
+            "timesheet.csv": csv_export.to_csv(timesheet.to_records(lines)),
+            "clock.csv": csv_export.to_csv(events, CLOCK_COLUMNS),
+            "questionnaires.csv": csv_export.to_csv(answers, questionnaires.COLUMNS),
+            "journal.md": notes.format_journal(notes.list_notes(session, participant)),
+            "preferences.csv": csv_export.to_csv(preferences, PREFERENCE_COLUMNS),
+            "runs.csv": csv_export.to_csv(map(run_record, runs), RUN_COLUMNS),
         }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, content in contents.items():
+        (folder / name).write_text(content, encoding="utf-8")
 
 
-def _plain(kept: OfParticipant) -> dict[str, Any]:
-    """A row of the database as it is, without whose it is."""
-    return {c.name: getattr(kept, c.name) for c in kept.__table__.columns if c.name not in ("id", "participant")}
+def _to_record(row: ParticipantRecord) -> dict[str, Any]:
+    """Return the columns of a database row, without its own id and the participant's."""
+    return {c.name: getattr(row, c.name) for c in row.__table__.columns if c.name not in ("id", "participant")}
 
 
-def run_row(run: PersonRun) -> dict[str, Any]:
-    """A run in runs.csv."""
-    values = (
-        run.id,
-        run.name,
-        run.method,
-        run.status,
-        run.start,
-        run.end,
-        run.tags.get(TIME_TAG),
-        run.tags.get(runs.STAGE),
-    )
-    return dict(zip(RUN_COLUMNS, (*values, json.dumps(run.metrics)), strict=True))
+def run_record(run: ParticipantRun) -> dict[str, Any]:
+    """Return a run as a row of runs.csv."""
+    facts = (run.id, run.name, run.method, run.status, run.start, run.end)
+    tags = (run.tags.get(TIME_TAG), run.tags.get(participant_runs.STAGE_TAG))
+    return dict(zip(RUN_COLUMNS, (*facts, *tags, json.dumps(run.metrics)), strict=True))
 
 
-def write_run(run: PersonRun, folder: Path, whole: bool) -> None:
-    """What one run left: its report as HTML and PDF, its layers, its recipe; `whole`, its models too."""
+def write_run(run: ParticipantRun, folder: Path, with_models: bool) -> None:
+    """Write a run's report as HTML and PDF, its layers and recipe; `with_models`, also its models before and after.
+
+    Raises StudyError if the run lacks one of these files.
+    """
     folder.mkdir(parents=True)
     try:
-        for name in (*SMALL, *(["model.onnx"] if whole else [])):
+        for name in (*REPORT_FILES, *(["model.onnx"] if with_models else [])):
             tracking.download(f"runs:/{run.id}/{name}", folder)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             figures = tracking.download(f"runs:/{run.id}/figures", Path(scratch))
-            pdf.write(folder, figures, folder / "report.pdf")
-        if whole:
+            pdf_report.write_pdf(folder, figures, folder / "report.pdf")
+        if with_models:
             export.write(f"runs:/{run.id}/model", "pth", folder / "after.pth")
             export.write(run.tags["baseline"], "pth", folder / "before.pth")
     except UserError as error:
-        raise Refused("run_incomplete", run=run.id, reason=error) from error
+        raise StudyError("run_incomplete", run=run.id, reason=error) from error
     content = json.loads((folder / "comparison.json").read_text())
     recipe = {name: content.get(name, "") for name in ("steps", "command", "project_command")}
     recipe["baseline"] = run.tags.get("baseline", "")
@@ -139,36 +155,37 @@ def write_run(run: PersonRun, folder: Path, whole: bool) -> None:
 
 
 def write_code(folder: Path) -> None:
-    """The state of the code: the sources as they are, the commit and what was changed since, the packages."""
+    """Write the state of the code: the sources, the versions of all packages, and the commit with later changes."""
     source = Path(compression.__file__).parent
-    shutil.copytree(source, folder / "compression", ignore=_not_source)
-    packages = sorted(f"{found.name}=={found.version}" for found in metadata.distributions())
+    shutil.copytree(source, folder / "compression", ignore=_ignored_names)
+    packages = sorted(f"{package.name}=={package.version}" for package in metadata.distributions())
     (folder / "packages.txt").write_text("\n".join(packages) + "\n")
-    with suppress(OSError, subprocess.CalledProcessError):  # installed, and not a checkout: the sources say it all
-        for name, words in {"commit.txt": ["rev-parse", "HEAD"], "changes.patch": ["diff", "HEAD", "--", "."]}.items():
-            said = subprocess.run(["git", "-C", str(source), *words], check=True, capture_output=True)
-            (folder / name).write_bytes(said.stdout)
+    commands = {"commit.txt": ["rev-parse", "HEAD"], "changes.patch": ["diff", "HEAD", "--", "."]}
+    with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout: the sources are enough
+        for name, arguments in commands.items():
+            done = subprocess.run(["git", "-C", str(source), *arguments], check=True, capture_output=True)
+            (folder / name).write_bytes(done.stdout)
 
 
-def _not_source(folder: str, names: list[str]) -> list[str]:
-    kept = [name for name in names if Path(folder, name).is_dir() or any(Path(name).match(s) for s in SOURCES)]
+def _ignored_names(folder: str, names: list[str]) -> list[str]:
+    """Return what copytree leaves out: all but folders and source files."""
+    kept = [name for name in names if Path(folder, name).is_dir() or any(Path(name).match(p) for p in SOURCE_PATTERNS)]
     return [name for name in names if name not in kept or name == "__pycache__"]
 
 
-def pack(id: str, folder: Path, output: Path) -> None:
-    """One zip of everything in `folder`, with the manifest; `output` is replaced once it is whole."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in files
+def write_archive(participant_id: str, folder: Path, output: Path) -> None:
+    """Zip all files of `folder` with a manifest of their sizes and checksums; `output` is replaced at the end."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    listed = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()}
+    manifest = {
+        "format": FORMAT,
+        "participant": participant_id,
+        "made": utc_now().isoformat(timespec="seconds"),
+        "files": listed,
     }
-    about = {"format": FORMAT, "participant": id, "made": now().isoformat(timespec="seconds"), "files": listed}
-    with replace_file(output) as half, zipfile.ZipFile(half, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(MANIFEST, json.dumps(about, indent=1))
-        for name in listed:
-            kind = zipfile.ZIP_STORED if name.endswith(STORED) else zipfile.ZIP_DEFLATED
-            archive.write(folder / name, name, kind)
-
-
-def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with replace_file(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+        for name, path in files.items():
+            compression_type = zipfile.ZIP_STORED if name.endswith(UNCOMPRESSED_SUFFIXES) else zipfile.ZIP_DEFLATED
+            archive.write(path, name, compression_type)

@@ -1,52 +1,50 @@
-"""What a study is: its YAML, read into checked objects. `default.yaml` beside this file is the one shipped."""
-
-from __future__ import annotations
+"""The definition of a study: pydantic models of its YAML. `default.yaml` is the study that is shipped."""
 
 import functools
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, HttpUrl, ValidationError, model_validator
 
 from compression.errors import UserError
-from compression.study.texts import LANGUAGES, Refused
+from compression.study.texts import LANGUAGES, StudyError
 
-DEFAULT = Path(__file__).parent / "default.yaml"
-NAME = r"^[a-z0-9][a-z0-9_-]*$"
+DEFAULT_FILE = Path(__file__).parent / "default.yaml"
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]*$"
 
 
-def _known_languages(text: dict[str, str]) -> dict[str, str]:
+def _check_languages(text: dict[str, str]) -> dict[str, str]:
     if not text or not text.keys() <= LANGUAGES.keys():
         raise ValueError(f"a text is given by language, of {', '.join(LANGUAGES)}")
     return text
 
 
-Text = Annotated[dict[str, str], AfterValidator(_known_languages)]
-Name = Annotated[str, Field(pattern=NAME, max_length=40)]
+LocalizedText = Annotated[dict[str, str], AfterValidator(_check_languages)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=40)]
 
 
-class Part(BaseModel):
-    """Anything in a study's YAML: it may not change, and a field that is unknown is a mistake in it."""
+class DefinitionModel(BaseModel):
+    """Base of all parts of a study: immutable, and an unknown field in the YAML is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Question(Part):
-    """One question. `single` and `multiple` have choices; a `scale` runs from `low` to `high`, whole numbers."""
+class Question(DefinitionModel):
+    """A question; `single` and `multiple` need `choices`, a `scale` takes the integers from `low` to `high`."""
 
     name: Name
     kind: Literal["single", "multiple", "scale", "text"]
-    text: Text
+    text: LocalizedText
     required: bool = True
-    choices: dict[str, Text] = {}
+    choices: dict[str, LocalizedText] = {}
     low: int = 1
     high: int = 5
-    low_text: Text | None = None
-    high_text: Text | None = None
+    low_text: LocalizedText | None = None
+    high_text: LocalizedText | None = None
 
     @model_validator(mode="after")
-    def _has_what_its_kind_needs(self) -> Question:
+    def _check_kind(self) -> Self:
         if (self.kind in ("single", "multiple")) != bool(self.choices):
             raise ValueError(f"{self.name}: choices belong to single and multiple, and only there")
         if self.low >= self.high:
@@ -54,15 +52,15 @@ class Question(Part):
         return self
 
 
-class Questionnaire(Part):
-    """Questions, and, if `link` is given, an outside form that may be filled in instead."""
+class Questionnaire(DefinitionModel):
+    """Questions, or a `link` to an external form, or both: then either may be filled in."""
 
-    title: Text
+    title: LocalizedText
     questions: list[Question] = []
     link: HttpUrl | None = None
 
     @model_validator(mode="after")
-    def _can_be_answered_and_told_apart(self) -> Questionnaire:
+    def _check_questions(self) -> Self:
         names = [question.name for question in self.questions]
         if len(set(names)) < len(names):
             raise ValueError(f"two questions have one name: {', '.join(names)}")
@@ -71,44 +69,48 @@ class Questionnaire(Part):
         return self
 
 
-class Stage(Part):
-    """A stage is a questionnaire to answer, work with rows of the time sheet, or (neither) the hand-in."""
+class Stage(DefinitionModel):
+    """A questionnaire to answer, work on `rows` of the time sheet, or (with neither) the hand-in."""
 
     name: Name
-    title: Text
-    about: Text
+    title: LocalizedText
+    about: LocalizedText
     questionnaire: str = ""
     rows: list[str] = []
 
 
-class Row(Part):
-    """A row of the time sheet; runs of `families` in the stage it belongs to count for it."""
+class Row(DefinitionModel):
+    """A row of the time sheet; runs of the method `families` count for it if they were started in its stage."""
 
-    title: Text
+    title: LocalizedText
     families: list[str] = []
 
 
-class Assignment(Part):
-    title: Text
+class Assignment(DefinitionModel):
+    """The task and model that a participant compresses."""
+
+    title: LocalizedText
     task: str
     model: str
 
 
-class Study(Part):
-    title: Text
-    consent: Text
-    idle_minutes: float = Field(60, gt=0)
-    experiment: str = "{participant}"  # where the runs that the web app starts are kept
-    researchers: list[str] = []  # logins, besides MLflow's administrators
-    backgrounds: dict[str, Text]
-    techniques: dict[str, Text]
+class Study(DefinitionModel):
+    """A whole study, as one YAML file defines it."""
+
+    title: LocalizedText
+    consent: LocalizedText
+    idle_minutes: float = Field(60, gt=0)  # a clock that runs longer without an event causes a warning
+    experiment: str = "{participant}"  # MLflow experiment of the runs that the web app starts
+    researchers: list[str] = []  # logins with a researcher's rights, besides MLflow's administrators
+    backgrounds: dict[str, LocalizedText]
+    techniques: dict[str, LocalizedText]
     assignments: dict[str, Assignment] = Field(min_length=1)
     rows: dict[str, Row]
     stages: list[Stage] = Field(min_length=1)
     questionnaires: dict[str, Questionnaire]
 
     @model_validator(mode="after")
-    def _refers_to_what_is_there(self) -> Study:
+    def _check_references(self) -> Self:
         for stage in self.stages:
             missing = [name for name in stage.rows if name not in self.rows]
             if stage.questionnaire and stage.questionnaire not in self.questionnaires:
@@ -118,23 +120,23 @@ class Study(Part):
         return self
 
     def stage(self, name: str) -> Stage:
-        """The stage `name`; refused with the names there are."""
+        """Return the stage `name`. Raises StudyError with the known names if there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise Refused("no_stage", name=name, known=", ".join(s.name for s in self.stages))
+        raise StudyError("no_stage", name=name, known=", ".join(s.name for s in self.stages))
 
     def stage_of_row(self, row: str) -> Stage:
-        """The stage in which time is spent on `row`; refused with the names there are."""
+        """Return the stage that `row` belongs to. Raises StudyError with the known rows if there is none."""
         for stage in self.stages:
             if row in stage.rows:
                 return stage
-        raise Refused("no_row", name=row, known=", ".join(self.rows))
+        raise StudyError("no_row", name=row, known=", ".join(self.rows))
 
     def row_of_run(self, stage: str, families: tuple[str, ...]) -> str:
-        """The row that a run of these families counts for in this stage; empty for none.
+        """Return the row that a run of the method `families` in `stage` counts for; empty if there is none.
 
-        A row for a run of several families is the one that names them all by `several`.
+        In the YAML, `several` stands for a run of more than one family and `none` for a run without a method.
         """
         wanted = "several" if len(families) > 1 else families[0] if families else "none"
         rows = next((s.rows for s in self.stages if s.name == stage), [])
@@ -142,8 +144,8 @@ class Study(Part):
 
 
 @functools.lru_cache(maxsize=8)
-def read(text: str) -> Study:
-    """The study that a YAML text defines; a UserError naming the first thing wrong with it."""
+def parse_study(text: str) -> Study:
+    """Parse the YAML of a study. Raises UserError that names the first mistake in it."""
     try:
         return Study.model_validate(yaml.safe_load(text))
     except yaml.YAMLError as error:

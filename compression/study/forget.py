@@ -1,4 +1,4 @@
-"""Removing a person everywhere, and showing that they are gone."""
+"""Deletion of all data of a participant, with counts that show that nothing is left."""
 
 from __future__ import annotations
 
@@ -6,110 +6,117 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.orm import Session
 
 from compression.errors import UserError, first_line
-from compression.study import launches, people, runs, store
-from compression.study.tables import OfParticipant, Participant
+from compression.study import database, launches, participant_runs, participants
+from compression.study.tables import Participant, ParticipantRecord
 from compression.tracking import ViewType, server
 from compression.tracking.journal import JOURNAL_FILE
 from compression.tracking.run import runs_folder
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from sqlalchemy.orm import Session
+
 
 @dataclass(frozen=True)
-class Trace:
-    """Where something of a person was: how much before, how much is left."""
+class Deletion:
+    """How much data of a participant was in one place (a table, `runs`, `folders`) before and after the deletion."""
 
     place: str
     before: int
-    left: int
+    after: int
 
 
-def forget(id: str) -> list[Trace]:
-    """Remove everything of the participant `id`: runs, files of this machine, rows of the database.
+def forget(participant_id: str) -> list[Deletion]:
+    """Delete all data of a participant: runs, files on this machine, rows of the database.
 
-    The runs go first: if MLflow is away, nothing is lost of who they belong to. At a tracking server the runs end in
-    its bin, which only its administrator can empty; `left` says how many, and `emptying` how.
+    The runs go first: if MLflow is unavailable, the rows that say whose they are remain. A tracking server only marks
+    runs as deleted, which `after` then counts; its administrator purges them with `purge_command`.
+
+    Raises StudyError if there is no such participant, UserError if MLflow does not answer.
     """
-    with store.session() as opened:
-        people.find(opened, id)
-    before = count(id)
-    remove_runs(id)
-    for folder in folders(id):
+    with database.open_session() as session:
+        participants.find(session, participant_id)
+    before = count_data(participant_id)
+    delete_runs(participant_id)
+    for folder in find_folders(participant_id):
         shutil.rmtree(folder)
-    with store.session() as opened:
-        for table in tables():
-            opened.execute(delete(table).where(table.participant == id))
-        opened.delete(people.find(opened, id))
-    after = count(id)
-    return [Trace(place, number, after[place]) for place, number in before.items()]
+    with database.open_session() as session:
+        for table in participant_tables():
+            session.execute(delete(table).where(table.participant == participant_id))
+        session.delete(participants.find(session, participant_id))
+    after = count_data(participant_id)
+    return [Deletion(place, number, after[place]) for place, number in before.items()]
 
 
-def count(id: str) -> dict[str, int]:
-    """How much there is of `id`, by place."""
-    with store.session() as opened:
-        rows = {table.__tablename__: _rows(opened, table, id) for table in tables()}
-        rows["participants"] = len(opened.scalars(select(Participant).where(Participant.id == id)).all())
-    return rows | {"runs": len(runs.of_person(id, ViewType.ALL)), "folders": len(folders(id))}
+def count_data(participant_id: str) -> dict[str, int]:
+    """Count a participant's rows by table, `runs` (deleted ones included) and `folders`."""
+    with database.open_session() as session:
+        counts = {table.__tablename__: _count_rows(session, table, participant_id) for table in participant_tables()}
+        counts["participants"] = int(session.get(Participant, participant_id) is not None)
+    counts["runs"] = len(participant_runs.load_runs(participant_id, ViewType.ALL))
+    counts["folders"] = len(find_folders(participant_id))
+    return counts
 
 
-def _rows(opened: Session, table: type[OfParticipant], id: str) -> int:
-    return opened.scalar(select(func.count()).select_from(table).where(table.participant == id)) or 0
+def _count_rows(session: Session, table: type[ParticipantRecord], participant_id: str) -> int:
+    query = select(func.count()).select_from(table).where(table.participant == participant_id)
+    return session.scalar(query) or 0
 
 
-def tables() -> list[type[OfParticipant]]:
-    """Every table that holds something of somebody."""
-    return OfParticipant.__subclasses__()
+def participant_tables() -> list[type[ParticipantRecord]]:
+    """Return all tables with rows that belong to a participant."""
+    return ParticipantRecord.__subclasses__()
 
 
-def folders(id: str) -> list[Path]:
-    """What lies of `id` on this machine: undelivered and resumable runs, what the web app started and bundled."""
-    own = {run.id for run in runs.of_person(id, ViewType.ALL)}
-    found = [path for path in runs_folder().glob("*") if path.name in own or _tagged(path, id)]
-    kept = launches.folder_of(id)
-    return [*found, *([kept] if kept.exists() else [])]
+def find_folders(participant_id: str) -> list[Path]:
+    """Return a participant's folders on this machine: undelivered and resumable runs, and launches with the bundle."""
+    run_ids = {run.id for run in participant_runs.load_runs(participant_id, ViewType.ALL)}
+    folders = [path for path in runs_folder().glob("*") if path.name in run_ids or _is_tagged(path, participant_id)]
+    launch_folder = launches.launch_folder(participant_id)
+    return [*folders, launch_folder] if launch_folder.exists() else folders
 
 
-def _tagged(folder: Path, id: str) -> bool:
-    """Whether a run that the server does not know yet is of `id`."""
+def _is_tagged(folder: Path, participant_id: str) -> bool:
+    """Whether a run that the server may not know yet has the participant's tag: when created, or in its journal."""
     facts, journal = folder / "run.json", folder / JOURNAL_FILE
-    made = json.loads(facts.read_text()).get("make", {}) if facts.exists() else {}
-    said = json.dumps({"tag": "participant", "value": id})
-    return made.get("tags", {}).get("participant") == id or journal.exists() and said in journal.read_text()
+    created = json.loads(facts.read_text()).get("make", {}) if facts.exists() else {}
+    entry = json.dumps({"tag": "participant", "value": participant_id})
+    is_created = created.get("tags", {}).get("participant") == participant_id
+    return is_created or (journal.exists() and entry in journal.read_text())
 
 
-def remove_runs(id: str) -> None:
-    """Delete the person's runs, models registered from them, and what they say of the person."""
-    for run in runs.of_person(id, ViewType.ALL):
+def delete_runs(participant_id: str) -> None:
+    """Delete a participant's runs and the model versions registered from them; purge them unless a server has them."""
+    for run in participant_runs.load_runs(participant_id, ViewType.ALL):
         with server.checked_client(f"remove the run {run.id}") as client:
             for version in client.search_model_versions(f"run_id = '{run.id}'"):
                 client.delete_model_version(version.name, version.version)
             if client.get_run(run.id).info.lifecycle_stage == "active":
                 client.delete_run(run.id)
-    if (left := [run.id for run in runs.of_person(id, ViewType.ALL)]) and not _at_server():
-        _empty_bin(left)
+    deleted = [run.id for run in participant_runs.load_runs(participant_id, ViewType.ALL)]
+    if deleted and not server.tracking_uri().startswith(("http://", "https://")):
+        _purge_runs(deleted)
 
 
-def _at_server() -> bool:
-    return server.tracking_uri().startswith(("http://", "https://"))
+def purge_command(participant_id: str) -> str:
+    """Return the command with which a server's administrator purges the participant's deleted runs."""
+    ids = ",".join(run.id for run in participant_runs.load_runs(participant_id, ViewType.DELETED_ONLY))
+    return f"mlflow gc --run-ids {ids} --backend-store-uri … --tracking-uri {server.redact_uri(server.tracking_uri())}"
 
 
-def emptying(id: str) -> str:
-    """The command with which a server's administrator removes for good what of `id` is in its bin."""
-    left = ",".join(run.id for run in runs.of_person(id, ViewType.DELETED_ONLY))
-    return f"mlflow gc --run-ids {left} --backend-store-uri … --tracking-uri {server.redact_uri(server.tracking_uri())}"
-
-
-def _empty_bin(left: Sequence[str]) -> None:
-    """Remove deleted runs for good, with their artifacts; only where the store is a file of this machine."""
+def _purge_runs(run_ids: Sequence[str]) -> None:
+    """Remove deleted runs and their artifacts from a local store. Raises UserError if `mlflow gc` fails."""
     uri = server.tracking_uri()
-    words = ["gc", "--run-ids", ",".join(left), "--backend-store-uri", uri, "--tracking-uri", uri]
-    done = subprocess.run([sys.executable, "-m", "mlflow", *words], capture_output=True, text=True)
+    arguments = ["gc", "--run-ids", ",".join(run_ids), "--backend-store-uri", uri, "--tracking-uri", uri]
+    done = subprocess.run([sys.executable, "-m", "mlflow", *arguments], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [""]
         raise UserError(f"The runs could not be removed for good: {first_line(RuntimeError(lines[-1]))}.")

@@ -1,63 +1,82 @@
-"""A participant's own words: a journal beside the runs, and which technique they prefer for what, and why."""
+"""What participants write: a journal of notes, and the technique they prefer for each situation."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from compression.study import store
+from compression.study import database
 from compression.study.questionnaires import MAX_TEXT
-from compression.study.tables import Note, Participant, Preference
-from compression.study.texts import Refused, pick, say
+from compression.study.tables import Note, Preference
+from compression.study.texts import StudyError, localize, translate
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from compression.study.tables import Participant
 
 
-def add(opened: Session, person: Participant, text: str, run: str = "") -> Note:
-    """Keep a note in Markdown, about the run with this id if one is named."""
-    note = Note(participant=person.id, text=_checked(text, "note"), run=run.strip()[:64])
-    opened.add(note)
-    opened.flush()
+def add_note(session: Session, participant: Participant, text: str, run: str = "") -> Note:
+    """Save a note in Markdown, optionally about the run with the id `run`.
+
+    Raises StudyError if it is empty or longer than MAX_TEXT.
+    """
+    note = Note(participant=participant.id, text=_validate_text(text, "note"), run=run.strip()[:64])
+    session.add(note)
+    session.flush()
     return note
 
 
-def journal(opened: Session, person: Participant) -> list[Note]:
-    return list(opened.scalars(select(Note).where(Note.participant == person.id).order_by(Note.id)))
+def list_notes(session: Session, participant: Participant) -> list[Note]:
+    """Return a participant's notes, oldest first."""
+    return list(session.scalars(select(Note).where(Note.participant == participant.id).order_by(Note.id)))
 
 
-def markdown(notes: list[Note]) -> str:
-    """The journal as one Markdown text, a heading for every note."""
+def format_journal(notes: list[Note]) -> str:
+    """Return the notes as one Markdown text, each under a heading with its time and run."""
     return "\n".join(
         f"## {note.at:%Y-%m-%d %H:%M} UTC{f' · run {note.run}' if note.run else ''}\n\n{note.text}\n" for note in notes
     )
 
 
-def prefer(opened: Session, person: Participant, situation: str, technique: str, why: str) -> Preference:
-    """Keep which technique is preferred for a situation; what was said of the same situation before stays below."""
-    techniques = store.study(opened).techniques
+def add_preference(session: Session, participant: Participant, situation: str, technique: str, why: str) -> Preference:
+    """Save the preferred technique for a situation; an earlier preference for it is superseded, but not deleted.
+
+    Raises StudyError if the technique is unknown, or a text is empty or longer than MAX_TEXT.
+    """
+    techniques = database.load_study(session).techniques
     if technique not in techniques:
-        raise Refused("unknown_value", what=say("technique"), value=technique[:40], known=", ".join(techniques))
-    said = {"situation": _checked(situation, "situation"), "why": _checked(why, "why")}
-    preference = Preference(participant=person.id, technique=technique, **said)
-    opened.add(preference)
-    opened.flush()
+        known = ", ".join(techniques)
+        raise StudyError("unknown_value", what=translate("technique"), value=technique[:40], known=known)
+    preference = Preference(
+        participant=participant.id,
+        technique=technique,
+        situation=_validate_text(situation, "situation"),
+        why=_validate_text(why, "why"),
+    )
+    session.add(preference)
+    session.flush()
     return preference
 
 
-def preferences(opened: Session, person: Participant) -> list[Preference]:
-    """The newest preference for each situation, in the order the situations came up."""
-    asked = select(Preference).where(Preference.participant == person.id).order_by(Preference.id)
-    return list({kept.situation: kept for kept in opened.scalars(asked)}.values())
+def current_preferences(session: Session, participant: Participant) -> list[Preference]:
+    """Return the newest preference for each situation, in the order in which the situations were first named."""
+    query = select(Preference).where(Preference.participant == participant.id).order_by(Preference.id)
+    return list({preference.situation: preference for preference in session.scalars(query)}.values())
 
 
-def shown(opened: Session, preference: Preference) -> str:
-    """The preferred technique in words."""
-    named = store.study(opened).techniques.get(preference.technique)
-    return pick(named) if named else preference.technique
+def technique_title(session: Session, preference: Preference) -> str:
+    """Return the title of the preferred technique; its name if the study no longer has it."""
+    title = database.load_study(session).techniques.get(preference.technique)
+    return localize(title) if title else preference.technique
 
 
-def _checked(text: str, what: str) -> str:
-    kept = text.strip()
-    if not kept:
-        raise Refused("words_missing", what=say(what))
-    if len(kept) > MAX_TEXT:
-        raise Refused("too_long", question=say(what), most=MAX_TEXT, length=len(kept))
-    return kept
+def _validate_text(text: str, field: str) -> str:
+    """Strip `text`; errors name the field by its key of `texts.yaml`."""
+    stripped = text.strip()
+    if not stripped:
+        raise StudyError("words_missing", what=translate(field))
+    if len(stripped) > MAX_TEXT:
+        raise StudyError("too_long", question=translate(field), most=MAX_TEXT, length=len(stripped))
+    return stripped

@@ -1,56 +1,60 @@
-"""What a run says of the study it belongs to. A study that is away never fails a run: the run warns instead."""
+"""What a run records of the study it belongs to. An unavailable study never fails a run: the run warns instead."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from sqlalchemy import make_url
 
 from compression.errors import UserError
 from compression.runs.observer import Observer
-from compression.study import people, runs, stages, store
-from compression.study.runs import STAGE
-from compression.tracking import Run
+from compression.study import database, participant_runs, participants, stages
+from compression.study.participant_runs import STAGE_TAG
 
-TOTAL = "participant.method_hours"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from compression.tracking import Run
+
+METHOD_HOURS_TAG = "participant.method_hours"
 
 
 class StudyObserver(Observer):
-    """Tags runs with the stage of the study that they fall in, and with the hours their participant has spent."""
+    """Tags runs with the current stage of their participant and with the hours spent on their method."""
 
     def started(self, run: Run, participant: str) -> None:
-        """Tag the run with the stage its participant is in; nothing where there is no study here."""
-        if not participant or not takes_place_here():
+        """Tag the run with the stage that `participant` is in; no effect without a study or a participant."""
+        if not participant or not has_database():
             return
-        with _warned_of(run), store.session() as opened:
-            stage = stages.current(opened, people.find(opened, participant))
+        with _warn_on_error(run), database.open_session() as session:
+            stage = stages.current(session, participants.find(session, participant))
             if stage is not None:
-                run.tag(STAGE, stage.name)
+                run.tag(STAGE_TAG, stage.name)
 
     def ended(self, run: Run, participant: str, method: str) -> None:
-        """Tag the run with the hours spent on `method` in runs so far, this one included."""
+        """Tag the run with the hours that all runs of `method` took, this process included."""
         if not participant:
             return
-        with _warned_of(run):
-            earlier = [r for r in runs.of_person(participant) if r.method == method and r.id != run.id]
-            began = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
-            spans = [r.interval for r in earlier if not r.child]
-            total = runs.union([*filter(None, spans), (began, datetime.now(UTC))])
-            run.tag(TOTAL, f"{total:.6f}")
+        with _warn_on_error(run):
+            runs = participant_runs.load_runs(participant)
+            earlier = [r.interval for r in runs if r.method == method and r.id != run.id and not r.is_child]
+            process_start = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
+            hours = participant_runs.covered_hours([*filter(None, earlier), (process_start, datetime.now(UTC))])
+            run.tag(METHOD_HOURS_TAG, f"{hours:.6f}")
 
 
-def takes_place_here() -> bool:
-    """Whether there is a study's database: one that was named, or the file of this machine."""
-    address = make_url(store.url())
-    return address.get_backend_name() != "sqlite" or Path(address.database or "").exists()
+def has_database() -> bool:
+    """Whether this machine has the study's SQLite file, or COMPRESSION_STUDY_URL names a database server."""
+    url = make_url(database.url())
+    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
 
 
 @contextlib.contextmanager
-def _warned_of(run: Run) -> Iterator[None]:
+def _warn_on_error(run: Run) -> Iterator[None]:
     try:
         yield
     except UserError as error:

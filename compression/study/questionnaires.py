@@ -1,143 +1,168 @@
-"""Questionnaires: what a form sent is checked question by question, and kept as a new version each time."""
+"""Answers to questionnaires: validated question by question, and saved as a new version each time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
 
-from compression.study import stages, store
-from compression.study.definition import Question, Questionnaire, Stage
-from compression.study.tables import Answers, Participant
-from compression.study.texts import Refused, pick
+from compression.study import database, stages
+from compression.study.tables import Answers
+from compression.study.texts import StudyError, localize
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sqlalchemy.orm import Session
+
+    from compression.study.definition import Question, Questionnaire, Stage
+    from compression.study.tables import Participant
+
+Answer = str | int | list[str] | None  # a choice or text, a point of a scale, several choices, or none
 
 COLUMNS = ("participant", "questionnaire", "version", "answered", "question", "answer")
-MAX_TEXT = 10_000  # characters of one answer; more is no answer but an accident
+MAX_TEXT = 10_000  # characters of one answer; a longer text was pasted by accident
+MAX_RECEIPT = 500  # characters
 
 
-class Unanswered(Refused):
-    """Answers that cannot be kept: `problems` says for each question what is wrong."""
+class InvalidAnswersError(StudyError):
+    """Some answers are missing or invalid; `problems` has the error of each question. Its sentence is the first."""
 
-    def __init__(self, problems: dict[str, Refused]):
+    def __init__(self, problems: dict[str, StudyError]):
         first = next(iter(problems.values()))
         super().__init__(first.key, **first.values)
         self.problems = problems
 
 
-def find(opened: Session, name: str) -> tuple[Stage, Questionnaire]:
-    """The questionnaire `name` and its stage; refused with the names there are."""
-    study = store.study(opened)
+def find_questionnaire(session: Session, name: str) -> tuple[Stage, Questionnaire]:
+    """Return the questionnaire `name` and its stage. Raises StudyError with the known names if there is none."""
+    study = database.load_study(session)
     for stage in study.stages:
         if stage.questionnaire == name:
             return stage, study.questionnaires[name]
-    raise Refused(
-        "no_questionnaire", name=name, known=", ".join(s.questionnaire for s in study.stages if s.questionnaire)
-    )
+    known = ", ".join(stage.questionnaire for stage in study.stages if stage.questionnaire)
+    raise StudyError("no_questionnaire", name=name, known=known)
 
 
-def check(questionnaire: Questionnaire, given: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Question -> answer from the texts a form sent; `Unanswered` if any is missing or impossible."""
-    content, problems = {}, {}
+def parse_answers(questionnaire: Questionnaire, submitted: Mapping[str, Sequence[str]]) -> dict[str, Answer]:
+    """Parse the submitted texts of each question. Raises InvalidAnswersError if any is missing or invalid."""
+    answers: dict[str, Answer] = {}
+    problems: dict[str, StudyError] = {}
     for question in questionnaire.questions:
+        texts = [text.strip() for text in submitted.get(question.name, []) if text.strip()]
         try:
-            content[question.name] = value(question, [v.strip() for v in given.get(question.name, []) if v.strip()])
-        except Refused as refusal:
-            problems[question.name] = refusal
+            answers[question.name] = parse_answer(question, texts)
+        except StudyError as error:
+            problems[question.name] = error
     if problems:
-        raise Unanswered(problems)
-    return content
+        raise InvalidAnswersError(problems)
+    return answers
 
 
-def value(question: Question, given: list[str]) -> Any:
-    """The answer to one question: a choice, a list of choices, a whole number or a text; None if left out."""
-    about = pick(question.text)
-    if not given:
+def parse_answer(question: Question, texts: Sequence[str]) -> Answer:
+    """Parse the submitted texts of one question, without blanks; None if it was left out.
+
+    Raises StudyError if a required answer is missing, a choice is unknown, or a text is longer than MAX_TEXT.
+    """
+    title = localize(question.text)
+    if not texts:
         if question.required:
-            raise Refused("answer_missing", question=about)
+            raise StudyError("answer_missing", question=title)
         return None
     if question.kind == "multiple":
-        return list(dict.fromkeys(_choice(question, text) for text in given))
+        return list(dict.fromkeys(_parse_choice(question, text) for text in texts))
     if question.kind == "single":
-        return _choice(question, given[0])
+        return _parse_choice(question, texts[0])
     if question.kind == "scale":
-        return _mark(question, given[0])
-    if len(given[0]) > MAX_TEXT:
-        raise Refused("too_long", question=about, most=MAX_TEXT, length=len(given[0]))
-    return given[0]
+        return _parse_scale(question, texts[0])
+    if len(texts[0]) > MAX_TEXT:
+        raise StudyError("too_long", question=title, most=MAX_TEXT, length=len(texts[0]))
+    return texts[0]
 
 
-def _choice(question: Question, text: str) -> str:
+def _parse_choice(question: Question, text: str) -> str:
     if text not in question.choices:
-        raise Refused("no_choice", question=pick(question.text), value=text[:40], known=", ".join(question.choices))
+        known = ", ".join(question.choices)
+        raise StudyError("no_choice", question=localize(question.text), value=text[:40], known=known)
     return text
 
 
-def _mark(question: Question, text: str) -> int:
+def _parse_scale(question: Question, text: str) -> int:
+    # Only ASCII digits: int() also takes those of other scripts. Nine of them, as int() is slow for thousands.
     if not text.isascii() or not text.isdigit() or not question.low <= int(text[:9]) <= question.high:
         known = f"{question.low}–{question.high}"
-        raise Refused("no_choice", question=pick(question.text), value=text[:40], known=known)
+        raise StudyError("no_choice", question=localize(question.text), value=text[:40], known=known)
     return int(text)
 
 
-def answer(opened: Session, person: Participant, name: str, given: Mapping[str, Sequence[str]]) -> int:
-    """Keep the answers to the questionnaire `name` and complete its stage; the number of this version."""
-    stage, questionnaire = find(opened, name)
-    stages.require_open(opened, person, stage)
+def save_answers(session: Session, participant: Participant, name: str, submitted: Mapping[str, Sequence[str]]) -> int:
+    """Save answers to the questionnaire `name`, complete its stage, and return the number of this version.
+
+    Raises InvalidAnswersError if they are incomplete or invalid, StudyError if the questionnaire is unknown, not open
+    yet, or only an external form.
+    """
+    stage, questionnaire = find_questionnaire(session, name)
+    stages.require_open(session, participant, stage)
     if not questionnaire.questions:
-        raise Refused("outside_only", link=questionnaire.link)
-    return _keep(opened, person, stage, content=check(questionnaire, given))
+        raise StudyError("outside_only", link=questionnaire.link)
+    return _save_version(session, participant, stage, parse_answers(questionnaire, submitted))
 
 
-def hand_receipt(opened: Session, person: Participant, name: str, receipt: str) -> int:
-    """Keep that the outside form was filled in, by the receipt it gave; the number of this version."""
-    stage, questionnaire = find(opened, name)
-    stages.require_open(opened, person, stage)
+def save_receipt(session: Session, participant: Participant, name: str, receipt: str) -> int:
+    """Save the receipt of the external form of `name`, complete its stage, and return the number of this version.
+
+    Raises StudyError if the questionnaire is unknown, not open yet or has no such form, or if there is no receipt.
+    """
+    stage, questionnaire = find_questionnaire(session, name)
+    stages.require_open(session, participant, stage)
     if questionnaire.link is None:
-        raise Refused("no_link")
-    if not receipt.strip() or len(receipt) > 500:
-        raise Refused("receipt_missing")
-    return _keep(opened, person, stage, content={}, receipt=receipt.strip())
+        raise StudyError("no_link")
+    if not receipt.strip() or len(receipt) > MAX_RECEIPT:
+        raise StudyError("receipt_missing")
+    return _save_version(session, participant, stage, {}, receipt.strip())
 
 
-def _keep(opened: Session, person: Participant, stage: Stage, **said: Any) -> int:
-    version = len(versions(opened, person, stage.questionnaire)) + 1
-    kept = Answers(
-        participant=person.id,
+def _save_version(
+    session: Session, participant: Participant, stage: Stage, content: dict[str, Answer], receipt: str = ""
+) -> int:
+    version = len(list_versions(session, participant, stage.questionnaire)) + 1
+    answers = Answers(
+        participant=participant.id,
         questionnaire=stage.questionnaire,
         version=version,
-        definition=store.newest_definition(opened).id,
-        **said,
+        definition=database.latest_definition(session).id,
+        content=content,
+        receipt=receipt,
     )
     try:
-        with opened.begin_nested():
-            opened.add(kept)
-    except IntegrityError:
-        raise Refused("sent_twice") from None
-    stages.complete(opened, person, stage)
+        with session.begin_nested():
+            session.add(answers)
+    except IntegrityError:  # another process has saved this version meanwhile
+        raise StudyError("sent_twice") from None
+    stages.complete(session, participant, stage)
     return version
 
 
-def versions(opened: Session, person: Participant, name: str) -> list[Answers]:
-    """Every version of somebody's answers to a questionnaire, oldest first."""
-    asked = select(Answers).where(Answers.participant == person.id, Answers.questionnaire == name)
-    return list(opened.scalars(asked.order_by(Answers.version)))
+def list_versions(session: Session, participant: Participant, name: str) -> list[Answers]:
+    """Return all versions of a participant's answers to the questionnaire `name`, oldest first."""
+    query = select(Answers).where(Answers.participant == participant.id, Answers.questionnaire == name)
+    return list(session.scalars(query.order_by(Answers.version)))
 
 
-def rows(opened: Session, people: Sequence[Participant]) -> list[dict[str, Any]]:
-    """A row for every answer to every question in every version, under pseudonyms."""
-    made = []
-    for person in sorted(people, key=lambda p: p.pseudonym):
-        asked = select(Answers).where(Answers.participant == person.id).order_by(Answers.questionnaire, Answers.version)
-        for kept in opened.scalars(asked):
-            said = kept.content or {"receipt": kept.receipt}
-            made += [_row(person, kept, question, answer) for question, answer in said.items()]
-    return made
+def answer_records(session: Session, participants: Sequence[Participant]) -> list[dict[str, Any]]:
+    """Return a table of every answer in every version, under pseudonyms; its columns are COLUMNS."""
+    records = []
+    for participant in sorted(participants, key=lambda p: p.pseudonym):
+        query = select(Answers).where(Answers.participant == participant.id)
+        for answers in session.scalars(query.order_by(Answers.questionnaire, Answers.version)):
+            content = answers.content or {"receipt": answers.receipt}
+            records += [_answer_record(participant, answers, *pair) for pair in content.items()]
+    return records
 
 
-def _row(person: Participant, kept: Answers, question: str, answer: Any) -> dict[str, Any]:
-    shown = "; ".join(answer) if isinstance(answer, list) else "" if answer is None else answer
-    at = kept.at.isoformat(timespec="seconds")
-    return dict(zip(COLUMNS, (person.pseudonym, kept.questionnaire, kept.version, at, question, shown), strict=True))
+def _answer_record(participant: Participant, answers: Answers, question: str, answer: Answer) -> dict[str, Any]:
+    text = "; ".join(answer) if isinstance(answer, list) else "" if answer is None else answer
+    at = answers.at.isoformat(timespec="seconds")
+    values = (participant.pseudonym, answers.questionnaire, answers.version, at, question, text)
+    return dict(zip(COLUMNS, values, strict=True))

@@ -1,50 +1,60 @@
-"""The stages in their order: what is done, what is open, and what comes first."""
+"""Progress through the stages, which open in their order."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from compression.study import store
-from compression.study.definition import Stage
-from compression.study.tables import Participant, StageDone
-from compression.study.texts import Refused, pick
+from compression.study import database
+from compression.study.tables import CompletedStage
+from compression.study.texts import StudyError, localize
 
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
 
-def done(opened: Session, person: Participant) -> set[str]:
-    """The names of the stages that `person` has completed."""
-    return set(opened.scalars(select(StageDone.stage).where(StageDone.participant == person.id)))
-
-
-def current(opened: Session, person: Participant) -> Stage | None:
-    """The first stage that is not done; None after the last."""
-    finished = done(opened, person)
-    return next((stage for stage in store.study(opened).stages if stage.name not in finished), None)
+    from compression.study.definition import Stage
+    from compression.study.tables import Participant
 
 
-def require_open(opened: Session, person: Participant, stage: Stage) -> None:
-    """Refuse, naming what comes first, unless `stage` is the current one or lies before it."""
-    now = current(opened, person)
-    order = [s.name for s in store.study(opened).stages]
-    if now is not None and order.index(stage.name) > order.index(now.name):
-        raise Refused("not_open", stage=pick(stage.title), first=pick(now.title), name=now.name)
+def completed(session: Session, participant: Participant) -> set[str]:
+    """Return the names of the stages that `participant` has completed."""
+    return set(session.scalars(select(CompletedStage.stage).where(CompletedStage.participant == participant.id)))
 
 
-def complete(opened: Session, person: Participant, stage: Stage) -> None:
-    """Mark `stage` as done; once more changes nothing."""
-    require_open(opened, person, stage)
-    if stage.name not in done(opened, person):
-        opened.add(StageDone(participant=person.id, stage=stage.name))
-        opened.flush()
+def current(session: Session, participant: Participant) -> Stage | None:
+    """Return the first stage that is not completed; None after the last."""
+    completed_names = completed(session, participant)
+    stages = database.load_study(session).stages
+    return next((stage for stage in stages if stage.name not in completed_names), None)
 
 
-def finish_work(opened: Session, person: Participant, name: str = "") -> Stage:
-    """Complete a stage of work (the current one, unless named); a questionnaire and the hand-in end by themselves."""
-    stage = store.study(opened).stage(name) if name else current(opened, person)
+def require_open(session: Session, participant: Participant, stage: Stage) -> None:
+    """Raise StudyError unless `stage` is the current one or an earlier one."""
+    active = current(session, participant)
+    order = [s.name for s in database.load_study(session).stages]
+    if active is not None and order.index(stage.name) > order.index(active.name):
+        raise StudyError("not_open", stage=localize(stage.title), first=localize(active.title), name=active.name)
+
+
+def complete(session: Session, participant: Participant, stage: Stage) -> None:
+    """Mark `stage` as completed; no effect if it is already. Raises StudyError if it is not open yet."""
+    require_open(session, participant, stage)
+    if stage.name not in completed(session, participant):
+        session.add(CompletedStage(participant=participant.id, stage=stage.name))
+        session.flush()
+
+
+def finish_work(session: Session, participant: Participant, name: str = "") -> Stage:
+    """Complete the stage of work `name`, by default the current one, and return it.
+
+    Raises StudyError if the stage is unknown, not open yet, or one that is completed by an answer or by the hand-in.
+    """
+    stage = database.load_study(session).stage(name) if name else current(session, participant)
     if stage is None:
-        raise Refused("all_done")
-    require_open(opened, person, stage)
+        raise StudyError("all_done")
+    require_open(session, participant, stage)
     if not stage.rows:
-        raise Refused("ends_by_itself", stage=pick(stage.title))
-    complete(opened, person, stage)
+        raise StudyError("ends_by_itself", stage=localize(stage.title))
+    complete(session, participant, stage)
     return stage

@@ -1,6 +1,4 @@
-"""The tables of the study's database. Times are UTC; what a participant said is added to, never overwritten."""
-
-from __future__ import annotations
+"""The tables of the study's database. What participants enter is appended as new rows, never overwritten."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -10,24 +8,32 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
+    """Return the current time, with its time zone."""
     return datetime.now(UTC)
 
 
-class Instant(TypeDecorator[datetime]):
-    """A moment, stored as UTC: SQLite keeps no time zones, and a day of 23 hours must not bend anybody's clock."""
+class UtcDateTime(TypeDecorator[datetime]):
+    """A time-zone-aware datetime, stored as naive UTC: SQLite has no time zones.
+
+    UTC also keeps differences right across a change to daylight saving time.
+    """
 
     impl = DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Convert to naive UTC for the database."""
         return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """Attach UTC to a value of the database."""
         return None if value is None else value.replace(tzinfo=UTC)
 
 
 class Base(DeclarativeBase):
+    """Base of all tables; its naming convention gives constraints the names by which migrations refer to them."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(column_0_label)s",
@@ -36,19 +42,21 @@ class Base(DeclarativeBase):
             "uq": "uq_%(table_name)s_%(column_0_name)s",
         }
     )
-    type_annotation_map = {datetime: Instant, dict[str, Any]: JSON}  # noqa: RUF012
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON}
 
 
 class Definition(Base):
-    """A version of the study's YAML; the newest holds."""
+    """A version of the study's YAML; the newest is in force."""
 
     __tablename__ = "definitions"
     id: Mapped[int] = mapped_column(primary_key=True)
-    at: Mapped[datetime] = mapped_column(default=now)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
     content: Mapped[str] = mapped_column(Text)
 
 
 class Participant(Base):
+    """Somebody who was invited, under an id that is not their name."""
+
     __tablename__ = "participants"
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
     pseudonym: Mapped[str] = mapped_column(String(40), unique=True)
@@ -56,25 +64,25 @@ class Participant(Base):
     background: Mapped[str] = mapped_column(String(40))
     assignment: Mapped[str] = mapped_column(String(40))
     language: Mapped[str] = mapped_column(String(8))
-    invited: Mapped[datetime] = mapped_column(default=now)
+    invited: Mapped[datetime] = mapped_column(default=utc_now)
     consented: Mapped[datetime | None]
     consent: Mapped[str] = mapped_column(Text, default="")  # the text that was agreed to
 
 
-class OfParticipant(Base):
-    """A row that belongs to somebody. `compression.study.forget` finds all such tables by this class."""
+class ParticipantRecord(Base):
+    """Base of tables whose rows belong to a participant; `forget` deletes from all its subclasses."""
 
     __abstract__ = True
     id: Mapped[int] = mapped_column(primary_key=True)
     participant: Mapped[str] = mapped_column(ForeignKey("participants.id"), index=True)
-    at: Mapped[datetime] = mapped_column(default=now)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
 
 
-class ClockEvent(OfParticipant):
-    """start, pause, resume, stop of a row, or a correction of its hours with the reason."""
+class ClockEvent(ParticipantRecord):
+    """The start, pause, resume or stop of a row's clock (`kind`), or a correction of its hours (`correct`)."""
 
     __tablename__ = "clock_events"
-    __table_args__ = (UniqueConstraint("participant", "number"),)  # two clicks at once cannot both be the next event
+    __table_args__ = (UniqueConstraint("participant", "number"),)  # simultaneous clicks cannot both be the next event
     number: Mapped[int]
     kind: Mapped[str] = mapped_column(String(10))
     row: Mapped[str] = mapped_column(String(40))
@@ -82,32 +90,36 @@ class ClockEvent(OfParticipant):
     reason: Mapped[str] = mapped_column(Text, default="")
 
 
-class StageDone(OfParticipant):
+class CompletedStage(ParticipantRecord):
+    """A stage that a participant has completed."""
+
     __tablename__ = "stages_done"
     __table_args__ = (UniqueConstraint("participant", "stage"),)
     stage: Mapped[str] = mapped_column(String(40))
 
 
-class Answers(OfParticipant):
-    """One version of somebody's answers to a questionnaire, or the receipt of the outside form."""
+class Answers(ParticipantRecord):
+    """One version of a participant's answers to a questionnaire, or the receipt of its external form."""
 
     __tablename__ = "answers"
     __table_args__ = (UniqueConstraint("participant", "questionnaire", "version"),)
     questionnaire: Mapped[str] = mapped_column(String(40))
     version: Mapped[int]
-    definition: Mapped[int] = mapped_column(ForeignKey("definitions.id"))
+    definition: Mapped[int] = mapped_column(ForeignKey("definitions.id"))  # the questions that were asked
     content: Mapped[dict[str, Any]]
     receipt: Mapped[str] = mapped_column(Text, default="")
 
 
-class Note(OfParticipant):
+class Note(ParticipantRecord):
+    """An entry of a participant's journal, in Markdown; `run` is the id of the MLflow run it is about."""
+
     __tablename__ = "notes"
     text: Mapped[str] = mapped_column(Text)
     run: Mapped[str] = mapped_column(String(64), default="")
 
 
-class Preference(OfParticipant):
-    """Which technique is preferred for which situation, and why; the newest per situation holds."""
+class Preference(ParticipantRecord):
+    """The technique that a participant prefers for a situation, and why; the newest per situation counts."""
 
     __tablename__ = "preferences"
     situation: Mapped[str] = mapped_column(Text)

@@ -1,55 +1,61 @@
-"""Every word a participant reads, in the languages of `texts.yaml`; the language is that of the context."""
+"""Translated sentences of `texts.yaml`, in the language of the current context (a request or a command)."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from compression.errors import UserError
 
-DEFAULT = "en"
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DEFAULT_LANGUAGE = "en"
 LANGUAGES = {"en": "English", "zh": "中文"}
-language: ContextVar[str] = ContextVar("language", default=DEFAULT)
+language: ContextVar[str] = ContextVar("language", default=DEFAULT_LANGUAGE)
 
 
 @functools.cache
-def known() -> dict[str, dict[str, str]]:
-    """Key -> language -> text."""
-    return yaml.safe_load((Path(__file__).parent / "texts.yaml").read_text(encoding="utf-8"))
+def load_texts() -> dict[str, dict[str, str]]:
+    """Return the texts of `texts.yaml` by key and language."""
+    texts: dict[str, dict[str, str]] = yaml.safe_load((Path(__file__).parent / "texts.yaml").read_text("utf-8"))
+    return texts
 
 
-def say(key: str, /, **values: Any) -> str:
-    """The text `key` in the language of the context, with `values` filled in."""
-    return pick(known()[key]).format(**values)
+def translate(key: str, /, **values: Any) -> str:
+    """Return the text `key` in the current language, with `values` in its placeholders."""
+    return localize(load_texts()[key]).format(**values)
 
 
-def pick(text: Mapping[str, str]) -> str:
-    """A text of several languages in that of the context, else in the first it has."""
+def localize(text: Mapping[str, str]) -> str:
+    """Return the current language's version of `text` (language to text); its first one if there is none."""
     return text.get(language.get()) or next(iter(text.values()))
 
 
 @contextlib.contextmanager
-def speaking(code: str) -> Iterator[None]:
-    """Within the block, texts are said in this language."""
-    token = language.set(code if code in LANGUAGES else DEFAULT)
+def use_language(code: str) -> Iterator[None]:
+    """Set the current language within the block; an unknown code means the default language."""
+    token = language.set(code if code in LANGUAGES else DEFAULT_LANGUAGE)
     try:
         yield
     finally:
         language.reset(token)
 
 
-class Refused(UserError):
-    """A UserError said in the language of whoever reads it: a key of `texts.yaml` and what to fill in."""
+class StudyError(UserError):
+    """A UserError with a translated sentence: `key` of `texts.yaml` and the values of its placeholders.
+
+    It is translated when it is shown, not when it is raised: only the reader's language counts.
+    """
 
     def __init__(self, key: str, /, **values: Any):
         super().__init__(key)
         self.key, self.values = key, values
 
     def __str__(self) -> str:
-        return say(self.key, **self.values)
+        return translate(self.key, **self.values)

@@ -1,49 +1,56 @@
-"""The time sheet: a row's hours by the participant's clock, and beside them those that the runs recorded."""
+"""The time sheet: the hours of each row by the participant's clock, and by what the runs recorded."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sqlalchemy.orm import Session
+from compression.study import clock, database, participant_runs
+from compression.study.tables import utc_now
+from compression.study.texts import localize, translate
 
-from compression.study import clock, runs, store
-from compression.study.runs import PersonRun
-from compression.study.tables import Participant, now
-from compression.study.texts import pick, say
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-OTHER = "other"  # runs that belong to no row: of another family, or outside a stage of work
+    from sqlalchemy.orm import Session
+
+    from compression.study.participant_runs import ParticipantRun
+    from compression.study.tables import Participant
+
+OTHER_ROW = "other"  # runs that count for no row: of a family that none names, or started outside a stage of work
 
 
 @dataclass(frozen=True)
-class Line:
+class TimesheetLine:
+    """The hours of one row."""
+
     row: str
     title: str
-    clock_hours: float  # by hand, corrections included
-    corrected_hours: float  # of which corrections
-    run_hours: float  # recorded by the runs themselves; overlapping ones count once
+    clock_hours: float  # corrections included
+    corrected_hours: float  # the sum of the corrections
+    run_hours: float  # recorded by runs; time in which several ran at once counts once
 
 
-def sheet(opened: Session, person: Participant, of_person: Sequence[PersonRun]) -> list[Line]:
-    """A line for every row of the study, and one for runs that belong to none where there are any."""
-    study, read, moment = store.study(opened), clock.read(opened, person), now()
+def build_timesheet(session: Session, participant: Participant, runs: Sequence[ParticipantRun]) -> list[TimesheetLine]:
+    """Return a line for every row of the study, and one for the runs that count for none, if there are any."""
+    study, recorded, now = database.load_study(session), clock.load(session, participant), utc_now()
     lines = [
-        Line(
-            row,
-            pick(about.title),
-            read.hours(row, moment),
-            read.corrections.get(row, 0.0),
-            runs.hours(r for r in of_person if r.row(study) == row),
+        TimesheetLine(
+            name,
+            localize(row.title),
+            recorded.hours(name, now),
+            recorded.corrections.get(name, 0.0),
+            participant_runs.total_hours(run for run in runs if run.row(study) == name),
         )
-        for row, about in study.rows.items()
+        for name, row in study.rows.items()
     ]
-    rest = runs.hours(r for r in of_person if not r.row(study))
-    return [*lines, Line(OTHER, say("other_runs"), 0.0, 0.0, rest)] if rest else lines
+    other = participant_runs.total_hours(run for run in runs if not run.row(study))
+    return [*lines, TimesheetLine(OTHER_ROW, translate("other_runs"), 0.0, 0.0, other)] if other else lines
 
 
-def rows(lines: Sequence[Line]) -> list[dict[str, str | float]]:
-    """The sheet as a table's rows, in hours."""
+def to_records(lines: Sequence[TimesheetLine]) -> list[dict[str, str | float]]:
+    """Return the time sheet as rows of a table, in hours."""
     return [
         {
             "row": line.row,
@@ -56,19 +63,19 @@ def rows(lines: Sequence[Line]) -> list[dict[str, str | float]]:
     ]
 
 
-def table(lines: Sequence[Line]) -> str:
-    """The sheet for a terminal."""
-    head = ("", say("by_clock"), say("corrected_by"), say("by_runs"))
+def format_table(lines: Sequence[TimesheetLine]) -> str:
+    """Return the time sheet as text for a terminal."""
+    header = ("", translate("by_clock"), translate("corrected_by"), translate("by_runs"))
     body = [
-        (f"{n.row}  {n.title}", *map("{:.2f}".format, (n.clock_hours, n.corrected_hours, n.run_hours))) for n in lines
+        (f"{x.row}  {x.title}", *map("{:.2f}".format, (x.clock_hours, x.corrected_hours, x.run_hours))) for x in lines
     ]
-    width = max(map(_width, (row[0] for row in [head, *body])))
+    width = max(_display_width(title) for title, *_ in [header, *body])
     return "\n".join(
-        title + " " * (width - _width(title)) + "".join(" " * max(12 - _width(c), 1) + c for c in cells)
-        for title, *cells in [head, *body]
+        title + " " * (width - _display_width(title)) + "".join(" " * max(12 - _display_width(c), 1) + c for c in cells)
+        for title, *cells in [header, *body]
     )
 
 
-def _width(text: str) -> int:
-    """Columns in a terminal: a Chinese character takes two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+def _display_width(text: str) -> int:
+    """Return the columns that `text` takes in a terminal, two for a Chinese character."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

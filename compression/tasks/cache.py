@@ -1,4 +1,4 @@
-"""Tensors that took long to make, kept as safetensors files; a file that is not intact is made again."""
+"""A cache of tensors that take long to make, as safetensors files; a damaged file is made again."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Tensors = dict[str, Tensor]
 log = logging.getLogger(__name__)
 
 
-def folder() -> Path:
-    """COMPRESSION_CACHE, or a folder in the user's cache."""
-    named = os.environ.get("COMPRESSION_CACHE")
-    return Path(named) if named else Path.home() / ".cache" / "model-compression-lab"
+def cache_folder() -> Path:
+    """Return the folder COMPRESSION_CACHE or, if it is not set, one in the user's cache."""
+    folder = os.environ.get("COMPRESSION_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "model-compression-lab"
 
 
 def cached(key: str, make: Callable[[], Tensors]) -> Tensors:
-    """What `make` returns, from the cache if it holds an intact copy under `key`."""
-    file = folder() / f"{key}.safetensors"
+    """Return the tensors stored under `key`, or those that `make` returns, and store them."""
+    file = cache_folder() / f"{key}.safetensors"
     tensors = _read(file)
     if tensors is None:
         tensors = make()
@@ -37,32 +37,33 @@ def cached(key: str, make: Callable[[], Tensors]) -> Tensors:
 
 
 def _read(file: Path) -> Tensors | None:
-    """The tensors of an intact file; None if there is none."""
+    """Return the tensors of a file; None if there is no such file or it is damaged."""
     if not file.exists():
         return None
     try:
         with safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - a safetensors file, no dict
-            intact = (opened.metadata() or {}) == _checksums(tensors)
+            is_intact = (opened.metadata() or {}) == _checksums(tensors)
     except (OSError, SafetensorError) as error:
         log.warning("The cached %s cannot be read and is made again: %s", file, error)
         return None
-    if not intact:
+    if not is_intact:
         log.warning("The cached %s is damaged and is made again.", file)
-    return tensors if intact else None
+    return tensors if is_intact else None
 
 
 def _write(tensors: Tensors, file: Path) -> None:
-    """Under another name first, so that nobody ever reads half a file."""
+    """Write a temporary file and rename it, so that no process reads half a file. Only warns if that fails."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:
-            half = Path(scratch) / file.name
-            save_file(tensors, half, _checksums(tensors))
-            half.replace(file)
-    except (OSError, SafetensorError) as error:  # a run can do without: the disk may be full or read-only
+        with tempfile.TemporaryDirectory(dir=file.parent) as scratch:  # several processes may write the same file
+            temporary = Path(scratch) / file.name
+            save_file(tensors, temporary, _checksums(tensors))
+            temporary.replace(file)
+    except (OSError, SafetensorError) as error:  # the disk may be full or read-only: runs work without a cache
         log.warning("Could not keep a copy in %s (%s); set COMPRESSION_CACHE to a folder.", file.parent, error)
 
 
 def _checksums(tensors: Tensors) -> dict[str, str]:
+    """Return the CRC-32 of each tensor's bytes, in hexadecimal."""
     return {name: f"{zlib.crc32(t.numpy().tobytes()):08x}" for name, t in tensors.items()}

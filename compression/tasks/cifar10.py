@@ -1,4 +1,4 @@
-"""CIFAR-10: Krizhevsky 2009, 60,000 colour images of 32x32 pixels in ten classes."""
+"""CIFAR-10: Krizhevsky 2009; 60,000 colour images of 32x32 pixels in ten classes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from compression.errors import UserError, first_line
-from compression.tasks import Request, batches, tables
+from compression.tasks import TaskRequest, cifar10_batches, tables
 from compression.tasks.cache import Tensors, cached
-from compression.tasks.images import flip, normalise, shift
+from compression.tasks.images import normalize, random_crop, random_flip
 from compression.tasks.metrics import accuracy, cross_entropy
-from compression.tasks.sources import Files, Origin, find
-from compression.tasks.splits import cut, digest, shuffled
+from compression.tasks.sources import PublicDataset, SplitFiles, find_dataset
+from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
 from compression.tasks.task import Split, Task
 
 if TYPE_CHECKING:
@@ -25,24 +25,27 @@ if TYPE_CHECKING:
 
 LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32
-ORIGIN = Origin(
+DATASET = PublicDataset(
     "cifar10",
     "uoft-cs/cifar10",
-    folders=("plain_text", "data", "cifar-10-batches-py"),
+    subfolders=("plain_text", "data", "cifar-10-batches-py"),
     splits=("train", "test"),
-    named={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    other_names={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
 )
-# Mean and deviation of the training images' channels, in [0, 1].
-prepare = partial(normalise, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+# Mean and standard deviation of the training images' channels, for pixels in [0, 1].
+prepare = partial(normalize, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
-def cifar10(request: Request) -> Task:
-    """From parquet files or torchvision's pickled batches; the validation split is cut from train."""
-    found = find(ORIGIN, request.data)
-    tensors = cached(f"cifar10-{found.fingerprint()[:32]}", partial(decoded, found.files))
-    labelled, tested = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"], prepare) for s in ORIGIN.splits)
-    train, validation = (labelled.take(part[: request.limit]) for part in cut(len(labelled)))
-    test = tested.take(shuffled(len(tested))[: request.limit])
+def cifar10(request: TaskRequest) -> Task:
+    """Load CIFAR-10 from parquet files or torchvision's pickled batches; a tenth of train is for validation.
+
+    Raises UserError if the data cannot be found or is damaged.
+    """
+    dataset = find_dataset(DATASET, request.data)
+    tensors = cached(f"cifar10-{dataset.fingerprint()[:32]}", partial(decode, dataset.files))
+    whole, tested = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"], prepare) for s in DATASET.splits)
+    train, validation = (whole.select(part[: request.limit]) for part in train_validation_indices(len(whole)))
+    test = tested.select(fixed_permutation(len(tested))[: request.limit])
     return Task(
         request.name,
         train=train,
@@ -51,7 +54,7 @@ def cifar10(request: Request) -> Task:
         outputs=len(LABELS),
         labels=LABELS,
         metric="accuracy",
-        metrics=accuracy,
+        compute_metrics=accuracy,
         loss=cross_entropy,
         model="resnet18",
         student="cnn5",
@@ -63,45 +66,47 @@ def cifar10(request: Request) -> Task:
             "schedule": "onecycle",
             "warmup": 0.25,
             "weight_decay": 5e-4,
-            "label_smoothing": 0.0,  # it spoils a teacher: Müller et al. 2019, arXiv:1906.02629
+            "label_smoothing": 0.0,  # it makes worse teachers: Müller et al. 2019, arXiv:1906.02629
         },
         input_shape=(3, SIDE, SIDE),
         augment=augment,
-        source=found.source,
-        digest=digest([train, validation, test]),
-        limited=request.limit is not None,
+        source=dataset.source,
+        digest=splits_digest([train, validation, test]),
+        is_limited=request.limit is not None,
     )
 
 
 def augment(images: Tensor, generator: Generator) -> Tensor:
-    """He et al. 2015, arXiv:1512.03385, section 4.2."""
-    return flip(shift(images, generator, pixels=4), generator)
+    """Crop with 4 pixels of padding and flip, at random: He et al. 2015, arXiv:1512.03385, section 4.2."""
+    return random_flip(random_crop(images, 4, generator), generator)
 
 
-def decoded(files: Files) -> Tensors:
-    """uint8 images `(n, 3, 32, 32)` and labels `(n,)` of every split."""
+def decode(files: SplitFiles) -> Tensors:
+    """Return the images, uint8 `(n, 3, 32, 32)`, and labels, int64 `(n,)`, of every split as `split.images`, …"""
     tensors = {}
     for split, parts in files.items():
-        pairs = [_table(file) if file.suffix else batches.read_batch(file) for file in parts]
+        pairs = [_read_table(file) if file.suffix else cifar10_batches.read_batch(file) for file in parts]
         tensors[f"{split}.images"] = torch.cat([images for images, _ in pairs])
         tensors[f"{split}.labels"] = torch.cat([labels for _, labels in pairs])
     return tensors
 
 
-def _table(file: Path) -> tuple[Tensor, Tensor]:
-    table = tables.read([file], ["img"], LABELS)
+def _read_table(file: Path) -> tuple[Tensor, Tensor]:
+    """Return images and labels of a parquet or Arrow file. Raises UserError for an image that cannot be decoded."""
+    table = tables.read_tables([file], ["img"], LABELS)
     images = np.empty((len(table), SIDE, SIDE, 3), np.uint8)
     for i, image in enumerate(table.column("img").to_pylist()):
         try:
-            images[i] = _pixels(image["bytes"])
+            images[i] = _decode_image(image["bytes"])
         except Exception as error:
             raise UserError(f"Image {i} of {file} cannot be used: {first_line(error)}.") from error
     labels = torch.tensor(table.column("label").to_pylist(), dtype=torch.long)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
 
 
-def _pixels(encoded: bytes) -> np.ndarray:
+def _decode_image(encoded: bytes) -> np.ndarray:
+    """Return the pixels, uint8 `(32, 32, 3)`. Raises ValueError for an image of another size."""
     with Image.open(io.BytesIO(encoded)) as image:
-        if image.size != (SIDE, SIDE):  # NumPy would stretch a single pixel over all
+        if image.size != (SIDE, SIDE):  # NumPy would broadcast a single pixel over all
             raise ValueError(f"it has {image.width}x{image.height} pixels, not {SIDE}x{SIDE}")
         return np.asarray(image.convert("RGB"))

@@ -1,4 +1,4 @@
-"""Handwritten digits of 8x8 pixels that come with scikit-learn: nothing to fetch, seconds to train on."""
+"""The handwritten digits of scikit-learn, 8x8 pixels: no download, and training takes seconds."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from compression.errors import UserError
-from compression.tasks.images import normalise
+from compression.tasks.images import normalize
 from compression.tasks.metrics import accuracy, cross_entropy
-from compression.tasks.splits import SEED, digest
+from compression.tasks.splits import SPLIT_SEED, splits_digest
 from compression.tasks.task import Split, Task
 
 if TYPE_CHECKING:
-    from compression.tasks import Request
+    from compression.tasks import TaskRequest
 
 SHAPE = (1, 8, 8)
-prepare = partial(normalise, mean=(0.3053,), std=(0.3761,))  # of all images, in [0, 1]
+prepare = partial(normalize, mean=(0.3053,), std=(0.3761,))  # of all images, for pixels in [0, 1]
 
 
-def digits(request: Request) -> Task:
-    """1,797 images: 60% train, 20% validation, 20% test, every digit with its share in each.
+def digits(request: TaskRequest) -> Task:
+    """Load 1,797 images: 60% train, 20% validation, 20% test, stratified by digit.
 
-    Not augmented: the digits are centred, and shifting them by a pixel cost half a percent of accuracy.
+    Not augmented: the digits are centred, and random shifts by one pixel cost half a percent of accuracy. Raises
+    UserError if `request` names a data folder.
     """
     if request.data:
         raise UserError("The digits come with scikit-learn; leave data= empty.")
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, *SHAPE)
     whole = Split(torch.from_numpy(pixels), torch.from_numpy(targets).long(), prepare)
-    parts = [torch.from_numpy(part)[: request.limit] for part in _parts(targets)]
-    train, validation, test = map(whole.take, parts)
+    parts = [torch.from_numpy(part)[: request.limit] for part in _split_indices(targets)]
+    train, validation, test = map(whole.select, parts)
     return Task(
         request.name,
         train=train,
@@ -43,7 +44,7 @@ def digits(request: Request) -> Task:
         outputs=10,
         labels=tuple("0123456789"),
         metric="accuracy",
-        metrics=accuracy,
+        compute_metrics=accuracy,
         loss=cross_entropy,
         model="digits_cnn",
         student="digits_cnn_small",
@@ -59,13 +60,13 @@ def digits(request: Request) -> Task:
         },
         input_shape=SHAPE,
         source="scikit-learn's digits",
-        digest=digest([train, validation, test]),
-        limited=request.limit is not None,
+        digest=splits_digest([train, validation, test]),
+        is_limited=request.limit is not None,
     )
 
 
-def _parts(targets: np.ndarray) -> list[np.ndarray]:
-    """Indices of train, validation and test, in random order."""
-    share = partial(train_test_split, random_state=SEED)
-    train, rest = share(np.arange(len(targets)), test_size=0.4, stratify=targets)
-    return [train, *share(rest, test_size=0.5, stratify=targets[rest])]
+def _split_indices(targets: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of train, validation and test, in random order."""
+    split = partial(train_test_split, random_state=SPLIT_SEED)
+    train, rest = split(np.arange(len(targets)), test_size=0.4, stratify=targets)
+    return [train, *split(rest, test_size=0.5, stratify=targets[rest])]

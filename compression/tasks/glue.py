@@ -1,7 +1,7 @@
-"""GLUE: nine ways to test whether a model understands English.  Wang et al. 2019, arXiv:1804.07461.
+"""GLUE: nine tasks of understanding English text; Wang et al. 2019, arXiv:1804.07461.
 
-The labels of the benchmark's own test splits are secret. So its validation split is our test split, and our
-validation split is cut from its training data.
+The labels of GLUE's test splits are not public. So its validation split is our test split, and our validation split
+is a tenth of its training data.
 """
 
 from __future__ import annotations
@@ -15,32 +15,35 @@ import torch
 from torch import Tensor
 
 from compression.models import TEXT_MODELS
-from compression.tasks import Request, metrics, tables
+from compression.tasks import TaskRequest, metrics, tables
 from compression.tasks.cache import Tensors, cached
-from compression.tasks.sources import Files, Origin, find
-from compression.tasks.splits import cut, digest, shuffled
+from compression.tasks.sources import PublicDataset, SplitFiles, find_dataset
+from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
 from compression.tasks.task import Split, Task
-from compression.tasks.text import Encoder, encoder, trim
+from compression.tasks.text import TableTokenizer, load_table_tokenizer, trim_padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pyarrow as pa
 
-MODEL = "bert-large-uncased"
-FROM_SCRATCH = {"epochs": 5, "learning_rate": 2e-3}  # what differs for a model that is not pretrained
+DEFAULT_MODEL = "bert-large-uncased"
+FROM_SCRATCH = {
+    "epochs": 5,
+    "learning_rate": 2e-3,
+}  # the hyperparameters that differ for models that are not pretrained
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One of the nine: its text columns, its classes (none for regression), its official figure."""
+    """One of GLUE's data sets, with its official metric."""
 
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
+    columns: tuple[str, ...]  # of text
+    labels: tuple[str, ...]  # class names; empty for regression
     metric: str = "accuracy"
-    metrics: Callable[[Tensor, Tensor], dict[str, float]] = metrics.accuracy
-    test: str = "validation"
-    mismatched: str = ""  # a second test split, of other kinds of text
+    compute_metrics: Callable[[Tensor, Tensor], dict[str, float]] = metrics.accuracy
+    test: str = "validation"  # the published split that is our test split
+    mismatched: str = ""  # a second one, of other genres than the training data
 
 
 CORPORA = {
@@ -61,17 +64,18 @@ CORPORA = {
 }
 
 
-def glue(request: Request) -> Task:
-    """The text as the tokenizer of the request's model reads it.
+def glue(request: TaskRequest) -> Task:
+    """Load a task of GLUE, encoded with the tokenizer of the request's model.
 
-    MNLI has a second test split, `mismatched`, where the data has it.
+    MNLI has a further test split, `mismatched`, if the data has it. Raises UserError if data or tokenizer cannot be
+    loaded.
     """
     name = request.name.removeprefix("glue/")
-    corpus, reader = CORPORA[name], encoder(request.model or MODEL, MODEL)
-    found = find(_origin(name, corpus), request.data)
-    key = hashlib.sha256(f"{found.fingerprint()} {reader.fingerprint()} {request.limit}".encode())
-    make = partial(_tensors, found.files, corpus, reader, request.limit)
-    splits = _splits(cached(f"glue-{name}-{key.hexdigest()[:32]}", make), reader.names)
+    corpus, tokenizer = CORPORA[name], load_table_tokenizer(request.model or DEFAULT_MODEL, DEFAULT_MODEL)
+    dataset = find_dataset(_dataset(name, corpus), request.data)
+    key = hashlib.sha256(f"{dataset.fingerprint()} {tokenizer.fingerprint()} {request.limit}".encode())
+    make = partial(_make_tensors, dataset.files, corpus, tokenizer, request.limit)
+    splits = _make_splits(cached(f"glue-{name}-{key.hexdigest()[:32]}", make), tokenizer.input_names)
     return Task(
         request.name,
         train=splits["train"],
@@ -80,9 +84,9 @@ def glue(request: Request) -> Task:
         outputs=len(corpus.labels) or 1,
         labels=corpus.labels,
         metric=corpus.metric,
-        metrics=corpus.metrics,
+        compute_metrics=corpus.compute_metrics,
         loss=metrics.cross_entropy if corpus.labels else metrics.squared_error,
-        model=MODEL,
+        model=DEFAULT_MODEL,
         student="",
         training={  # Devlin et al. 2018, arXiv:1810.04805, section 4.1 and appendix A.3
             "epochs": 3,
@@ -96,49 +100,53 @@ def glue(request: Request) -> Task:
             **(FROM_SCRATCH if request.model in TEXT_MODELS else {}),
         },
         from_scratch=FROM_SCRATCH,
-        source=found.source,
-        digest=digest(splits.values()),
-        limited=request.limit is not None,
-        also={name: split for name, split in splits.items() if name == "mismatched"},
-        tokenizer=reader.tokenizer,
+        source=dataset.source,
+        digest=splits_digest(splits.values()),
+        is_limited=request.limit is not None,
+        further_test_splits={name: split for name, split in splits.items() if name == "mismatched"},
+        tokenizer=tokenizer.tokenizer,
     )
 
 
-def _origin(name: str, corpus: Corpus) -> Origin:
-    return Origin(
+def _dataset(name: str, corpus: Corpus) -> PublicDataset:
+    """Return where the corpus `name` is published."""
+    return PublicDataset(
         f"glue/{name}",
         "nyu-mll/glue",
-        folders=(name, "data"),
+        subfolders=(name, "data"),
         splits=("train", corpus.test),
-        optional=(corpus.mismatched,) if corpus.mismatched else (),
+        optional_splits=(corpus.mismatched,) if corpus.mismatched else (),
     )
 
 
-def _tensors(files: Files, corpus: Corpus, reader: Encoder, limit: int | None) -> Tensors:
-    """The encoded texts and the targets of each of our splits, named `split.tensor`."""
+def _make_tensors(files: SplitFiles, corpus: Corpus, tokenizer: TableTokenizer, limit: int | None) -> Tensors:
+    """Return the encoded texts `(n, longest)` and the targets `(n,)` of our splits, named `split.tensor`."""
+    dtype = torch.long if corpus.labels else torch.float32
     tensors = {}
-    for split, table in _tables(files, corpus, limit).items():
-        encoded = reader.encode(table, corpus.columns)
-        kind = torch.long if corpus.labels else torch.float32
-        encoded["targets"] = torch.tensor(table.column("label").to_pylist(), dtype=kind)
+    for split, table in _split_tables(files, corpus, limit).items():
+        encoded = tokenizer.tokenize(table, corpus.columns)
+        encoded["targets"] = torch.tensor(table.column("label").to_pylist(), dtype=dtype)
         tensors.update({f"{split}.{name}": tensor for name, tensor in encoded.items()})
     return tensors
 
 
-def _tables(files: Files, corpus: Corpus, limit: int | None) -> dict[str, pa.Table]:
-    """The rows of each of our splits, at most `limit`."""
-    whole = {s: tables.read(parts, list(corpus.columns), corpus.labels) for s, parts in files.items()}
-    train, validation = cut(len(whole["train"]))
-    chosen = {"train": (whole["train"], train), "validation": (whole["train"], validation)}
-    for ours, theirs in (("test", corpus.test), ("mismatched", corpus.mismatched)):
-        if theirs in whole:
-            chosen[ours] = (whole[theirs], shuffled(len(whole[theirs])))
+def _split_tables(files: SplitFiles, corpus: Corpus, limit: int | None) -> dict[str, pa.Table]:
+    """Return the rows of each of our splits, at most `limit`."""
+    published = {s: tables.read_tables(parts, list(corpus.columns), corpus.labels) for s, parts in files.items()}
+    train, validation = train_validation_indices(len(published["train"]))
+    chosen = {"train": (published["train"], train), "validation": (published["train"], validation)}
+    for split, name in (("test", corpus.test), ("mismatched", corpus.mismatched)):
+        if name in published:
+            chosen[split] = (published[name], fixed_permutation(len(published[name])))
     return {split: table.take(rows[:limit].numpy()) for split, (table, rows) in chosen.items()}
 
 
-def _splits(tensors: Tensors, names: tuple[str, ...]) -> dict[str, Split]:
+def _make_splits(tensors: Tensors, input_names: tuple[str, ...]) -> dict[str, Split]:
+    """Make our splits from the tensors of `_make_tensors`."""
     return {
-        split: Split({name: tensors[f"{split}.{name}"] for name in names}, tensors[f"{split}.targets"], trim)
+        split: Split(
+            {name: tensors[f"{split}.{name}"] for name in input_names}, tensors[f"{split}.targets"], trim_padding
+        )
         for split in ("train", "validation", "test", "mismatched")
         if f"{split}.targets" in tensors
     }

@@ -1,6 +1,6 @@
-"""Pictures in a folder for each class, as ImageNet is laid out: any such folder is a task.
+"""Images in one folder per class, as ImageNet is laid out: any such folder is a task.
 
-Every picture is held in memory as bytes, 150 kB at 224x224: tens of thousands of them fit, ImageNet does not.
+All images are held in memory as uint8, 150 kB each at 224x224: tens of thousands of them fit, ImageNet does not.
 """
 
 from __future__ import annotations
@@ -19,37 +19,39 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import functional
 
 from compression.errors import UserError, first_line
+from compression.files import file_sha256
 from compression.tasks.cache import Tensors, cached
-from compression.tasks.images import flip, normalise, shift
+from compression.tasks.images import normalize, random_crop, random_flip
 from compression.tasks.metrics import accuracy, cross_entropy
-from compression.tasks.splits import digest
+from compression.tasks.splits import splits_digest
 from compression.tasks.task import Split, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from compression.tasks import Request
+    from compression.tasks import TaskRequest
 
-SIDE = 224
-LARGER = 256 / 224  # the shorter side before the middle is cut out: how torchvision's ImageNet figures are made
-HELD_OUT = 10  # one picture of so many of each class, where a split has to be cut
-# Mean and deviation of ImageNet's channels, in [0, 1]: what torchvision's weights were trained with.
-prepare = partial(normalise, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+DEFAULT_SIDE = 224  # pixels
+RESIZE_FACTOR = 256 / 224  # the shorter side before the centre crop, as for torchvision's published ImageNet accuracies
+HOLD_OUT_EVERY = 10  # one image in so many of each class is held out for a split that the data lacks
+# Mean and standard deviation of ImageNet's channels, for pixels in [0, 1], as torchvision's weights expect them.
+prepare = partial(normalize, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-Picture = tuple[Path, int]  # a file and its class
-Pictures = dict[str, list[Picture]]  # by split
+Sample = tuple[Path, int]  # an image file and its class
+Samples = dict[str, list[Sample]]  # by split
 
 
-def imagefolder(request: Request) -> Task:
-    """The pictures below `data=PATH`, at 224x224 or, as `imagefolder/64`, at another side.
+def imagefolder(request: TaskRequest) -> Task:
+    """Load the images in `data=PATH`, resized to 224x224 or to the side in the task's name, as in `imagefolder/64`.
 
-    PATH holds a folder of pictures for each class, or such folders below `train` and perhaps `val` and `test`. What is
-    missing is cut from the rest, a tenth of each class; a `val` without a `test` is the test split, as for GLUE.
+    PATH holds one folder of images per class, or such folders in `train` and possibly `val` and `test`. Splits that
+    are missing are a tenth of each class of the rest; `val` without `test` is the test split, as for GLUE. Raises
+    UserError if there is no such folder, if it is laid out otherwise, or if an image cannot be read.
     """
-    folder, side = _folder(request), int(request.name.partition("/")[2] or SIDE)
-    labels, pictures = splits(folder)
-    pictures = {split: chosen[: request.limit] for split, chosen in pictures.items()}
-    tensors = cached(f"imagefolder-{side}-{fingerprint(folder, pictures)}", partial(decoded, pictures, side))
+    folder, side = _find_folder(request), int(request.name.partition("/")[2] or DEFAULT_SIDE)
+    labels, samples = find_splits(folder)
+    samples = {split: chosen[: request.limit] for split, chosen in samples.items()}
+    tensors = cached(f"imagefolder-{side}-{fingerprint(folder, samples)}", partial(decode, samples, side))
     train, validation, test = (
         Split(tensors[f"{split}.images"], tensors[f"{split}.labels"], prepare)
         for split in ("train", "validation", "test")
@@ -62,7 +64,7 @@ def imagefolder(request: Request) -> Task:
         outputs=len(labels),
         labels=labels,
         metric="accuracy",
-        metrics=accuracy,
+        compute_metrics=accuracy,
         loss=cross_entropy,
         model="resnet50",
         student="cnn5",
@@ -79,123 +81,128 @@ def imagefolder(request: Request) -> Task:
         input_shape=(3, side, side),
         augment=augment,
         source=f"the folder {folder}",
-        digest=digest([train, validation, test]),
-        limited=request.limit is not None,
+        digest=splits_digest([train, validation, test]),
+        is_limited=request.limit is not None,
     )
 
 
 def augment(images: Tensor, generator: Generator) -> Tensor:
-    """Mirrored, and shifted by up to an eighth of the side."""
-    return flip(shift(images, generator, pixels=images.shape[-1] // 8), generator)
+    """Crop, with an eighth of the side as padding, and flip, at random."""
+    return random_flip(random_crop(images, images.shape[-1] // 8, generator), generator)
 
 
-def _folder(request: Request) -> Path:
+def _find_folder(request: TaskRequest) -> Path:
+    """Return the folder that the request names, or the one in COMPRESSION_DATA. Raises UserError if there is none."""
     root = os.environ.get("COMPRESSION_DATA", "")
     folder = Path(request.data) if request.data else Path(root) / "imagefolder"
     if not request.data and not (root and folder.is_dir()):
-        raise UserError(f"{request.name} needs pictures: give data=PATH, a folder with a folder for each class.")
+        raise UserError(f"{request.name} needs images: give data=PATH, a folder with a folder for each class.")
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}; {request.name} takes one with a folder of pictures per class.")
+        raise UserError(f"There is no folder {folder}; {request.name} takes one with a folder of images per class.")
     return folder
 
 
-def splits(folder: Path) -> tuple[tuple[str, ...], Pictures]:
-    """The class names, and the pictures of train, validation and test, each in a fixed random order.
+def find_splits(folder: Path) -> tuple[tuple[str, ...], Samples]:
+    """Return the class names, and the samples of train, validation and test, each in a fixed random order.
 
-    Raises UserError where there are no pictures, fewer than two classes, or too few of a class to cut splits from.
+    Raises UserError if there are fewer than two classes, a class without images or with too few to hold some out, or
+    splits with different classes.
     """
-    given = {split: folder / split for split in ("train", "val", "test") if _parts(folder / split)}
+    given = {split: folder / split for split in ("train", "val", "test") if _subfolders(folder / split)}
     if "train" not in given:
-        labels, pictures = read(folder)
-        rest, test = cut(pictures, labels, folder)
+        labels, samples = read_folder(folder)
+        rest, test = hold_out(samples, labels, folder)
     else:
-        labels, rest = read(given["train"])
-        test = _same(given.get("test") or given.get("val"), labels)
-    validation = _same(given["val"], labels) if {"train", "val", "test"} <= given.keys() else []
+        labels, rest = read_folder(given["train"])
+        test = _read_split(given.get("test") or given.get("val"), labels)
+    validation = _read_split(given["val"], labels) if {"train", "val", "test"} <= given.keys() else []
     if not test:
-        rest, test = cut(rest, labels, folder)
+        rest, test = hold_out(rest, labels, folder)
     if not validation:
-        rest, validation = cut(rest, labels, folder)
-    found = {"train": rest, "validation": validation, "test": test}
-    return labels, {split: sorted(chosen, key=partial(_place, folder)) for split, chosen in found.items()}
+        rest, validation = hold_out(rest, labels, folder)
+    splits = {"train": rest, "validation": validation, "test": test}
+    return labels, {split: sorted(chosen, key=partial(_name_hash, folder)) for split, chosen in splits.items()}
 
 
-def _parts(folder: Path) -> list[Path]:
-    return [part for part in folder.iterdir() if part.is_dir()] if folder.is_dir() else []
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
 
 
-def _same(folder: Path | None, labels: tuple[str, ...]) -> list[Picture]:
-    """The pictures of a split, which must have the same classes as the training data."""
+def _read_split(folder: Path | None, labels: tuple[str, ...]) -> list[Sample]:
+    """Return the samples of a split. Raises UserError if its classes are not `labels`, those of the training data."""
     if folder is None:
         return []
-    found, pictures = read(folder)
-    if found != labels:
-        raise UserError(f"{folder} has the classes {', '.join(found)}; train has {', '.join(labels)}.")
-    return pictures
+    split_labels, samples = read_folder(folder)
+    if split_labels != labels:
+        raise UserError(f"{folder} has the classes {', '.join(split_labels)}; train has {', '.join(labels)}.")
+    return samples
 
 
-def read(folder: Path) -> tuple[tuple[str, ...], list[Picture]]:
-    """The class names and the pictures below a folder; UserError unless there are two classes with pictures."""
-    if (count := len(_parts(folder))) < 2:
-        raise UserError(f"{folder} has {count} folders of pictures; a task takes two or more, one for each class.")
-    found = ImageFolder(str(folder), allow_empty=True)
-    pictures = [(Path(file), label) for file, label in found.samples]
-    filled = {label for _, label in pictures}
-    if empty := [name for label, name in enumerate(found.classes) if label not in filled]:
-        raise UserError(f"{folder / empty[0]} holds no picture (jpg, png, …); take the folder away or fill it.")
-    return tuple(found.classes), pictures
+def read_folder(folder: Path) -> tuple[tuple[str, ...], list[Sample]]:
+    """Return the class names and the samples in a folder.
 
-
-def cut(pictures: Sequence[Picture], labels: Sequence[str], folder: Path) -> tuple[list[Picture], list[Picture]]:
-    """A tenth of each class, at least one picture, taken away: what is left, and what was taken.
-
-    By the hash of a file's name, so that the split is the same in every run, and hardly changes with new pictures.
+    Raises UserError if there are fewer than two classes, or a class without images.
     """
-    left: list[Picture] = []
-    taken: list[Picture] = []
+    if (count := len(_subfolders(folder))) < 2:
+        raise UserError(f"{folder} has {count} folders of images; a task takes two or more, one for each class.")
+    images = ImageFolder(str(folder), allow_empty=True)
+    samples = [(Path(file), label) for file, label in images.samples]
+    filled = {label for _, label in samples}
+    if empty := [name for label, name in enumerate(images.classes) if label not in filled]:
+        raise UserError(f"{folder / empty[0]} holds no image (jpg, png, …); remove the folder or fill it.")
+    return tuple(images.classes), samples
+
+
+def hold_out(samples: Sequence[Sample], labels: Sequence[str], folder: Path) -> tuple[list[Sample], list[Sample]]:
+    """Hold out a tenth of each class, at least one image; return the rest and the held-out samples.
+
+    Chosen by the hash of a file's name, so that the split is the same in every run and hardly changes if images are
+    added. Raises UserError for a class with fewer than two images.
+    """
+    rest: list[Sample] = []
+    held_out: list[Sample] = []
     for label, name in enumerate(labels):
-        own = sorted((p for p in pictures if p[1] == label), key=partial(_place, folder))
-        if len(own) < 2:
-            raise UserError(f"The class {name!r} in {folder} has too few pictures to train, validate and test on.")
-        held_out = max(1, len(own) // HELD_OUT)
-        taken, left = taken + own[:held_out], left + own[held_out:]
-    return left, taken
+        of_class = sorted((s for s in samples if s[1] == label), key=partial(_name_hash, folder))
+        if len(of_class) < 2:
+            raise UserError(f"The class {name!r} in {folder} has too few images to train, validate and test on.")
+        count = max(1, len(of_class) // HOLD_OUT_EVERY)
+        held_out += of_class[:count]
+        rest += of_class[count:]
+    return rest, held_out
 
 
-def _place(folder: Path, picture: Picture) -> str:
-    return hashlib.sha256(picture[0].relative_to(folder).as_posix().encode()).hexdigest()
+def _name_hash(folder: Path, sample: Sample) -> str:
+    """Return the SHA-256 of a file's name relative to `folder`: sorting by it is a fixed random order."""
+    return hashlib.sha256(sample[0].relative_to(folder).as_posix().encode()).hexdigest()
 
 
-def fingerprint(folder: Path, pictures: Pictures) -> str:
-    """A SHA-256 over the names and contents of all files and the splits they are in."""
+def fingerprint(folder: Path, samples: Samples) -> str:
+    """Return a SHA-256 over names, contents and splits of all files, cut to 32 hexadecimal digits."""
     total = hashlib.sha256()
-    for split, chosen in pictures.items():
+    for split, chosen in samples.items():
         for file, label in chosen:
             total.update(f"{split} {label} {file.relative_to(folder).as_posix()}\n".encode())
-            with file.open("rb") as opened:
-                total.update(hashlib.file_digest(opened, "sha256").digest())
+            total.update(bytes.fromhex(file_sha256(file)))
     return total.hexdigest()[:32]
 
 
-def decoded(pictures: Pictures, side: int) -> Tensors:
-    """uint8 images `(n, 3, side, side)` and labels `(n,)` of every split."""
+def decode(samples: Samples, side: int) -> Tensors:
+    """Return images, uint8 `(n, 3, side, side)`, and labels, int64 `(n,)`, of every split as `split.images`, …"""
     tensors = {}
-    for split, chosen in pictures.items():
-        tensors[f"{split}.images"] = _stacked([file for file, _ in chosen], side)
-        tensors[f"{split}.labels"] = torch.tensor([label for _, label in chosen], dtype=torch.long)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # Pillow decodes without holding the GIL
+        for split, chosen in samples.items():
+            images = pool.map(partial(load_image, side=side), [file for file, _ in chosen])
+            tensors[f"{split}.images"] = torch.stack(list(images))
+            tensors[f"{split}.labels"] = torch.tensor([label for _, label in chosen], dtype=torch.long)
     return tensors
 
 
-def _stacked(files: Iterable[Path], side: int) -> Tensor:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # decoding leaves Python's lock
-        return torch.stack(list(pool.map(partial(pixels, side=side), files)))
-
-
-def pixels(file: Path, side: int) -> Tensor:
-    """The middle of a picture, uint8 `(3, side, side)`; UserError naming a file that cannot be read."""
+def load_image(file: Path, side: int) -> Tensor:
+    """Return the centre crop of an image, uint8 `(3, side, side)`. Raises UserError if it cannot be read."""
     try:
         with Image.open(file) as image:
-            scaled = functional.resize(image.convert("RGB"), [round(side * LARGER)])
-            return functional.pil_to_tensor(functional.center_crop(scaled, [side]))
+            resized = functional.resize(image.convert("RGB"), [round(side * RESIZE_FACTOR)])
+            cropped: Tensor = functional.pil_to_tensor(functional.center_crop(resized, [side]))
+            return cropped
     except Exception as error:
-        raise UserError(f"The picture {file} cannot be read ({first_line(error)}); mend it or take it away.") from error
+        raise UserError(f"The image {file} cannot be read ({first_line(error)}); repair or remove it.") from error

@@ -1,4 +1,4 @@
-"""Cutting data into splits that are the same in every run, and the checksum that shows it."""
+"""Splits that are the same in every run, and the checksum that proves it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
     from compression.tasks.task import Split
 
-SEED = 0  # of the splits alone; the seed of a run changes nothing here
+SPLIT_SEED = 0  # independent of the seed of a run
 
 
-def shuffled(n: int) -> Tensor:
-    """The numbers below `n` in a fixed random order: its beginning is a fair sample of the whole."""
+def fixed_permutation(n: int) -> Tensor:
+    """Return the indices 0 to n-1 `(n,)` in a fixed random order; the first ones are a random sample of all."""
     # RandomState's stream is frozen by NumPy's policy (NEP 19); torch's may change between versions.
-    return torch.from_numpy(np.random.RandomState(SEED).permutation(n))
+    return torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(n))
 
 
-def cut(n: int) -> tuple[Tensor, Tensor]:
-    """Indices of train and validation: a tenth of the `n` examples, at most 5,000, for validation."""
-    order, held_out = shuffled(n), min(max(n // 10, 1), 5000)
+def train_validation_indices(n: int) -> tuple[Tensor, Tensor]:
+    """Divide `n` examples into train and validation: a tenth, at most 5,000, is for validation."""
+    order, held_out = fixed_permutation(n), min(max(n // 10, 1), 5000)
     return order[held_out:], order[:held_out]
 
 
-def digest(splits: Iterable[Split]) -> str:
-    """A short SHA-256 over every tensor of the splits: shape, type and bytes."""
+def splits_digest(splits: Iterable[Split]) -> str:
+    """Return a SHA-256 over names, shapes, types and bytes of all tensors, cut to 16 hexadecimal digits."""
     total = hashlib.sha256()
     for split in splits:
         inputs = split.inputs if isinstance(split.inputs, dict) else {"": split.inputs}

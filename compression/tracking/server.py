@@ -21,6 +21,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from compression.errors import UserError
+from compression.extras import explain_missing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +78,8 @@ def checked_client(purpose: str) -> Iterator[MlflowClient]:
     """Yield a client; errors of the store inside the block become a UserError that says "Cannot `purpose` at …"."""
     uri = tracking_uri()
     try:
-        yield create_client(uri)
+        with explain_missing():
+            yield create_client(uri)
     except (MlflowException, requests.RequestException, SQLAlchemyError, ImportError) as error:
         raise UserError(f"Cannot {purpose} at {redact_uri(uri)}: {short_reason(error)}") from error
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError, first_line
 from compression.files import replace_file
-from compression.training.context import Context
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def load_plain(path: Path) -> dict[str, Any]:
     """Read a checkpoint: tensors, numbers and texts alone, so nothing is executed. Raises UserError if damaged."""
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises half a dozen types for a damaged file
+    except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
         ) from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import compression
 from compression import methods, params, tracking
+from compression.files import file_sha256
 from compression.models import storage
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class StepCache:
         if entry is None or not entry.exists():
             return None
         entry.touch()  # its time of change is that of its last use: see `evict`
-        return storage.load(entry), storage.about(entry)["seconds"]
+        return storage.load(entry), storage.read_metadata(entry)["seconds"]
 
     def save(self, steps: Sequence[Method], model: nn.Module, seconds: float) -> None:
         """Store the model after `steps`, which took `seconds`."""
@@ -92,7 +93,7 @@ def files_digest(text: str) -> str:
     if not text or not path.exists():
         return ""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    return digest([[str(p), hashlib.sha256(p.read_bytes()).hexdigest()] for p in files])
+    return digest([[str(p), file_sha256(p)] for p in files])
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -116,7 +117,7 @@ def digest(content: Any) -> str:
 
 def evict(folder: Path) -> None:
     """Delete the least recently used entries until the others take at most MAX_BYTES."""
-    complete = [p for p in folder.iterdir() if (p / storage.STRUCTURE).exists()]
+    complete = [p for p in folder.iterdir() if (p / storage.STRUCTURE_FILE).exists()]
     entries = sorted(complete, key=lambda p: p.stat().st_mtime)
     sizes = {p: sum(f.stat().st_size for f in p.rglob("*") if f.is_file()) for p in entries}
     while sum(sizes.values()) > MAX_BYTES:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping  # noqa: TC003  # params.fields evaluates the types of fields
+from collections.abc import Mapping  # noqa: TC003 - params.fields evaluates the types of fields
 from dataclasses import dataclass
 
 from compression import params
@@ -20,7 +21,7 @@ class TuningConfig(metaclass=params.Flat):
     """The options of `tune`, besides the recipe and the settings of every command."""
 
     objectives: tuple[str, ...] = param(
-        (), "figures to optimise, separated by commas; the task's metric and size_mb if empty"
+        (), "metrics to optimise, separated by commas; the task's metric and size_mb if empty"
     )
     trials: int = param(40, "trials of the study, over all its workers", interval="[1, inf)")
     space: Mapping[str, Values] = param(
@@ -50,55 +51,71 @@ def storage_url() -> str:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A constraint on a figure: at least `low`, at most `high`."""
+    """A constraint on a metric: at least `low`, at most `high`."""
 
-    figure: str
+    metric: str
     low: float
     high: float
 
-    def excess(self, figures: Mapping[str, float]) -> float:
-        """Return by how much the figure violates the constraint; zero or less if it holds, as Optuna expects."""
-        value = figures[self.figure]
+    def excess(self, metrics: Mapping[str, float]) -> float:
+        """Return by how much the metric violates the constraint; zero or less if it holds, as Optuna expects."""
+        value = metrics[self.metric]
         return max(self.low - value, value - self.high)
 
 
-def objectives(plan: TuningConfig, metric: str) -> dict[str, bool]:
-    """The figures to optimise, and whether more of each is better."""
-    names = list(plan.objectives) or [metric, "size_mb"]
-    found = {name: _direction(name, metric) for name in names}
-    if len(found) < len(names):
-        raise UserError(f"objectives={','.join(names)} names a figure twice.")
-    if plan.pruner != "none" and list(found) != [metric]:
-        raise UserError(f"pruner={plan.pruner} stops trials by their epochs: it takes objectives={metric} alone.")
-    return found
+def objective_directions(config: TuningConfig, task_metric: str) -> dict[str, bool]:
+    """Return the objectives of `config`: metric -> whether more of it is better.
+
+    They are `task_metric` and size_mb if `config` names none. Raises UserError if a metric is unknown or named twice,
+    or if the pruner, which sees the task's metric only, is used with another objective.
+    """
+    names = list(config.objectives) or [task_metric, "size_mb"]
+    directions = {name: _is_maximized(name, task_metric) for name in names}
+    if len(directions) < len(names):
+        raise UserError(f"objectives={','.join(names)} names a metric twice.")
+    if config.pruner != "none" and names != [task_metric]:
+        raise UserError(
+            f"pruner={config.pruner} stops trials by their epochs: it takes objectives={task_metric} alone."
+        )
+    return directions
 
 
-def bounds(plan: TuningConfig, metric: str) -> list[Constraint]:
-    """The constraints."""
-    return [_bound(name, text, metric) for name, text in plan.constraints.items()]
+def parse_constraints(config: TuningConfig, task_metric: str) -> list[Constraint]:
+    """Parse the constraints of `config`, each `low..high` with one end or both.
+
+    Raises UserError if one is written otherwise, or names an unknown metric.
+    """
+    return [_parse_constraint(name, text, task_metric) for name, text in config.constraints.items()]
 
 
-def _bound(name: str, text: str, metric: str) -> Constraint:
-    """The bound that `text`, low..high, puts on the figure `name`."""
-    low, dots, high = text.partition("..")
+def _parse_constraint(name: str, text: str, task_metric: str) -> Constraint:
     try:
-        ends = float(low or "-inf"), float(high or "inf")
+        low, high = split_range(text)
+        constraint = Constraint(name, float(low or -math.inf), float(high or math.inf))
+        if constraint.low > constraint.high or constraint == Constraint(name, -math.inf, math.inf):
+            raise ValueError(f"no metric lies in, or every one in, {text}")
     except ValueError:
-        ends = (1.0, 0.0)
-    if not dots or ends[0] > ends[1] or ends == (float("-inf"), float("inf")):
         raise UserError(
             f"The constraint {f'{name}={text}'!r} is written name=low..high, with one end or both: size_mb=..2."
-        )
-    _direction(name, metric)
-    return Constraint(name, *ends)
+        ) from None
+    _is_maximized(name, task_metric)  # raises UserError if there is no such metric
+    return constraint
 
 
-def _direction(name: str, metric: str) -> bool:
-    """Return whether more of the figure `name` is better. Raises UserError if there is no such figure."""
+def split_range(text: str) -> tuple[str, str]:
+    """Split `low..high` into its ends, each of which may be empty. Raises ValueError if there is no `..`."""
+    low, dots, high = text.partition("..")
+    if not dots:
+        raise ValueError(f"{text!r} is no range")
+    return low, high
+
+
+def _is_maximized(name: str, task_metric: str) -> bool:
+    """Whether more of the metric `name` is better. Raises UserError if there is no such metric."""
     from compression.deploy import measure  # imports torch, for which `tune --help` should not wait
 
-    more = measure.better(name, metric)
-    if more is None:
-        known = [metric, f"{metric}_kept", *measure.FIGURES, *measure.RATIOS]
-        raise UserError(f"There is no figure {name!r}; the figures are {', '.join(known)}.")
-    return more
+    higher_is_better = measure.higher_is_better(name, task_metric)
+    if higher_is_better is None:
+        known = [task_metric, f"{task_metric}_kept", *measure.EFFICIENCY_METRICS, *measure.COMPARISON_METRICS]
+        raise UserError(f"There is no metric {name!r}; the metrics are {', '.join(known)}.")
+    return higher_is_better

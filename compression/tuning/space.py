@@ -1,4 +1,4 @@
-"""The search space of tuning: the fields that a recipe leaves out, over their default or narrower ranges."""
+"""The search space of tuning: the fields that a recipe leaves out, over their declared or given ranges."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import numpy as np
 from compression import methods, params
 from compression.errors import UserError
 from compression.methods.recipe import numbered, written
+from compression.tuning.config import split_range
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from optuna import Trial
 
     from compression.methods.base import Method
     from compression.params import Field
 
-GRID_POINTS = 5  # that a grid takes of a range of floats
+GRID_POINTS = 5  # of a range of floats in a grid
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Space:
 
     labels: tuple[str, ...]  # of the steps: the method's name, with a number if it occurs again
     steps: tuple[Method, ...]
-    ranges: Mapping[str, Range]  # label.field -> range
+    ranges: Mapping[str, Range]  # label.field -> the values to search
 
     def suggest_steps(self, trial: Trial) -> list[Method]:
         """Return the steps with the values that Optuna suggests."""
@@ -79,12 +80,14 @@ class Space:
     def fill(self, values: Mapping[str, Any]) -> list[Method]:
         """Return the steps with `values`: label.field -> value, as Optuna stores it."""
         return [
-            replace(step, **{field: self._parse(f"{label}.{field}", values) for field in self.searched_fields(label)})
+            replace(
+                step, **{field: self._parse_value(f"{label}.{field}", values) for field in self.searched_fields(label)}
+            )
             for label, step in zip(self.labels, self.steps, strict=True)
         ]
 
-    def _parse(self, name: str, values: Mapping[str, Any]) -> Any:
-        """Return the field's value; Optuna stores scalars only, so lists and mappings are parsed from text."""
+    def _parse_value(self, name: str, values: Mapping[str, Any]) -> Any:
+        """Return the value of the field `name` (label.field); Optuna stores lists and mappings as text."""
         field = self.ranges[name].field
         return field.parse(values[name]) if field.kind.container else values[name]
 
@@ -102,27 +105,41 @@ class Space:
         return {name: values.grid_values() for name, values in self.ranges.items()}
 
 
-def space(recipe: str, narrowed: Mapping[str, str]) -> Space:
-    """The space of a recipe, `narrowed` as in TuningConfig.space; UserError where there is nothing to search."""
+def build_space(recipe: str, given: Mapping[str, str]) -> Space:
+    """Return the search space of a recipe: the fields that it leaves out, over `given` ranges or those they declare.
+
+    `given` maps step.field to `low..high` or `a/b`, as `TuningConfig.space` does. Raises UserError if the recipe or a
+    range is invalid, or if there is nothing to search.
+    """
     parts = written(recipe)
     labels = tuple(numbered([name for name, _ in parts]))
-    steps = tuple(methods.build(name, texts) for name, texts in parts)
-    given = _narrowed(narrowed, dict(zip(labels, parts, strict=True)))
+    steps = tuple(methods.build(name, fixed) for name, fixed in parts)
+    given_ranges = _parse_ranges(given, dict(zip(labels, parts, strict=True)))
     ranges: dict[str, Range] = {}
-    for label, step, (name, texts) in zip(labels, steps, parts, strict=True):
-        fields = params.fields(methods.method(name))
-        wanted = {n: given[f"{label}.{n}"] for n in fields if f"{label}.{n}" in given}
-        own = {n: _default_range(f) for n, f in fields.items() if f.param.search and n not in texts and n not in wanted}
-        unused = _inactive_fields(step, own | wanted)
-        kept = {n: found for n, found in own.items() if n not in unused} | wanted
-        ranges |= {f"{label}.{n}": kept[n] for n in fields if n in kept}
+    for label, step, (_, fixed) in zip(labels, steps, parts, strict=True):
+        own = {name.removeprefix(f"{label}."): r for name, r in given_ranges.items() if name.startswith(f"{label}.")}
+        ranges |= {f"{label}.{field}": values for field, values in _step_ranges(step, fixed, own).items()}
     if not ranges:
         raise UserError(f"{recipe} leaves nothing to search: leave a field out, or name one in space=step.field=a/b.")
     return Space(labels, steps, ranges)
 
 
+def _step_ranges(step: Method, fixed: Collection[str], given: Mapping[str, Range]) -> dict[str, Range]:
+    """Return the range of every searched field of a step, in the order of its fields.
+
+    These are the fields with a `given` range, and those with a declared one that are not `fixed` and have an effect.
+    """
+    fields = params.fields(type(step))
+    declared = {
+        n: _declared_range(f) for n, f in fields.items() if f.param.search and n not in fixed and n not in given
+    }
+    inactive = _inactive_fields(step, {**declared, **given})
+    searched = {**{n: values for n, values in declared.items() if n not in inactive}, **given}
+    return {n: searched[n] for n in fields if n in searched}
+
+
 def _inactive_fields(step: Method, ranges: Mapping[str, Range]) -> frozenset[str]:
-    """Return the fields that have no effect, whatever values the text fields in `ranges` will take."""
+    """Return the fields that have no effect, whichever of their choices the text fields in `ranges` take."""
     texts = {name: values.choices for name, values in ranges.items() if values.field.type is str}
     inactive = []
     for combination in itertools.product(*texts.values()):
@@ -131,42 +148,55 @@ def _inactive_fields(step: Method, ranges: Mapping[str, Range]) -> frozenset[str
     return frozenset.intersection(*inactive) if inactive else frozenset()
 
 
-def _default_range(field: Field) -> Range:
-    """Return the range that the field declares."""
+def _declared_range(field: Field) -> Range:
+    """Return the range that the field declares as `search`."""
     search: Sequence[Any] = field.param.search or ()
     if isinstance(search[0], str):
         return Range(field, choices=tuple(search))
     return Range(field, *search)
 
 
-def _narrowed(given: Mapping[str, str], parts: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Range]:
-    """The ranges that are `given` for step.field, by step.field."""
-    found = {}
+def _parse_ranges(given: Mapping[str, str], parts: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Range]:
+    """Parse ranges by step.field; `parts` maps a step's label to its method and fixed fields.
+
+    Raises UserError for an unknown step or field, for a fixed field, and for an invalid range.
+    """
+    ranges = {}
     for key, text in given.items():
         label, _, name = key.partition(".")
         if label not in parts:
             steps = ", ".join(parts)
             raise UserError(f"The space {f'{key}={text}'!r} is written step.field=low..high; the steps are {steps}.")
-        method, texts = parts[label]
-        known = params.fields(methods.method(method))
-        if name not in known:
-            raise UserError(f"{label} has no field {name!r}; it has {', '.join(known)}.")
-        if name in texts:
-            raise UserError(f"{key} is fixed in the recipe ({name}={texts[name]}) and searched in the space.")
-        found[key] = _read(known[name], text)
-    return found
+        method, fixed = parts[label]
+        fields = params.fields(methods.method(method))
+        if name not in fields:
+            raise UserError(f"{label} has no field {name!r}; it has {', '.join(fields)}.")
+        if name in fixed:
+            raise UserError(f"{key} is fixed in the recipe ({name}={fixed[name]}) and searched in the space.")
+        ranges[key] = _parse_range(fields[name], text)
+    return ranges
 
 
-def _read(field: Field, text: str) -> Range:
-    low, dots, high = text.partition("..")
-    if not dots:
-        values = params.items(text, slashes=bool(field.kind.container))
-        parsed = [field.parse(value) for value in values]
-        # Optuna stores scalars: a list or mapping is suggested as its text.
-        return Range(field, choices=tuple(map(field.text, parsed) if field.kind.container else parsed))
+def _parse_range(field: Field, text: str) -> Range:
+    """Parse the range of a number, `low..high`, or the choices of any field, `a/b`, each written as in a recipe.
+
+    Raises UserError if a value is invalid, if the field has no ranges, or if `low` is not below `high`.
+    """
+    try:
+        low, high = split_range(text)
+    except ValueError:
+        return _parse_choices(field, text)
     if field.type not in (int, float):
         raise UserError(f"{field.name} is no number and has no range; give its values: {field.name}=a/b.")
     ends = field.parse(low), field.parse(high)
     if ends[0] >= ends[1]:
         raise UserError(f"The range {text} of {field.name} ends before it begins.")
     return Range(field, *ends)
+
+
+def _parse_choices(field: Field, text: str) -> Range:
+    """Parse `a/b`; between lists or mappings, which hold a / of their own, stands `//`."""
+    is_container = bool(field.kind.container)
+    choices = [field.parse(item) for item in params.items(text, slashes=is_container)]
+    # Optuna stores scalars only, so a list or mapping is suggested as its text.
+    return Range(field, choices=tuple(map(field.text, choices) if is_container else choices))

@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from compression import methods, tracking
-from compression.deploy.measure import Measurement, examine, timed
+from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.errors import UserError
 from compression.reporting.pareto import dominates
 from compression.runs import baseline, chain, conclusion, results
@@ -85,7 +85,7 @@ class Objective:
             trial.set_user_attr(RUN_ATTR, run.id)
             trial.set_user_attr(RECIPE_ATTR, methods.text(steps))
             try:
-                figures = self.measure(replace(self.job, run=run, stage="step"), steps, trial)
+                metrics = self.measure(replace(self.job, run=run, stage="step"), steps, trial)
             except optuna.TrialPruned as stop:
                 pruned = stop  # raised again below: the child run ends as FINISHED
                 run.note(str(stop))
@@ -95,27 +95,27 @@ class Objective:
             run.tag("trial.state", "PRUNED" if pruned else "COMPLETE")
         if pruned:
             raise pruned
-        tracking.notify(f"trial {trial.number}: " + ", ".join(f"{n} {figures[n]:.4g}" for n in self.objectives))
-        return [figures[name] for name in self.objectives]
+        tracking.notify(f"trial {trial.number}: " + ", ".join(f"{n} {metrics[n]:.4g}" for n in self.objectives))
+        return [metrics[name] for name in self.objectives]
 
     def measure(self, job: Job, steps: Sequence[Method], trial: Trial) -> dict[str, float]:
-        """Apply `steps`; log and return the result's figures, compared with the original model.
+        """Apply `steps`; log and return the result's metrics, compared with the original model.
 
         Keeps the model if it may end up on the Pareto front.
         """
         steps = job.resolved(steps)
         model, seconds = self.apply_steps(job, steps, trial)
-        measurement = examine(model.cpu(), job.task, job.run.folder / "onnx" / "0.onnx", job.machine.threads)
-        pair = timed([self.original_measurement, measurement], job.task, job.machine.threads)
-        figures = results.summarize(job.task, pair, seconds)
-        job.run.metrics(figures)
+        measurement = measure_model(model.cpu(), job.task, job.run.folder / "onnx" / "0.onnx", job.machine.threads)
+        pair = add_timings([self.original_measurement, measurement], job.task, job.machine.threads)
+        metrics = results.summarize(job.task, pair, seconds)
+        job.run.metrics(metrics)
         for constraint in self.constraints:
-            trial.set_constraint(constraint.figure, constraint.excess(figures))
-        feasible = all(constraint.excess(figures) <= 0 for constraint in self.constraints)
+            trial.set_constraint(constraint.metric, constraint.excess(metrics))
+        feasible = all(constraint.excess(metrics) <= 0 for constraint in self.constraints)
         trial.set_user_attr(FEASIBLE_ATTR, feasible)
-        if feasible and self.is_nondominated([figures[name] for name in self.objectives], trial):
+        if feasible and self.is_nondominated([metrics[name] for name in self.objectives], trial):
             results.keep_model(job.run, job.task, model, conclusion.metadata(job, steps))
-        return figures
+        return metrics
 
     def apply_steps(self, job: Job, steps: Sequence[Method], trial: Trial) -> tuple[nn.Module, float]:
         """Return the model after `steps` and how long they took (s), from the longest prefix in the cache."""

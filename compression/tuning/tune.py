@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from compression import methods, params, tracking
-from compression.deploy.measure import Measurement, examine, timed
+from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.errors import UserError
 from compression.reporting import report
 from compression.runs import baseline, conclusion, loading
 from compression.runs.job import Job, started
 from compression.tuning.cache import digest, open_cache
-from compression.tuning.config import TuningConfig, bounds, objectives
+from compression.tuning.config import TuningConfig, objective_directions, parse_constraints
 from compression.tuning.selection import completed_trials, pareto_front, select_trials
-from compression.tuning.space import Space, space
+from compression.tuning.space import Space, build_space
 from compression.tuning.study_figures import study_figures
 from compression.tuning.trial import RECIPE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR, Objective
 from compression.tuning.worker import Worker, is_finished, open_study, silence_optuna
@@ -38,12 +38,12 @@ def tune(settings: Settings, recipe: str, config: TuningConfig) -> dict[str, Any
     configuration or the recipe is invalid, if the study was begun with other settings, or if every trial was refused.
     """
     silence_optuna()
-    search = space(recipe, config.space)
+    search = build_space(recipe, config.space)
     methods.check_order(search.steps)
     with started(settings, "tune", search.steps) as job:
         if job.machine.accelerator.num_processes > 1:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
-        goals = objectives(config, job.task.metric)
+        goals = objective_directions(config, job.task.metric)
         job = baseline.with_baseline(job)
         definition = study_definition(job, recipe, config, search, goals)
         name = config.study or study_name(definition, search)
@@ -74,7 +74,7 @@ def study_definition(
         "space": {key: str(values) for key, values in search.ranges.items()},
         "objectives": list(goals),
         # Written as 0.1 stored it, so that a study begun then is still gone on with.
-        "constraints": ",".join(f"{name}={bounds}" for name, bounds in config.constraints.items()),
+        "constraints": ",".join(f"{name}={ends}" for name, ends in config.constraints.items()),
         "task": job.task.name,
         "data": job.task.digest,
         "baseline": job.settings.baseline,
@@ -84,12 +84,12 @@ def study_definition(
 
 def make_objective(job: Job, search: Space, config: TuningConfig, goals: Mapping[str, bool]) -> Objective:
     """Prepare the objective function: load the original model and measure it on the validation split."""
-    job = replace(job, task=replace(job.task, test=job.task.validation, also={}))
+    job = replace(job, task=replace(job.task, test=job.task.validation, further_test_splits={}))
     original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
-    measurement = examine(original, job.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
+    measurement = measure_model(original, job.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
     cache = open_cache(job, original)
     original.to(job.machine.device)
-    constraints = bounds(config, job.task.metric)
+    constraints = parse_constraints(config, job.task.metric)
     return Objective(job, search, goals, constraints, config.pruner != "none", cache, original, measurement)
 
 
@@ -171,7 +171,7 @@ class StudySummary:
             return []
         original = loading.open_model(self.job.settings.baseline, self.job.task)
         file = self.job.run.folder / "onnx" / "tested.onnx"
-        before = examine(original, self.job.task, file, self.job.machine.threads)
+        before = measure_model(original, self.job.task, file, self.job.machine.threads)
         return [self.test_trial(trial, aliases[trial.number], before) for trial in trials]
 
     def test_trial(self, trial: FrozenTrial, aliases: Sequence[str], before: Measurement) -> dict[str, Any]:
@@ -182,14 +182,14 @@ class StudySummary:
         with self.job.child(f"trial {trial.number} tested: {', '.join(aliases)}", tags) as run:
             model = loading.open_model(f"runs:/{trial.user_attrs[RUN_ATTR]}/model", self.job.task)
             file = self.job.run.folder / "onnx" / f"{trial.number}.onnx"
-            after = examine(model, self.job.task, file, self.job.machine.threads)
-            measured = timed([before, after], self.job.task, self.job.machine.threads)
+            after = measure_model(model, self.job.task, file, self.job.machine.threads)
+            measured = add_timings([before, after], self.job.task, self.job.machine.threads)
             seconds = tracking.get_run(trial.user_attrs[RUN_ATTR]).metrics["seconds"]
             job = replace(self.job, run=run, stage="compress")
             content = conclusion.conclude(job, steps, model, measured, seconds)
-        figures = {name: content["metrics"].get(name) for name in self.objectives}
+        metrics = {name: content["metrics"].get(name) for name in self.objectives}
         version = self.register(run.id, aliases)
-        row = {"trial": trial.number, "aliases": " ".join(aliases), **figures, "version": version}
+        row = {"trial": trial.number, "aliases": " ".join(aliases), **metrics, "version": version}
         return row | {RUN_ATTR: run.id, "command": content["command"]}
 
     def register(self, run_id: str, aliases: Sequence[str]) -> str:

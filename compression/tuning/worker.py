@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from compression import tracking
 from compression.errors import UserError, first_line
+from compression.extras import explain_missing
 from compression.tuning.config import STORAGE_VARIABLE, TuningConfig, storage_url
 from compression.tuning.trial import REFUSED_ATTR, WORKER_ATTR, Objective
 
@@ -77,12 +78,13 @@ def open_study(
 
 def _storage(config: TuningConfig) -> RDBStorage:
     try:
-        return RDBStorage(
-            storage_url(),
-            heartbeat_interval=config.heartbeat,
-            grace_period=MISSED_HEARTBEATS * config.heartbeat,
-            heartbeat_stale_trial_callback=retry_callback(),
-        )
+        with explain_missing():
+            return RDBStorage(
+                storage_url(),
+                heartbeat_interval=config.heartbeat,
+                grace_period=MISSED_HEARTBEATS * config.heartbeat,
+                heartbeat_stale_trial_callback=retry_callback(),
+            )
     except (SQLAlchemyError, ImportError, ValueError) as error:
         url = tracking.redact_uri(storage_url())
         raise UserError(

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 from playwright.sync_api import expect
 
 from compression.cli import cli
-from compression.study import check
+from compression.study import bundle_check
 from tests.study.browser import browser
 from tests.study.test_web import EN, log_in, take_part
 
@@ -31,7 +31,7 @@ def test_a_participant_takes_part_and_finds_their_runs_in_mlflow_alone(stack, pe
         log_in(page, address, "p07", people["p07"])
         page.goto(address)
         take_part(page, address, tmp_path / "bundle.zip")
-    assert check.check(tmp_path / "bundle.zip").problems == []
+    assert bundle_check.check_bundle(tmp_path / "bundle.zip").problems == []
     for name, sees in (("p07", 2), ("p08", 0)):  # the run that was started, and its baseline
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", name)
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", people[name])

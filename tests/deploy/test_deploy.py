@@ -5,24 +5,24 @@ from torch import nn
 from compression import models
 from compression.deploy import stopwatch
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import most_wrong, parity
+from compression.deploy.parity import check_parity, max_disagreements
 from compression.deploy.session import Session
 from compression.deploy.timing import time_files
 from compression.errors import UserError
 from compression.methods.quantize.half import to_half
 from compression.nn.quantized import QuantLinear
-from tests.deploy.chosen import input_numbers, weight_numbers
-from tests.deploy.graphs import as_run
+from tests.deploy.graphs import optimized_graph
+from tests.deploy.qparams import input_qparams, weight_qparams
 
 
-def test_a_file_that_answers_otherwise_is_refused(task, tmp_path):
+def test_a_file_with_other_outputs_is_refused(task, tmp_path):
     model, other = (
         models.build("digits_cnn_small", task).eval(),
         models.build("digits_cnn_small", task).eval(),
     )
     file = export(model, task.example(4), tmp_path / "model.onnx")
-    with pytest.raises(UserError, match="answers otherwise than the model on .*%"):
-        parity(other, file, task.test, task.metrics, threads=1)
+    with pytest.raises(UserError, match="gives other predictions than the model on .*%"):
+        check_parity(other, file, task.test, task.compute_metrics, threads=1)
 
 
 def test_a_model_that_cannot_be_exported_is_refused_and_leaves_no_file(task, tmp_path):
@@ -35,13 +35,13 @@ def test_a_model_that_cannot_be_exported_is_refused_and_leaves_no_file(task, tmp
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_exporting_leaves_the_model_where_and_as_it_was(task, tmp_path):
+def test_exporting_does_not_change_the_model(task, tmp_path):
     model = models.build("digits_cnn_small", task).train()
     export(model, task.example(4), tmp_path / "model.onnx")
     assert model.training
 
 
-def test_a_session_answers_as_the_model(task, tmp_path):
+def test_a_session_gives_the_outputs_of_the_model(task, tmp_path):
     model = models.build("digits_cnn", task).eval()
     file = export(model, task.example(4), tmp_path / "model.onnx")
     inputs = task.example(7)
@@ -49,7 +49,7 @@ def test_a_session_answers_as_the_model(task, tmp_path):
         torch.testing.assert_close(Session(file)(inputs), model(inputs), rtol=1e-3, atol=1e-4)
 
 
-def test_files_are_timed_in_turn_and_the_backend_is_named(task, tmp_path):
+def test_files_are_timed_alternately_and_the_backend_is_named(task, tmp_path):
     file = export(models.build("digits_cnn", task), task.example(4), tmp_path / "model.onnx")
     one, other = time_files([file, file], task.example(8), threads=1)
     assert one.latency_ms > 0
@@ -58,16 +58,16 @@ def test_files_are_timed_in_turn_and_the_backend_is_named(task, tmp_path):
     assert "1 threads" in one.backend
 
 
-def test_threads_of_one_file_stand_still_while_the_next_is_timed(task, tmp_path):
+def test_threads_do_not_spin_while_the_next_file_is_timed(task, tmp_path):
     file = export(models.build("mlp", task), task.example(4), tmp_path / "model.onnx")
-    options = stopwatch.session(str(file), {"threads": 2, "cuda": False}).get_session_options()
+    options = stopwatch.create_session(str(file), threads=2, cuda=False).get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
 
 
 def test_few_examples_may_differ_by_chance_and_many_may_not():
-    assert most_wrong(96) < 2  # 0.192 + 2 sqrt(0.192)
-    assert most_wrong(872) == pytest.approx(4.385, abs=1e-3)
-    assert most_wrong(10_000) == pytest.approx(28.94, abs=1e-2)
+    assert max_disagreements(96) < 2  # 0.192 + 2 sqrt(0.192)
+    assert max_disagreements(872) == pytest.approx(4.385, abs=1e-3)
+    assert max_disagreements(10_000) == pytest.approx(28.94, abs=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,16 @@ def test_few_examples_may_differ_by_chance_and_many_may_not():
     [
         nn.Linear(64, 64),
         to_half(nn.Linear(64, 64), "float16"),
-        QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 8), input_numbers(-4, 4)),
-        QuantLinear.from_float(nn.Linear(64, 64), weight_numbers(torch.randn(64, 64), 4, "group", 16)),
+        QuantLinear.from_float(nn.Linear(64, 64), weight_qparams(torch.randn(64, 64), 8), input_qparams(-4, 4)),
+        QuantLinear.from_float(nn.Linear(64, 64), weight_qparams(torch.randn(64, 64), 4, "group", 16)),
     ],
     ids=["floats", "halves", "integers", "blocks"],
 )
-def test_biases_do_not_go_into_the_slow_gelu(layer, tmp_path):
+def test_onnx_runtime_does_not_fuse_the_slow_bias_gelu(layer, tmp_path):
     model, inputs = nn.Sequential(layer, nn.GELU()), torch.randn(2, 5, 64)
     path = export(model, inputs, tmp_path / "model.onnx")
     with torch.no_grad():
         torch.testing.assert_close(Session(path)(inputs), model(inputs), rtol=1e-3, atol=1e-3)
-    ran = [node.op_type for node in as_run(path).node]
+    ran = [node.op_type for node in optimized_graph(path).node]
     assert "Gelu" in ran
     assert "BiasGelu" not in ran

@@ -12,8 +12,8 @@ from compression.nn.quantized.clustered import ClusteredLinear
 from compression.nn.quantized.half import HalfLinear
 from compression.nn.recurrent import Gates
 from tests.conftest import tiny_lstm
-from tests.deploy.chosen import weight_numbers
-from tests.deploy.graphs import as_run
+from tests.deploy.graphs import optimized_graph
+from tests.deploy.qparams import weight_qparams
 
 IDS = torch.randint(1, 24, (4, 8), generator=torch.Generator().manual_seed(0))
 MASK = torch.ones_like(IDS)
@@ -30,7 +30,7 @@ def model():
     return tiny_lstm()
 
 
-def changed(model, made):
+def replace_gates(model, made):
     model = copy.deepcopy(model)
     for name, layer in list(model.lstm.named_modules()):
         if isinstance(layer, Gates):
@@ -38,11 +38,11 @@ def changed(model, made):
     return model
 
 
-def kinds(path):
-    return Counter(node.op_type for node in as_run(path).node)
+def operator_counts(path):
+    return Counter(node.op_type for node in optimized_graph(path).node)
 
 
-def assert_equal_answers(model, path):
+def assert_equal_outputs(model, path):
     session = Session(path)
     for texts in (TEXTS, LONGER):
         with torch.no_grad():
@@ -50,26 +50,25 @@ def assert_equal_answers(model, path):
 
 
 def half(layer):
-    made = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None)
-    return made.set_weight(layer.weight, layer.bias)
+    return HalfLinear.shaped_like(layer).set_weight(layer.weight, layer.bias)
 
 
 def clustered(layer):
-    made = ClusteredLinear(layer.in_features, layer.out_features, layer.bias is not None, bits=3)
+    made = ClusteredLinear.shaped_like(layer, bits=3)
     indices = torch.randint(8, layer.weight.shape, generator=torch.Generator().manual_seed(3))
     return made.set_indices(indices, torch.linspace(-0.3, 0.3, 8), layer.bias)
 
 
 def in_groups(layer):
-    return QuantLinear.from_float(layer, weight_numbers(layer.weight, 4, "group", 8))
+    return QuantLinear.from_float(layer, weight_qparams(layer.weight, 4, "group", 8))
 
 
 @pytest.mark.parametrize("made", [lambda layer: layer, half, clustered, in_groups])
-def test_weights_that_are_floats_in_the_end_become_the_operator_of_onnx(made, model, tmp_path):
-    model = changed(model, made)
+def test_weights_that_are_multiplied_as_floats_become_the_lstm_operator(made, model, tmp_path):
+    model = replace_gates(model, made)
     path = export(model, TEXTS, tmp_path / "model.onnx")
-    assert kinds(path)["LSTM"] == 1
-    assert_equal_answers(model, path)
+    assert operator_counts(path)["LSTM"] == 1
+    assert_equal_outputs(model, path)
 
 
 def test_weights_in_floats_are_plain_initializers_that_other_tools_find(model, tmp_path):
@@ -84,10 +83,10 @@ def test_weights_in_floats_are_plain_initializers_that_other_tools_find(model, t
 )
 def test_dynamic_integers_become_the_kernel_of_onnx_runtime(bits, granularity, symmetric, model, tmp_path):
     def made(layer):
-        numbers = weight_numbers(layer.weight, bits, granularity, symmetric=symmetric, activation_bits=8)
-        return QuantLinear.from_float(layer, numbers, DYNAMIC)
+        qparams = weight_qparams(layer.weight, bits, granularity, symmetric=symmetric, activation_bits=8)
+        return QuantLinear.from_float(layer, qparams, DYNAMIC)
 
-    model = changed(model, made)
+    model = replace_gates(model, made)
     path = export(model, TEXTS, tmp_path / "model.onnx")
-    assert kinds(path)["DynamicQuantizeLSTM"] == 1
-    assert_equal_answers(model, path)
+    assert operator_counts(path)["DynamicQuantizeLSTM"] == 1
+    assert_equal_outputs(model, path)

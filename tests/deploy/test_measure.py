@@ -6,7 +6,14 @@ import torch
 from torch import nn
 
 from compression import models
-from compression.deploy.measure import FIGURES, compare, layer_table, measure, structure
+from compression.deploy.measure import (
+    EFFICIENCY_METRICS,
+    add_timings,
+    compare,
+    layer_table,
+    measure_model,
+    structure_metrics,
+)
 from compression.nn import layers
 from compression.nn.layers import count_macs
 from compression.tasks.task import evaluate
@@ -30,7 +37,7 @@ def test_macs_and_parameters_equal_the_count_by_hand(task):
     assert counts["conv"] == 8 * 8 * 4 * 9
     assert counts["fc"] == 256 * 3
     assert counts[""] == 0
-    found = structure(Two(), task.example())
+    found = structure_metrics(Two(), task.example())
     assert found["params"] == 4 * 9 + 2 * 4 + 256 * 3 + 3
     assert found["macs"] == 8 * 8 * 4 * 9 + 256 * 3
 
@@ -41,16 +48,16 @@ def test_sparsity_counts_weights_of_prunable_layers_only(task):
     keep = torch.ones(3, 256, dtype=torch.bool)
     keep[:, :128] = False
     layers.set_mask(model.fc, keep)
-    found = structure(model, task.example())
+    found = structure_metrics(model, task.example())
     assert found["sparsity"] == pytest.approx(384 / (36 + 768))
     assert found["nonzero_params"] == found["params"] - 384
     assert [row["sparsity"] for row in layer_table(model, task.example())] == pytest.approx([0, 0.5])
 
 
-def test_counting_leaves_the_model_as_it_was(task):
+def test_counting_does_not_change_the_model(task):
     model = Two().train()
     before = copy.deepcopy(model.state_dict())
-    structure(model, task.example())
+    structure_metrics(model, task.example())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert model.training
 
@@ -62,34 +69,35 @@ def measured(tmp_path_factory):
     task = stripes_task()
     pair = [models.build(name, task).eval() for name in ("digits_cnn", "digits_cnn_small")]
     folder = tmp_path_factory.mktemp("measured")
-    return task, pair, folder, measure(pair, task, folder, threads=1)
+    untimed = [measure_model(model, task, folder / f"{i}.onnx", threads=1) for i, model in enumerate(pair)]
+    return task, pair, folder, add_timings(untimed, task, threads=1)
 
 
-def test_every_figure_is_measured(measured):
+def test_every_metric_is_measured(measured):
     task, pair, folder, found = measured
     for index, (model, one) in enumerate(zip(pair, found, strict=True)):
-        assert set(FIGURES) == set(one.figures)
-        assert all(value > 0 for name, value in one.figures.items() if name not in ("sparsity", "peak_memory_mb"))
-        assert one.figures["size_mb"] == (folder / f"{index}.onnx").stat().st_size / 1e6
-        assert one.figures["latency_ms"] <= one.figures["latency_ms_p95"]
+        assert set(EFFICIENCY_METRICS) == set(one.efficiency)
+        assert all(value > 0 for name, value in one.efficiency.items() if name not in ("sparsity", "peak_memory_mb"))
+        assert one.efficiency["size_mb"] == (folder / f"{index}.onnx").stat().st_size / 1e6
+        assert one.efficiency["latency_ms"] <= one.efficiency["latency_ms_p95"]
         assert one.quality == evaluate(model, task.test, task)
         assert "CPUExecutionProvider" in one.backend
 
 
-def test_the_smaller_model_is_smaller_in_every_way_that_is_counted(measured):
+def test_the_smaller_model_is_smaller_by_every_count(measured):
     *_, (before, after) = measured
     for name in ("params", "macs", "size_mb", "size_mb_compressed"):
-        assert after.figures[name] < before.figures[name]
+        assert after.efficiency[name] < before.efficiency[name]
 
 
-def test_the_comparison_has_the_names_and_directions_of_the_design(measured):
+def test_the_comparison_has_the_documented_names_and_directions(measured):
     *_, (before, after) = measured
     found = compare(before, after, "accuracy")
-    assert found["params"] == after.figures["params"]
-    assert found["params_before"] == before.figures["params"]
-    assert found["compression_ratio"] == before.figures["size_mb"] / after.figures["size_mb"] > 1
-    assert found["speedup"] == before.figures["latency_ms"] / after.figures["latency_ms"]
-    assert found["macs_ratio"] == after.figures["macs"] / before.figures["macs"] < 1
+    assert found["params"] == after.efficiency["params"]
+    assert found["params_before"] == before.efficiency["params"]
+    assert found["compression_ratio"] == before.efficiency["size_mb"] / after.efficiency["size_mb"] > 1
+    assert found["speedup"] == before.efficiency["latency_ms"] / after.efficiency["latency_ms"]
+    assert found["macs_ratio"] == after.efficiency["macs"] / before.efficiency["macs"] < 1
     assert found["accuracy_kept"] == pytest.approx(after.quality["accuracy"] / before.quality["accuracy"])
 
 

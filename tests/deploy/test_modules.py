@@ -9,7 +9,7 @@ from onnx import TensorProto
 from torch import nn
 
 from compression.deploy.onnx.export import export
-from compression.deploy.onnx.tensors import Unpacked
+from compression.deploy.onnx.tensors import OnnxUnpack
 from compression.deploy.session import Session
 from compression.deploy.timing import time_files
 from compression.nn.layers import Add
@@ -23,8 +23,8 @@ from compression.nn.quantized import (
     QuantLinear,
 )
 from tests.conftest import tiny_bert, words_task
-from tests.deploy.chosen import input_numbers, weight_numbers
-from tests.deploy.graphs import as_run
+from tests.deploy.graphs import optimized_graph
+from tests.deploy.qparams import input_qparams, weight_qparams
 
 
 class Block(nn.Module):
@@ -45,25 +45,25 @@ class Block(nn.Module):
 def quantized_block(bits=8, activation_bits=8, granularity="channel", group_size=0, symmetric=True):
     torch.manual_seed(0)
     model = Block().eval()
-    signed, positive = input_numbers(-2, 2, activation_bits), input_numbers(0, 2, activation_bits)
+    signed, positive = input_qparams(-2, 2, activation_bits), input_qparams(0, 2, activation_bits)
 
-    def numbers(layer):
-        return weight_numbers(layer.weight, bits, granularity, group_size, symmetric, activation_bits)
+    def qparams(layer):
+        return weight_qparams(layer.weight, bits, granularity, group_size, symmetric, activation_bits)
 
-    model.first = QuantConv2d.from_float(model.first, numbers(model.first), signed)
-    model.second = QuantConv2d.from_float(model.second, numbers(model.second), positive)
-    model.fc = QuantLinear.from_float(model.fc, numbers(model.fc), positive)
+    model.first = QuantConv2d.from_float(model.first, qparams(model.first), signed)
+    model.second = QuantConv2d.from_float(model.second, qparams(model.second), positive)
+    model.fc = QuantLinear.from_float(model.fc, qparams(model.fc), positive)
     model.add, model.pool = QuantAdd.from_qparams(signed, positive), QuantAvgPool2d.from_float(model.pool, positive)
     return model
 
 
-def optimised(path):
-    """The operators of the graph as ONNX Runtime runs it."""
-    return Counter(node.op_type for node in as_run(path).node)
+def operator_counts(path):
+    """How often each operator is in the optimized graph of ONNX Runtime."""
+    return Counter(node.op_type for node in optimized_graph(path).node)
 
 
-def both(model, inputs, folder):
-    """The file and the answers of torch and of ONNX Runtime."""
+def run_both(model, inputs, folder):
+    """The ONNX file, and the outputs of torch and of ONNX Runtime."""
     path = export(model, inputs, folder / "model.onnx")
     with torch.no_grad():
         ours = model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
@@ -86,18 +86,18 @@ IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 )
 def test_onnx_runtime_runs_every_layer_on_integers(bits, activation_bits, granularity, symmetric, tmp_path):
     model = quantized_block(bits, activation_bits, granularity, symmetric=symmetric)
-    path, ours, theirs = both(model, IMAGES, tmp_path)
+    path, ours, theirs = run_both(model, IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
-    ran = optimised(path)
+    ran = operator_counts(path)
     assert (ran["QLinearConv"], ran["QLinearAdd"], ran["QGemm"]) == (2, 1, 1)
     assert ran["QLinearGlobalAveragePool"] == 1
     assert not ran.keys() & {"Conv", "FusedConv", "Gemm", "MatMul", "Add", "Relu", "Unpack", "BitShift"}
 
 
-def test_groups_of_a_convolution_answer_alike_in_floats(tmp_path):
-    path, ours, theirs = both(quantized_block(5, 8, "group", 9), IMAGES, tmp_path)
+def test_groups_of_a_convolution_give_equal_outputs_in_floats(tmp_path):
+    path, ours, theirs = run_both(quantized_block(5, 8, "group", 9), IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-2, atol=1e-2)
-    assert not optimised(path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
+    assert not operator_counts(path).keys() & {"Unpack", "BitShift"}  # unpacked when loaded, not at every run
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -108,7 +108,7 @@ def test_onnx_runtime_unpacks_what_was_packed(bits, tmp_path):
     class Looked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.values = nn.ModuleList(Unpacked(some, bits, levels) for some in codes)
+            self.values = nn.ModuleList(OnnxUnpack(some, bits, levels) for some in codes)
 
         def forward(self, inputs):
             return inputs + torch.cat([values() for values in self.values])
@@ -121,15 +121,15 @@ def test_onnx_runtime_unpacks_what_was_packed(bits, tmp_path):
 def test_a_table_is_unpacked_in_little_memory(tmp_path):
     table = nn.Embedding(40_000, 256)
     files = {}
-    for name, numbers in {"words": weight_numbers(table.weight, 4, "group", 32), "floats": None}.items():
-        made = QuantEmbedding.from_float(table, numbers) if numbers else table
+    for name, qparams in {"words": weight_qparams(table.weight, 4, "group", 32), "floats": None}.items():
+        made = QuantEmbedding.from_float(table, qparams) if qparams else table
         files[name] = export(made, torch.zeros(2, 3, dtype=torch.int64), tmp_path / f"{name}.onnx")
     packed, floats = time_files(list(files.values()), torch.zeros(2, 3, dtype=torch.int64), 1)
     codes = table.weight.numel() / 1e6
     assert packed.peak_memory_mb - floats.peak_memory_mb < 20 * codes  # 14 bytes a code, once 138
 
 
-def test_odd_activations_answer_alike(tmp_path):
+def test_odd_activations_give_equal_outputs(tmp_path):
     model = quantized_block()
     binary = Quantize("odd", 1)
     binary.scale, binary.zero_point = torch.tensor(2.0), torch.tensor(0.5)
@@ -138,7 +138,7 @@ def test_odd_activations_answer_alike(tmp_path):
     )
     model.second.input = binary
     model.second.set_codes(torch.randint(-1, 1, (16, 16, 3, 3)), torch.full((16, 1), 0.1), torch.zeros(16, 1))
-    _, ours, theirs = both(model, IMAGES, tmp_path)
+    _, ours, theirs = run_both(model, IMAGES, tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
 
 
@@ -146,7 +146,7 @@ def test_the_file_takes_the_bits_of_its_weights(tmp_path):
     torch.manual_seed(0)
     layers = [nn.Linear(512, 256, bias=False) for _ in range(8)]
     made = [
-        QuantLinear.from_float(layer, weight_numbers(layer.weight, bits, activation_bits=8), input_numbers(-1, 1))
+        QuantLinear.from_float(layer, weight_qparams(layer.weight, bits, activation_bits=8), input_qparams(-1, 1))
         for bits, layer in enumerate(layers, 1)
     ]
 
@@ -158,7 +158,7 @@ def test_the_file_takes_the_bits_of_its_weights(tmp_path):
         def forward(self, inputs):
             return torch.stack([layer(inputs) for layer in self.layers]).sum(0)
 
-    path, ours, theirs = both(Side(), torch.rand(4, 512), tmp_path)
+    path, ours, theirs = run_both(Side(), torch.rand(4, 512), tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     packed = sum(512 * 256 * bits // 8 for bits in range(1, 9))
     levels = sum(2**bits for bits in range(1, 8))
@@ -166,7 +166,7 @@ def test_the_file_takes_the_bits_of_its_weights(tmp_path):
     assert packed < path.stat().st_size < packed + levels + beside
     large = [t for t in onnx.load(path).graph.initializer if np.prod(t.dims) > 10_000]
     assert Counter(t.data_type for t in large) == {TensorProto.UINT8: 7, TensorProto.INT8: 1}
-    assert optimised(path)["QGemm"] == 8
+    assert operator_counts(path)["QGemm"] == 8
 
 
 # --- sums that could saturate -----------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def linear(ends, activation):
 def test_the_largest_sums_are_exact_in_onnx_runtime(activation, tmp_path):
     inputs = torch.full((4, 64), 255.0)
     path = export(linear(ENDS, activation), inputs, tmp_path / "model.onnx")
-    assert optimised(path)["QGemm" if activation == "affine" else "DynamicQuantizeMatMul"] == 1
+    assert operator_counts(path)["QGemm" if activation == "affine" else "DynamicQuantizeMatMul"] == 1
     assert torch.equal(Session(path)(inputs), (64 * 255 * ENDS).float().expand(4, -1))
 
 
@@ -194,14 +194,14 @@ def test_the_largest_sums_of_a_convolution_are_exact_in_onnx_runtime(tmp_path):
     layer.set_codes(ENDS.view(-1, 1, 1, 1).expand(-1, 64, 3, 3), torch.ones(16, 1), torch.zeros(16, 1))
     sums = (576 * 255 * ENDS).float()
     step = 576 * 255 * 64 / 120
-    after = Quantize.from_scheme(input_numbers(-128 * step, 127 * step))
+    after = Quantize.from_scheme(input_qparams(-128 * step, 127 * step))
     images = torch.full((2, 64, 5, 5), 255.0)
     path = export(nn.Sequential(layer, after), images, tmp_path / "model.onnx")
-    assert optimised(path)["QLinearConv"] == 1
+    assert operator_counts(path)["QLinearConv"] == 1
     assert torch.equal(Session(path)(images), sums.view(1, -1, 1, 1).expand(2, -1, 3, 3))
 
 
-def test_full_range_weights_beside_full_range_activations_are_refused():
+def test_full_range_weights_with_full_range_activations_are_refused():
     """What saturates without VNNI (255 * 127 * 2 > 32767), whether or not this CPU has it."""
     pair = np.clip(2 * 255 * 127, -(2**15), 2**15 - 1)
     assert pair != 2 * 255 * 127
@@ -213,29 +213,29 @@ def test_full_range_weights_beside_full_range_activations_are_refused():
 # --- text -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_linear_layers_of_a_bert_run_on_the_kernels_meant(tmp_path):
+def test_the_linear_layers_of_a_bert_run_on_the_expected_kernels(tmp_path):
     torch.manual_seed(0)
     model = tiny_bert(num_hidden_layers=1)
     kinds = {
         "query": (DYNAMIC, 8),
-        "key": (input_numbers(-4, 4), 8),
+        "key": (input_qparams(-4, 4), 8),
         "value": (None, 4, "group", 16),
         "attention.output.dense": (None, 4, "group", 32, False),
         "intermediate.dense": (DYNAMIC, 4, "tensor"),
         "layer.0.output.dense": (None, 8, "group", 16, False),
         "pooler.dense": (None, 3, "group", 10),
-        "classifier": (input_numbers(-4, 4), 6),
+        "classifier": (input_qparams(-4, 4), 6),
         "word_embeddings": (None, 4, "group", 16),
         "position_embeddings": (None, 8),
     }
     for end, (activation, *given) in kinds.items():
         name, layer = next((n, m) for n, m in model.named_modules() if n.endswith(end))
-        numbers = weight_numbers(layer.weight, *given, activation_bits=8 if activation else None)
+        qparams = weight_qparams(layer.weight, *given, activation_bits=8 if activation else None)
         replaced = QuantEmbedding if isinstance(layer, nn.Embedding) else QuantLinear
-        model.set_submodule(name, replaced.from_float(layer, numbers, *([activation] if activation else [])))
-    path, ours, theirs = both(model.eval(), words_task().example(4), tmp_path)
+        model.set_submodule(name, replaced.from_float(layer, qparams, *([activation] if activation else [])))
+    path, ours, theirs = run_both(model.eval(), words_task().example(4), tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)
-    ran = optimised(path)
+    ran = operator_counts(path)
     assert ran["DynamicQuantizeMatMul"] == 2
     assert ran["MatMulIntegerToFloat"] + ran["QGemm"] == 2
     assert ran["MatMulNBits"] == 2
@@ -248,8 +248,8 @@ def test_a_table_with_one_scale_stores_one_scale(tmp_path):
     table = nn.Embedding(5000, 16)
     sizes = {}
     for granularity in ("tensor", "channel"):
-        made = QuantEmbedding.from_float(table, weight_numbers(table.weight, 8, granularity))
-        path, ours, theirs = both(made, torch.randint(0, 5000, (2, 3)), tmp_path)
+        made = QuantEmbedding.from_float(table, weight_qparams(table.weight, 8, granularity))
+        path, ours, theirs = run_both(made, torch.randint(0, 5000, (2, 3)), tmp_path)
         torch.testing.assert_close(theirs, ours)
         sizes[granularity] = path.stat().st_size
     assert 5000 * 16 < sizes["tensor"] < 5000 * 16 + 2000
@@ -263,26 +263,26 @@ def test_groups_store_a_scale_and_at_most_a_byte_for_their_zero_point(bits, symm
     table, layer = nn.Embedding(2000, 40), nn.Linear(40, 1000, bias=False)
     given = (bits, "group", 8, symmetric)
     model = nn.Sequential(
-        QuantEmbedding.from_float(table, weight_numbers(table.weight, *given)),
-        QuantLinear.from_float(layer, weight_numbers(layer.weight, *given)),
+        QuantEmbedding.from_float(table, weight_qparams(table.weight, *given)),
+        QuantLinear.from_float(layer, weight_qparams(layer.weight, *given)),
     )
-    path, ours, theirs = both(model, torch.randint(0, 2000, (2, 3)), tmp_path)
+    path, ours, theirs = run_both(model, torch.randint(0, 2000, (2, 3)), tmp_path)
     torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
     stored = 0 if bits == 1 else points  # signs have no zero point
-    numbers = 3000 * 40 * bits // 8 + 3000 * 5 * (4 + stored)
-    assert numbers < path.stat().st_size < numbers + 5000
+    size = 3000 * 40 * bits // 8 + 3000 * 5 * (4 + stored)
+    assert size < path.stat().st_size < size + 5000
 
 
-def test_groups_that_do_not_fill_a_row_are_stored_without_their_filling(tmp_path):
+def test_groups_that_do_not_fill_a_row_are_stored_without_padding(tmp_path):
     torch.manual_seed(0)
     layer = nn.Linear(70, 64, bias=False)
-    made = QuantLinear.from_float(layer, weight_numbers(layer.weight, 8, "group", 64, True))
-    path, ours, theirs = both(nn.Sequential(made), torch.randn(4, 70), tmp_path)
+    made = QuantLinear.from_float(layer, weight_qparams(layer.weight, 8, "group", 64, True))
+    path, ours, theirs = run_both(nn.Sequential(made), torch.randn(4, 70), tmp_path)
     torch.testing.assert_close(theirs, ours)
     assert path.stat().st_size < 70 * 64 + 64 * 2 * 4 + 5000  # codes, scales, the graph; filled up it had 128 * 64
 
 
-def test_exporting_leaves_quantized_layers_as_they_were(tmp_path):
+def test_exporting_does_not_change_quantized_layers(tmp_path):
     model = quantized_block()
     before = copy.deepcopy(model)
     export(model, IMAGES, tmp_path / "model.onnx")

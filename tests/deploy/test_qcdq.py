@@ -10,7 +10,7 @@ from torch import nn
 from compression.deploy.onnx import qcdq
 from compression.errors import UserError
 from compression.nn.quantized import QuantConv2d, QuantLinear
-from tests.deploy.chosen import input_numbers, weight_numbers
+from tests.deploy.qparams import input_qparams, weight_qparams
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -19,22 +19,22 @@ def network(bits, activation_bits=8, granularity="channel", symmetric=True):
     torch.manual_seed(0)
     conv, linear = nn.Conv2d(3, 6, 3), nn.Linear(6 * 36, 5)
 
-    def numbers(layer):
-        return weight_numbers(
+    def qparams(layer):
+        return weight_qparams(
             layer.weight, bits, granularity, 4 if granularity == "group" else 0, symmetric, activation_bits
         )
 
     return nn.Sequential(
-        QuantConv2d.from_float(conv, numbers(conv), input_numbers(-3, 3, activation_bits)),
+        QuantConv2d.from_float(conv, qparams(conv), input_qparams(-3, 3, activation_bits)),
         nn.ReLU(),
         nn.Flatten(),
-        QuantLinear.from_float(linear, numbers(linear), input_numbers(0, 2, activation_bits)),
+        QuantLinear.from_float(linear, qparams(linear), input_qparams(0, 2, activation_bits)),
     ).eval()
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize(("granularity", "symmetric"), [("channel", True), ("tensor", False)])
-def test_a_file_reads_back_and_answers_alike(bits, granularity, symmetric, tmp_path):
+def test_a_file_reads_back_and_gives_equal_outputs(bits, granularity, symmetric, tmp_path):
     model = network(bits, min(bits + 1, 8), granularity, symmetric)
     path = qcdq.write(model, IMAGES, tmp_path / "model.onnx")
     found = list(qcdq.read(path).values())
@@ -45,11 +45,11 @@ def test_a_file_reads_back_and_answers_alike(bits, granularity, symmetric, tmp_p
         assert np.array_equal(codes, layer.codes.numpy())
         values = weight.values if weight.values.shape == layer.weight.shape else weight.values.T
         np.testing.assert_allclose(values, layer.weight.numpy(), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(meant(path), model(IMAGES).detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(unoptimized_outputs(path), model(IMAGES).detach(), rtol=1e-3, atol=1e-3)
 
 
-def meant(path):
-    """The answers as the file says; an optimised session rounds a bias to steps of the product of two scales."""
+def unoptimized_outputs(path):
+    """The outputs without optimizations; an optimized session rounds a bias to steps of the product of two scales."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -67,11 +67,11 @@ def test_the_file_is_made_of_standard_operators_and_clips_say_the_bits(tmp_path)
     assert ends == {(-4, 3), (0, 31)}
 
 
-def test_what_the_format_does_not_know_is_refused(tmp_path):
+def test_layers_that_the_format_cannot_hold_are_refused(tmp_path):
     for model in (network(1), network(4, 8, "group")):
         with pytest.raises(UserError, match="QCDQ takes a scale per tensor or channel"):
             qcdq.write(model, IMAGES, tmp_path / "model.onnx")
     alone = nn.Linear(4, 2)
-    floats = nn.Sequential(QuantLinear.from_float(alone, weight_numbers(alone.weight, 4)))
+    floats = nn.Sequential(QuantLinear.from_float(alone, weight_qparams(alone.weight, 4)))
     with pytest.raises(UserError, match="0 has no fixed levels for its input"):
         qcdq.write(floats, torch.randn(3, 4), tmp_path / "model.onnx")

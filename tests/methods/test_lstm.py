@@ -8,7 +8,7 @@ from torch import nn
 
 from compression import methods, params
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods.distill.students.teacher_student import StudentSelection
 from compression.models import storage
@@ -51,7 +51,7 @@ def apply_and_deploy(step, model, make_context):
     task, found = run_context.task, step.apply(model, run_context).eval()
     if step.family == "quantize":  # others leave the layers that they found
         path = export(found, task.example(4), run_context.folder / "model.onnx")
-        parity(found, path, task.test, task.metrics, threads=1)
+        check_parity(found, path, task.test, task.compute_metrics, threads=1)
     again = storage.load(storage.save(found, run_context.folder / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(found, task.test)[0])
     return found, run_context.record

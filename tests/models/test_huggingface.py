@@ -105,16 +105,16 @@ def test_a_name_that_cannot_be_fetched_names_the_mirror_setting_and_folders(no_h
 
 def test_offline_mode_asks_nobody_and_says_so(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not hub.reachable()
+    assert not hub.is_reachable()
     with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
-        huggingface.tokenizer("bert-nowhere")
+        huggingface.load_tokenizer("bert-nowhere")
 
 
 def test_a_tokenizer_that_cannot_pad_is_refused(bert):
     file = Path(bert) / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": None}))
     with pytest.raises(UserError, match="no padding token"):
-        huggingface.tokenizer(bert)
+        huggingface.load_tokenizer(bert)
 
 
 def test_the_inputs_are_those_of_the_models_forward(bert):

@@ -25,7 +25,7 @@ def test_a_model_reloads_with_equal_answers(model, task, tmp_path):
     again = storage.load(saved(model, tmp_path / "model"))
     assert torch.equal(model(task.example(5)), again(task.example(5)))
     assert not again.training
-    assert storage.about(tmp_path / "model") == {"task": "stripes"}
+    assert storage.read_metadata(tmp_path / "model") == {"task": "stripes"}
 
 
 def test_a_model_reloads_in_a_fresh_process(model, task, tmp_path):
@@ -98,8 +98,8 @@ def test_a_removed_module_and_a_changed_number_reload(tmp_path):
 
     fresh, model = Block(), Block()
     model.heads, model.items = 2, nn.ModuleList([model.items[0], model.items[2]])
-    found = json.loads(json.dumps(storage.changes(fresh, model)))
-    storage.restore(fresh, found)
+    found = json.loads(json.dumps(storage.structural_changes(fresh, model)))
+    storage.apply_changes(fresh, found)
     assert fresh.heads == 2
     assert len(fresh.items) == 2
 

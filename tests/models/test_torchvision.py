@@ -1,4 +1,4 @@
-"""AlexNet, VGG-16 and ResNet-50, on the smallest pictures they take."""
+"""AlexNet, VGG-16 and ResNet-50, on the smallest images they take."""
 
 import json
 
@@ -28,12 +28,12 @@ def resnet():
 
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet50"])  # VGG-16's 138 M weights take a second to draw
-def test_it_turns_the_smallest_pictures_into_a_row_of_logits_each(name):
+def test_it_turns_the_smallest_images_into_a_row_of_logits_each(name):
     side = SIDES[name]
     assert make(name)(torch.rand(2, 3, side, side)).shape == (2, 7)
 
 
-def test_vgg16_has_torchvisions_parameters_and_answers_the_smallest_pictures():
+def test_vgg16_has_torchvisions_parameters_and_answers_the_smallest_images():
     model = make("vgg16", outputs=1000)
     assert (
         sum(p.numel() for p in model.parameters()) == torchvision.models.VGG16_Weights.IMAGENET1K_V1.meta["num_params"]
@@ -68,7 +68,7 @@ def test_it_comes_back_from_its_spec_in_json_and_from_disk_with_equal_answers(re
 
 
 @pytest.mark.parametrize(("channels", "side"), [(1, 64), (3, 62)])
-def test_pictures_it_was_not_made_for_are_refused_in_a_sentence(channels, side):
+def test_images_it_was_not_made_for_are_refused_in_a_sentence(channels, side):
     with pytest.raises(UserError, match=f"alexnet takes .* 63x63 pixels; these are {channels}x{side}x{side}"):
         make("alexnet", channels=channels, side=side)
 

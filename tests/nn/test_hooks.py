@@ -35,7 +35,7 @@ def test_calls_are_recorded_in_the_order_in_which_they_return(model):
     assert hooks(model) == []
 
 
-def test_gradients_flow_through_what_is_recorded(model):
+def test_gradients_flow_through_recorded_tensors(model):
     with record_calls({"last": model[2]}) as calls:
         model(IMAGES)
     calls[0].output_tensor.sum().backward()

@@ -21,12 +21,12 @@ def test_bits_by_hand():
 
 @pytest.mark.parametrize("alphabet", [1, 2, 33, 256])
 @pytest.mark.parametrize("count", [0, 1, 7, 5000])
-def test_what_was_coded_comes_back(alphabet, count):
+def test_decoding_restores_the_symbols(alphabet, count):
     symbols = np.random.default_rng(count).integers(alphabet, size=count)
     assert np.array_equal(decode(encode(symbols, alphabet)), symbols)
 
 
-def test_skewed_symbols_come_back_and_take_little_more_than_their_entropy():
+def test_skewed_symbols_are_restored_and_take_little_more_than_their_entropy():
     chances = 0.5 ** np.arange(1, 25)
     symbols = np.random.default_rng(0).choice(24, size=270_000, p=chances / chances.sum())
     coded = encode(symbols, 24)
@@ -36,7 +36,7 @@ def test_skewed_symbols_come_back_and_take_little_more_than_their_entropy():
     assert entropy <= len(coded.bits) < entropy * 1.01 + 1
 
 
-def test_the_longest_codes_come_back():
+def test_the_longest_codes_are_decoded():
     counts = [1, 1]
     while len(counts) < 30:
         counts.append(counts[-1] + counts[-2])

@@ -14,7 +14,7 @@ from compression.nn.quantized import (
     weight_code_range,
 )
 from compression.nn.quantized.qparams import MAX_PAIR_SUM, require_exact_sums
-from tests.deploy.chosen import weight_numbers
+from tests.deploy.qparams import weight_qparams
 
 BITS = range(1, 9)
 
@@ -42,29 +42,29 @@ def test_rounding_ties_to_even_as_onnx_does():
 
 
 def test_one_bit_has_two_levels_and_zero_is_the_upper():
-    numbers = (torch.tensor(2.0), torch.tensor(0.5))
-    codes = quantize(torch.tensor([-7.0, -1e-6, 0.0, 1e-6, 9.0]), *numbers, 0, 1)
-    assert dequantize(codes, *numbers).tolist() == [-1, -1, 1, 1, 1]
+    qparams = (torch.tensor(2.0), torch.tensor(0.5))
+    codes = quantize(torch.tensor([-7.0, -1e-6, 0.0, 1e-6, 9.0]), *qparams, 0, 1)
+    assert dequantize(codes, *qparams).tolist() == [-1, -1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("bits", BITS[1:])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("granularity", "size"), [("tensor", 0), ("channel", 0), ("group", 5)])
-def test_what_comes_back_differs_by_half_a_step_at_most(bits, symmetric, granularity, size):
+def test_dequantized_values_differ_by_half_a_step_at_most(bits, symmetric, granularity, size):
     weight = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(bits))
-    numbers = weight_numbers(weight, bits, granularity, size, symmetric)
-    scale, zero_point = numbers.scale.unsqueeze(2), numbers.zero_point.unsqueeze(2)
+    qparams = weight_qparams(weight, bits, granularity, size, symmetric)
+    scale, zero_point = qparams.scale.unsqueeze(2), qparams.zero_point.unsqueeze(2)
     groups = split_groups(weight, granularity, size)
-    back = dequantize(quantize(groups, scale, zero_point, numbers.low, numbers.high), scale, zero_point)
+    back = dequantize(quantize(groups, scale, zero_point, qparams.low, qparams.high), scale, zero_point)
     # The zero point is rounded too, so an affine range can end up to half a step early.
     worst = scale * (0.5 if symmetric else 1.0)
     assert (back - groups).abs().le(worst * 1.0001).all()
     torch.testing.assert_close(merge_groups(groups, weight.shape), weight)
-    assert numbers.granularity == granularity
+    assert qparams.granularity == granularity
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_packed_codes_come_back_bit_for_bit_and_take_their_bits(bits):
+def test_packed_codes_are_restored_exactly_and_take_their_bits(bits):
     low, high = code_range(bits, signed=True)
     codes = torch.randint(low, high + 1, (37, 5), generator=torch.Generator().manual_seed(0))
     codes[0, 0], codes[-1, -1] = low, high
@@ -90,13 +90,13 @@ def test_the_codes_of_a_weight_never_saturate_a_pair(bits, activation_bits):
 
 def test_codes_that_could_saturate_are_refused():
     require_exact_sums(torch.full((1, 4), 64), 255)
-    with pytest.raises(ValueError, match="codes up to 65 beside activations up to 255 saturate.*use codes up to 64"):
+    with pytest.raises(ValueError, match="codes up to 65 with activations up to 255 saturate.*use codes up to 64"):
         require_exact_sums(torch.full((1, 4), 65), 255)
     with pytest.raises(ValueError, match="overflows 32 bits"):
         require_exact_sums(torch.full((1, 70_000), 64), 255)
 
 
-def test_numbers_say_what_they_are():
+def test_qparams_name_their_granularity_and_scheme():
     one = torch.ones(1, 1)
     assert QParams(8, one, 0 * one, -64, 64).granularity == "tensor"
     assert QParams(8, one.expand(3, 1), 0 * one, -64, 64).granularity == "channel"

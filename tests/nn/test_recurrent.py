@@ -27,20 +27,20 @@ def torchs(layer):
     return made
 
 
-def test_it_gives_what_torch_gives_for_packed_sequences(layer):
+def test_states_equal_those_of_torch_for_packed_sequences(layer):
     packed = nn.utils.rnn.pack_padded_sequence(VALUES, LENGTHS, batch_first=True, enforce_sorted=False)
     expected, _ = nn.utils.rnn.pad_packed_sequence(torchs(layer)(packed)[0], batch_first=True)
     torch.testing.assert_close(layer(VALUES, LENGTHS), expected)
 
 
-def test_what_fills_up_a_sequence_changes_nothing(layer):
+def test_padding_changes_nothing(layer):
     other = VALUES.clone()
     other[1, 3:], other[2, 1:] = 100.0, -100.0
     assert torch.equal(layer(VALUES, LENGTHS), layer(other, LENGTHS))
     assert layer(VALUES, LENGTHS)[1, 3:].count_nonzero() == 0
 
 
-def test_a_text_gets_the_same_answer_alone_and_beside_longer_ones():
+def test_a_text_gets_the_same_logits_alone_and_in_a_batch_with_longer_ones():
     model = tiny_lstm()
     ids = torch.randint(1, 24, (3, 8), generator=torch.Generator().manual_seed(2))
     mask = torch.ones_like(ids)

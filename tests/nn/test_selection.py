@@ -19,7 +19,7 @@ def test_the_longest_name_wins():
     assert found == {"stages.0.conv1": "stages.0", "stages.0.conv2": "stages.0.conv2", "stages.01.conv1": "stages"}
 
 
-def test_nothing_named_selects_nothing():
+def test_no_names_select_no_layers():
     assert resolve_names([], LAYERS, "skip") == {}
 
 
@@ -29,6 +29,6 @@ def test_an_unknown_name_is_refused_with_those_there_are(name):
         resolve_names([name], LAYERS, "layers", "prunable layer")
 
 
-def test_a_model_without_layers_is_told():
+def test_the_refusal_says_that_a_model_has_no_layers():
     with pytest.raises(UserError, match="it has none"):
         resolve_names(["stem"], [], "skip")

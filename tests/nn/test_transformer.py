@@ -110,7 +110,7 @@ def cut_heads_and_hidden(model):
 
 
 @pytest.mark.parametrize("cut", [cut_layers, cut_neurons_alike, cut_heads_and_hidden])
-def test_what_the_config_can_tell_from_pretrained_reads(model, cut, tmp_path):
+def test_from_pretrained_reads_what_the_config_describes(model, cut, tmp_path):
     cut(model)
     storage.save(model, tmp_path, {})
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path, attn_implementation="eager").eval()
@@ -138,7 +138,7 @@ def cut_heads_unlike_and_hidden(model):
 
 
 @pytest.mark.parametrize("cut", [cut_heads_alone, cut_heads_unlike, cut_heads_unlike_and_hidden])
-def test_what_the_config_cannot_tell_from_pretrained_refuses_and_the_labs_own_load_reads(model, cut, tmp_path):
+def test_from_pretrained_refuses_what_the_config_cannot_describe_and_storage_loads_it(model, cut, tmp_path):
     cut(model)
     storage.save(model, tmp_path, {})
     assert_same(storage.load(tmp_path), model)
@@ -147,7 +147,7 @@ def test_what_the_config_cannot_tell_from_pretrained_refuses_and_the_labs_own_lo
         AutoModelForSequenceClassification.from_pretrained(tmp_path)
 
 
-def test_neurons_that_differ_by_layer_are_told_beside_the_config(model, tmp_path):
+def test_neurons_that_differ_by_layer_are_written_to_the_config(model, tmp_path):
     transformer.cut_ffn(model, 1, range(5))
     storage.save(model, tmp_path, {})
     assert storage.load(tmp_path).config.ffn_per_layer == [48, 5, 48]

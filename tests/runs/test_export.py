@@ -9,7 +9,7 @@ from torch import nn
 from compression import methods, models
 from compression.cli import commands
 from compression.deploy.onnx import qcdq
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.deploy.session import Session
 from compression.errors import UserError
 from compression.models import storage
@@ -30,14 +30,14 @@ def stored(tmp_path, task, make_context):
 def test_the_onnx_file_answers_as_the_model(stored, task, tmp_path):
     folder, model = stored
     path = export.write(str(folder), "onnx", tmp_path / "a.onnx")
-    assert parity(model, path, task.test, task.metrics, threads=1).agreement >= 0.998
+    assert check_parity(model, path, task.test, task.compute_metrics, threads=1).agreement >= 0.998
 
 
 def test_the_exchange_file_says_the_bits(stored, task, tmp_path):
     folder, model = stored
     found = qcdq.read(export.write(str(folder), "qcdq", tmp_path / "a.onnx"))
     assert {weight.bits for weight in found.values()} == {4}
-    assert parity(model, tmp_path / "a.onnx", task.test, task.metrics, threads=1).agreement >= 0.998
+    assert check_parity(model, tmp_path / "a.onnx", task.test, task.compute_metrics, threads=1).agreement >= 0.998
 
 
 def test_the_weights_load_with_nothing_but_weights(stored, tmp_path):
@@ -97,5 +97,5 @@ def test_the_command_says_where_other_readers_may_answer_otherwise(stored, tmp_p
 
 def test_a_model_says_what_it_takes(task):
     model = models.build("digits_cnn", task)
-    assert models.example(model, 3).shape == (3, 1, 8, 8)
+    assert models.zero_inputs(model, 3).shape == (3, 1, 8, 8)
     assert isinstance(model, nn.Module)

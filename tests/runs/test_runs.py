@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from compression import methods, tasks
-from compression.deploy.measure import FIGURES
+from compression.deploy.measure import EFFICIENCY_METRICS
 from compression.errors import UserError
 from compression.models import storage
 from compression.reporting import comparison
@@ -58,7 +58,7 @@ def test_a_run_finishes_with_every_metric_of_the_design(distilled):
     _, run = distilled
     assert run.info.status == "FINISHED"
     names = set(run.data.metrics)
-    assert {*FIGURES, *(f"{n}_before" for n in FIGURES)} <= names
+    assert {*EFFICIENCY_METRICS, *(f"{n}_before" for n in EFFICIENCY_METRICS)} <= names
     assert {"accuracy", "accuracy_before", "accuracy_kept", "compression_ratio", "speedup", "macs_ratio"} <= names
     assert {"seconds", "train_loss", "val_accuracy", "learning_rate"} <= names
 

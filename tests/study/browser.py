@@ -16,7 +16,7 @@ import requests
 import uvicorn
 from playwright.sync_api import sync_playwright
 
-from compression.study.web.app import create
+from compression.study.web.app import create_app
 
 ADMIN = ("admin", "a-password-for-tests")
 
@@ -47,7 +47,7 @@ def free_port() -> int:
 def served(access):
     """The address at which the study is served to `access` while the block lasts."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create(access, ["127.0.0.1"]), port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(create_app(access, ["127.0.0.1"]), port=port, log_level="warning"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait(lambda: server.started, thread.is_alive)

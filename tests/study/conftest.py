@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from compression.study import definition, people, stages, store, texts
+from compression.study import database, definition, participants, stages, texts
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def made(tmp_path_factory):
         home = tmp_path_factory.mktemp("study")
         patch.setenv("COMPRESSION_HOME", str(home))
         patch.delenv("COMPRESSION_STUDY_URL", raising=False)
-        store.define(definition.DEFAULT.read_text(encoding="utf-8"))
-        store.engine(store.url()).dispose()
+        database.save_definition(definition.DEFAULT_FILE.read_text(encoding="utf-8"))
+        database.engine(database.url()).dispose()
     return home / "study.db"
 
 
@@ -41,28 +41,28 @@ def study(place, made):
     """The shipped study, with nobody in it."""
     (place / "home").mkdir()
     shutil.copy(made, place / "home")
-    with store.session() as opened:
-        return store.study(opened)
+    with database.open_session() as session:
+        return database.load_study(session)
 
 
 @pytest.fixture
 def session(study):
-    with store.session() as opened:
-        yield opened
+    with database.open_session() as session:
+        yield session
 
 
-def join(opened, id="p07", until="", **changes):
+def join(session, id="p07", until="", **changes):
     """A participant who consented and has done every stage before `until` (none if it is empty)."""
-    return go_on(opened, people.invite(opened, id, changes.pop("background", "student"), **changes), until)
+    return go_on(session, participants.invite(session, id, changes.pop("background", "student"), **changes), until)
 
 
-def go_on(opened, person, until):
-    people.consent(opened, person)
-    for stage in store.study(opened).stages if until else []:
+def go_on(session, participant, until):
+    participants.record_consent(session, participant)
+    for stage in database.load_study(session).stages if until else []:
         if stage.name == until:
             break
-        stages.complete(opened, person, stage)
-    return person
+        stages.complete(session, participant, stage)
+    return participant
 
 
 def answers_for(questionnaire) -> dict[str, list[str]]:
@@ -79,7 +79,7 @@ def lab(study):
     """`lab.join("p07", until="practice")` in a session of its own."""
 
     def joined(*args, **kwargs):
-        with store.session() as opened:
-            return join(opened, *args, **kwargs)
+        with database.open_session() as session:
+            return join(session, *args, **kwargs)
 
     return SimpleNamespace(join=joined, study=study)

@@ -13,7 +13,7 @@ def test_the_secret_is_made_once_even_by_two_at_a_time_and_is_for_its_owner_alon
 
     def ask():
         gate.wait(10)
-        found.append(access.secret())
+        found.append(access.cookie_secret())
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
@@ -25,7 +25,7 @@ def test_the_secret_is_made_once_even_by_two_at_a_time_and_is_for_its_owner_alon
     assert len(found[0]) == 64
     assert stat.S_IMODE((place / "home" / "study.secret").stat().st_mode) == 0o600
     monkeypatch.setenv("COMPRESSION_STUDY_SECRET", "given")
-    assert access.secret() == "given"
+    assert access.cookie_secret() == "given"
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_the_secret_is_made_once_even_by_two_at_a_time_and_is_for_its_owner_alon
 )
 def test_nobody_is_served_without_a_login_beyond_this_machine(lab, who, said):
     with pytest.raises(UserError, match=said):
-        serving.access(*who)
+        serving.choose_access(*who)
 
 
 def test_one_person_here_is_that_person_or_a_researcher(lab):
     lab.join("p07")
-    assert not serving.access("p07", False, "127.0.0.1").visitor(None).researcher
-    assert serving.access("", True, "localhost").visitor(None).researcher
+    assert not serving.choose_access("p07", False, "127.0.0.1").visitor(None).researcher
+    assert serving.choose_access("", True, "localhost").visitor(None).researcher

@@ -10,8 +10,19 @@ import pytest
 
 from compression import tracking
 from compression.errors import UserError
-from compression.study import analysis, clock, forget, launches, notes, people, pictures, questionnaires, runs, store
-from compression.study.tables import StageDone
+from compression.study import (
+    analysis,
+    clock,
+    database,
+    figures,
+    forget,
+    launches,
+    notes,
+    participant_runs,
+    participants,
+    questionnaires,
+)
+from compression.study.tables import CompletedStage
 from compression.tracking.run import run_folder
 from tests.study.conftest import answers_for, join
 from tests.study.test_runs import NOON, record  # noqa: F401
@@ -21,18 +32,20 @@ from tests.study.test_runs import NOON, record  # noqa: F401
 def busy(lab, record):  # noqa: F811
     """p07, an engineer, and p08, a student, who both did something; p09, who was only invited."""
     client = mlflow.MlflowClient()
-    with store.session() as opened:
+    with database.open_session() as session:
         for id, background in (("p07", "engineer"), ("p08", "student")):
-            person = join(opened, id, background=background)
-            questionnaires.answer(opened, person, "before", answers_for(store.study(opened).questionnaires["before"]))
-            for stage in store.study(opened).stages[1:4]:
-                opened.add(StageDone(participant=person.id, stage=stage.name))
-            opened.flush()
-            clock.start(opened, person, "tune/pruning", NOON)
-            clock.stop(opened, person, NOON + timedelta(hours=3))
-            notes.add(opened, person, f"I am {id}")
-            notes.prefer(opened, person, "a phone", "pruning", "small")
-        people.invite(opened, "p09", "student")
+            participant = join(session, id, background=background)
+            questionnaires.save_answers(
+                session, participant, "before", answers_for(database.load_study(session).questionnaires["before"])
+            )
+            for stage in database.load_study(session).stages[1:4]:
+                session.add(CompletedStage(participant=participant.id, stage=stage.name))
+            session.flush()
+            clock.start(session, participant, "tune/pruning", NOON)
+            clock.stop(session, participant, NOON + timedelta(hours=3))
+            notes.add_note(session, participant, f"I am {id}")
+            notes.add_preference(session, participant, "a phone", "pruning", "small")
+        participants.invite(session, "p09", "student")
     for id in ("p07", "p08"):
         for at, kept in ((0, 0.9), (1, 0.8)):
             run = record(id, hours=1, at=at)
@@ -46,12 +59,12 @@ def read(path):
 
 
 def test_the_analysis_has_times_choices_learning_and_agreement_under_pseudonyms(busy, tmp_path):
-    written = {path.name: path for path in analysis.write(tmp_path / "out")}
+    written = {path.name: path for path in analysis.write_analysis(tmp_path / "out")}
     assert {"times.csv", "choices.csv", "learning.csv", "learning.png", "agreement.csv", "agreement.png"} <= set(
         written
     )
-    with store.session() as opened:
-        pseudonym = people.find(opened, "p07").pseudonym
+    with database.open_session() as session:
+        pseudonym = participants.find(session, "p07").pseudonym
     own = [row for row in read(written["agreement.csv"]) if row["participant"] == pseudonym]
     assert [(r["row"], r["clock_hours"], r["run_hours"], r["ratio"]) for r in own] == [
         ("tune/pruning", "3.0", "2.0", "1.5")
@@ -70,15 +83,15 @@ def test_the_analysis_has_times_choices_learning_and_agreement_under_pseudonyms(
 
 
 def test_people_come_in_an_order_that_says_nothing_of_their_ids(busy):
-    with store.session() as opened:
-        names = [case.pseudonym for case in analysis.cases(opened)]
+    with database.open_session() as session:
+        names = [person.pseudonym for person in analysis.load_participants(session)]
     assert names == sorted(names)
     assert len(names) == 2
 
 
 def test_with_nobody_there_the_tables_are_empty_and_no_picture_is_drawn(study, tmp_path):
-    assert all(path.suffix == ".csv" for path in analysis.write(tmp_path / "out"))
-    assert pictures.draw(dict.fromkeys(("times-by-background", "learning", "agreement", "choices"), [])) == {}
+    assert all(path.suffix == ".csv" for path in analysis.write_analysis(tmp_path / "out"))
+    assert figures.draw_figures(dict.fromkeys(("times-by-background", "learning", "agreement", "choices"), [])) == {}
 
 
 def test_forgetting_removes_a_person_everywhere_and_nobody_else(busy, place):
@@ -88,17 +101,17 @@ def test_forgetting_removes_a_person_everywhere_and_nobody_else(busy, place):
     [artifact] = (place / "mlruns").rglob("test_analysis.py")
     run_folder("waiting").mkdir(parents=True)
     (run_folder("waiting") / "run.json").write_text(json.dumps({"make": {"tags": {"participant": "p07"}}}))
-    launches.folder_of("p07").mkdir(parents=True)
-    traces = {trace.place: trace for trace in forget.forget("p07")}
-    assert {name: trace.left for name, trace in traces.items()} == dict.fromkeys(traces, 0)
+    launches.launch_folder("p07").mkdir(parents=True)
+    traces = {deletion.place: deletion for deletion in forget.forget("p07")}
+    assert {name: deletion.after for name, deletion in traces.items()} == dict.fromkeys(traces, 0)
     assert traces["runs"].before == 3
     assert traces["clock_events"].before == 2
     assert traces["folders"].before == 2
     assert not artifact.exists()
     assert b"p07" not in (place / "home" / "study.db").read_bytes()
-    assert len(runs.of_person("p08")) == 2
-    with store.session() as opened:
-        assert [p.id for p in people.everybody(opened)] == ["p08", "p09"]
+    assert len(participant_runs.load_runs("p08")) == 2
+    with database.open_session() as session:
+        assert [p.id for p in participants.list_participants(session)] == ["p08", "p09"]
 
 
 def test_forgetting_nobody_is_one_sentence(study):
@@ -107,7 +120,7 @@ def test_forgetting_nobody_is_one_sentence(study):
 
 
 def test_every_table_of_somebody_is_known_to_forget():
-    assert {t.__tablename__ for t in forget.tables()} == {
+    assert {t.__tablename__ for t in forget.participant_tables()} == {
         "answers",
         "clock_events",
         "notes",

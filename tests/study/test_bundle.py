@@ -13,7 +13,7 @@ from compression import methods
 from compression.errors import UserError
 from compression.runs import chain
 from compression.runs.settings import Settings
-from compression.study import bundle, check, notes, store
+from compression.study import bundle, bundle_check, database, notes
 from tests.study.conftest import join
 
 
@@ -28,11 +28,11 @@ def handed_in(tmp_path_factory, made):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
         patch.delenv("COMPRESSION_STUDY_URL", raising=False)
         patch.chdir(folder)
-        with store.session() as opened:
-            notes.add(opened, join(opened, "p07", until="hand-in"), "it **works**")
+        with database.open_session() as session:
+            notes.add_note(session, join(session, "p07", until="hand-in"), "it **works**")
         settings = Settings(task="digits", participant="p07", limit=200, device="cpu", threads=1)
         chain.compress(settings, methods.parse("magnitude:sparsity=0.6,epochs=1"))
-        return bundle.make("p07", folder / "bundle.zip")
+        return bundle.make_bundle("p07", folder / "bundle.zip")
 
 
 def content(path):
@@ -47,12 +47,12 @@ def forged(folder, files):
         if name != "manifest.json":
             (folder / "forged" / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / "forged" / name).write_bytes(data)
-    bundle.pack("p07", folder / "forged", folder / "forged.zip")
+    bundle.write_archive("p07", folder / "forged", folder / "forged.zip")
     return folder / "forged.zip"
 
 
 def test_a_bundle_is_whole_and_holds_everything(handed_in):
-    found = check.check(handed_in)
+    found = bundle_check.check_bundle(handed_in)
     assert found.problems == []
     assert found.participant == "p07"
     files = content(handed_in)
@@ -78,10 +78,10 @@ def test_its_weights_load_without_pickle_and_its_layers_show_what_was_pruned(han
 def test_the_hand_in_is_not_open_before_the_last_questionnaire_and_needs_a_run(lab, tmp_path):
     lab.join("p01", until="after")
     with pytest.raises(UserError, match="first comes Final questionnaire"):
-        bundle.make("p01", tmp_path / "b.zip")
+        bundle.make_bundle("p01", tmp_path / "b.zip")
     lab.join("p02", until="hand-in")
     with pytest.raises(UserError, match="no finished run of yours"):
-        bundle.make("p02", tmp_path / "b.zip")
+        bundle.make_bundle("p02", tmp_path / "b.zip")
     assert list(tmp_path.glob("*.zip*")) == []
 
 
@@ -93,10 +93,10 @@ def test_a_changed_missing_or_added_file_is_named(handed_in, tmp_path):
     with zipfile.ZipFile(tmp_path / "changed.zip", "w") as archive:
         for name, data in files.items():
             archive.writestr(name, data)
-    said = check.check(tmp_path / "changed.zip").problems
+    said = bundle_check.check_bundle(tmp_path / "changed.zip").problems
     assert "timesheet.csv is not what was handed in: its checksum differs." in said
     assert "journal.md is listed and missing." in said
-    assert "extra.txt is in no list." in said
+    assert "extra.txt is not in the manifest." in said
 
 
 class Evil:
@@ -119,7 +119,7 @@ def test_a_file_that_is_not_what_its_name_says_is_named_and_nothing_runs(handed_
     files = content(handed_in)
     [name] = [name for name in files if name.startswith("runs/") and name.endswith(part)]
     forge(tmp_path / "part")
-    found = check.check(forged(tmp_path, files | {name: (tmp_path / "part").read_bytes()}))
+    found = bundle_check.check_bundle(forged(tmp_path, files | {name: (tmp_path / "part").read_bytes()}))
     assert any(problem.startswith(name) and said in problem for problem in found.problems), found.problems
     assert not (place / "pwned").exists()
 
@@ -129,7 +129,7 @@ def test_packed_weights_are_not_unpacked(handed_in, tmp_path):
     [name] = [name for name in files if name.endswith("after.pth")]
     with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(50_000_000))
-    found = check.check(forged(tmp_path, files | {name: (tmp_path / "bomb.pth").read_bytes()}))
+    found = bundle_check.check_bundle(forged(tmp_path, files | {name: (tmp_path / "bomb.pth").read_bytes()}))
     assert [p for p in found.problems if "not as torch writes it" in p]
 
 
@@ -138,12 +138,12 @@ def test_a_zip_bomb_is_refused_before_anything_is_unpacked(tmp_path):
         archive.writestr("manifest.json", "{}")
         archive.writestr("zeros.csv", bytes(200_000_000))
     with pytest.raises(UserError, match="unpack to 2000000"):
-        check.check(tmp_path / "bomb.zip")
+        bundle_check.check_bundle(tmp_path / "bomb.zip")
     with zipfile.ZipFile(tmp_path / "many.zip", "w") as archive:
         for number in range(10_001):
             archive.writestr(f"{number}", "")
     with pytest.raises(UserError, match="10001 files"):
-        check.check(tmp_path / "many.zip")
+        bundle_check.check_bundle(tmp_path / "many.zip")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_name_that_leads_out_of_the_bundle_is_refused(tmp_path, name):
     with zipfile.ZipFile(tmp_path / "path.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo(name), "x")
     with pytest.raises(UserError, match="a file that may not be there"):
-        check.check(tmp_path / "path.zip")
+        bundle_check.check_bundle(tmp_path / "path.zip")
 
 
 def test_links_and_double_names_are_refused(tmp_path):
@@ -162,13 +162,13 @@ def test_links_and_double_names_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "link.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match="may not be there"):
-        check.check(tmp_path / "link.zip")
+        bundle_check.check_bundle(tmp_path / "link.zip")
     with zipfile.ZipFile(tmp_path / "twice.zip", "w") as archive:
         archive.writestr("a", "1")
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("a", "2")
     with pytest.raises(UserError, match="the same name twice"):
-        check.check(tmp_path / "twice.zip")
+        bundle_check.check_bundle(tmp_path / "twice.zip")
 
 
 @pytest.mark.parametrize(
@@ -178,19 +178,19 @@ def test_a_manifest_that_is_none_is_one_sentence(tmp_path, manifest):
     with zipfile.ZipFile(tmp_path / "m.zip", "w") as archive:
         archive.writestr("manifest.json", manifest)
     with pytest.raises(UserError, match=r"has no manifest\.json"):
-        check.check(tmp_path / "m.zip")
+        bundle_check.check_bundle(tmp_path / "m.zip")
 
 
 def test_what_is_no_zip_or_not_there_is_one_sentence(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"PK nothing")
     with pytest.raises(UserError, match="is no bundle of the lab"):
-        check.check(tmp_path / "x.zip")
+        bundle_check.check_bundle(tmp_path / "x.zip")
     with pytest.raises(UserError, match="cannot be read"):
-        check.check(tmp_path / "nowhere.zip")
+        bundle_check.check_bundle(tmp_path / "nowhere.zip")
 
 
 def test_somebody_elses_run_cannot_be_handed_in(tmp_path):
     mine = SimpleNamespace(id="mine")
-    assert bundle.choose([mine], []) == [mine]
+    assert bundle.choose_runs([mine], []) == [mine]
     with pytest.raises(UserError, match="theirs is no finished run of yours; there are mine"):
-        bundle.choose([mine], ["theirs"])
+        bundle.choose_runs([mine], ["theirs"])

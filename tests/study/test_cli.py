@@ -31,7 +31,7 @@ def filled_in(tmp_path):
     """`filled_in("before")`: a YAML file with answers to it."""
 
     def made(name):
-        study = definition.read(definition.DEFAULT.read_text(encoding="utf-8"))
+        study = definition.parse_study(definition.DEFAULT_FILE.read_text(encoding="utf-8"))
         file = tmp_path / f"{name}.yaml"
         file.write_text(yaml.safe_dump(answers_for(study.questionnaires[name])))
         return str(file)
@@ -114,12 +114,12 @@ def test_answers_that_are_no_yaml_mapping_are_refused(lab, compression, tmp_path
 def test_a_forgotten_clock_is_reminded_of_at_every_command(lab, compression):
     from datetime import timedelta
 
-    from compression.study import clock, people, store
-    from compression.study.tables import now
+    from compression.study import clock, database, participants
+    from compression.study.tables import utc_now
 
     lab.join("p07", until="practice")
-    with store.session() as opened:
-        clock.start(opened, people.find(opened, "p07"), "combine", now() - timedelta(hours=9))
+    with database.open_session() as session:
+        clock.start(session, participants.find(session, "p07"), "combine", utc_now() - timedelta(hours=9))
     _, out, errors = compression("status")
     assert "The clock runs for combine." in out
     assert "The clock of combine has run for 9.0 hours without a sign of life" in errors
@@ -138,4 +138,7 @@ def test_questions_are_asked_again_until_they_are_answered(lab, compression, mon
 
 def test_the_example_is_the_shipped_study(compression):
     _, out, _ = compression("example")
-    assert definition.read(out).rows.keys() == definition.read(definition.DEFAULT.read_text()).rows.keys()
+    assert (
+        definition.parse_study(out).rows.keys()
+        == definition.parse_study(definition.DEFAULT_FILE.read_text()).rows.keys()
+    )

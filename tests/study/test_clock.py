@@ -5,13 +5,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from compression.errors import UserError
-from compression.study import clock, people, store
-from compression.study.tables import ClockEvent, now
+from compression.study import clock, database, participants
+from compression.study.tables import ClockEvent, utc_now
 from tests.study.conftest import join
 
 
 @pytest.fixture
-def person(session):
+def participant(session):
     return join(session, "p07", until="after")
 
 
@@ -19,50 +19,50 @@ def berlin(*when):
     return datetime(*when, tzinfo=ZoneInfo("Europe/Berlin"))
 
 
-def hours(session, person, row, until=None):
-    return clock.read(session, person).hours(row, until or now())
+def hours(session, participant, row, until=None):
+    return clock.load(session, participant).hours(row, until or utc_now())
 
 
-def test_pauses_do_not_count(session, person):
+def test_pauses_do_not_count(session, participant):
     at = berlin(2026, 5, 4, 9)
-    clock.start(session, person, "learn/pruning", at)
-    clock.pause(session, person, at + timedelta(hours=1))
-    clock.resume(session, person, at + timedelta(hours=3))
-    assert clock.stop(session, person, at + timedelta(hours=3.5)) == "learn/pruning"
-    assert hours(session, person, "learn/pruning") == pytest.approx(1.5)
+    clock.start(session, participant, "learn/pruning", at)
+    clock.pause(session, participant, at + timedelta(hours=1))
+    clock.resume(session, participant, at + timedelta(hours=3))
+    assert clock.stop(session, participant, at + timedelta(hours=3.5)) == "learn/pruning"
+    assert hours(session, participant, "learn/pruning") == pytest.approx(1.5)
 
 
-def test_a_clock_over_midnight_and_both_changes_of_daylight_saving_counts_the_hours_that_passed(session, person):
-    clock.start(session, person, "tune/pruning", berlin(2026, 3, 28, 23))
-    clock.stop(session, person, berlin(2026, 3, 29, 4))  # 02:00 to 03:00 did not happen
-    clock.start(session, person, "tune/distillation", berlin(2026, 10, 24, 23))
-    clock.stop(session, person, berlin(2026, 10, 25, 4))  # 02:00 to 03:00 happened twice
+def test_a_clock_over_midnight_and_both_changes_of_daylight_saving_counts_the_hours_that_passed(session, participant):
+    clock.start(session, participant, "tune/pruning", berlin(2026, 3, 28, 23))
+    clock.stop(session, participant, berlin(2026, 3, 29, 4))  # 02:00 to 03:00 did not happen
+    clock.start(session, participant, "tune/distillation", berlin(2026, 10, 24, 23))
+    clock.stop(session, participant, berlin(2026, 10, 25, 4))  # 02:00 to 03:00 happened twice
     session.expire_all()
-    assert hours(session, person, "tune/pruning") == pytest.approx(4)
-    assert hours(session, person, "tune/distillation") == pytest.approx(6)
+    assert hours(session, participant, "tune/pruning") == pytest.approx(4)
+    assert hours(session, participant, "tune/distillation") == pytest.approx(6)
 
 
-def test_starting_another_row_ends_the_one_before(session, person):
+def test_starting_another_row_ends_the_one_before(session, participant):
     at = berlin(2026, 5, 4, 9)
-    clock.start(session, person, "learn/pruning", at)
-    clock.start(session, person, "learn/quantization", at + timedelta(hours=2))
-    assert hours(session, person, "learn/pruning") == pytest.approx(2)
-    assert clock.read(session, person).row == "learn/quantization"
-    clock.pause(session, person, at + timedelta(hours=3))
-    clock.start(session, person, "learn/pruning", at + timedelta(hours=5))
-    clock.stop(session, person, at + timedelta(hours=6))
-    assert hours(session, person, "learn/pruning") == pytest.approx(3)
-    assert hours(session, person, "learn/quantization") == pytest.approx(1)
+    clock.start(session, participant, "learn/pruning", at)
+    clock.start(session, participant, "learn/quantization", at + timedelta(hours=2))
+    assert hours(session, participant, "learn/pruning") == pytest.approx(2)
+    assert clock.load(session, participant).row == "learn/quantization"
+    clock.pause(session, participant, at + timedelta(hours=3))
+    clock.start(session, participant, "learn/pruning", at + timedelta(hours=5))
+    clock.stop(session, participant, at + timedelta(hours=6))
+    assert hours(session, participant, "learn/pruning") == pytest.approx(3)
+    assert hours(session, participant, "learn/quantization") == pytest.approx(1)
 
 
-def test_a_second_start_changes_nothing(session, person):
+def test_a_second_start_changes_nothing(session, participant):
     at = berlin(2026, 5, 4, 9)
-    assert clock.start(session, person, "learn/pruning", at)
-    assert not clock.start(session, person, "learn/pruning", at + timedelta(minutes=1))
-    assert len(clock.events(session, person)) == 1
-    assert not clock.resume(session, person)
-    assert clock.pause(session, person)
-    assert not clock.pause(session, person)
+    assert clock.start(session, participant, "learn/pruning", at)
+    assert not clock.start(session, participant, "learn/pruning", at + timedelta(minutes=1))
+    assert len(clock.list_events(session, participant)) == 1
+    assert not clock.resume(session, participant)
+    assert clock.pause(session, participant)
+    assert not clock.pause(session, participant)
 
 
 def test_two_starts_at_the_same_moment_leave_one(lab):
@@ -72,10 +72,10 @@ def test_two_starts_at_the_same_moment_leave_one(lab):
 
     def click():
         try:
-            with store.session() as opened:
-                person = people.find(opened, "p07")
+            with database.open_session() as session:
+                participant = participants.find(session, "p07")
                 gate.wait(10)
-                clock.start(opened, person, "learn/pruning")
+                clock.start(session, participant, "learn/pruning")
         except Exception as error:  # noqa: BLE001
             failed.append(error)
 
@@ -85,44 +85,44 @@ def test_two_starts_at_the_same_moment_leave_one(lab):
     for thread in clicks:
         thread.join(30)
     assert failed == []
-    with store.session() as opened:
-        assert [e.kind for e in clock.events(opened, people.find(opened, "p07"))] == ["start"]
+    with database.open_session() as session:
+        assert [e.kind for e in clock.list_events(session, participants.find(session, "p07"))] == ["start"]
 
 
 def test_a_log_that_holds_an_event_twice_counts_once():
-    at = now()
+    at = utc_now()
     log = [("start", 0), ("start", 1), ("stop", 2), ("stop", 3), ("pause", 4), ("resume", 5), ("stop", 6)]
     read = clock.Clock()
     for number, (kind, hour) in enumerate(log):
-        read.take(ClockEvent(number=number, kind=kind, row="combine", at=at + timedelta(hours=hour), hours=0.0))
+        read.apply(ClockEvent(number=number, kind=kind, row="combine", at=at + timedelta(hours=hour), hours=0.0))
     assert read.hours("combine", at + timedelta(hours=9)) == pytest.approx(2 + 1)
 
 
 def test_the_clock_runs_on_when_every_process_is_gone(lab):
     lab.join("p07", until="after")
-    with store.session() as opened:
-        clock.start(opened, people.find(opened, "p07"), "combine", now() - timedelta(hours=2))
-    store.engine(store.url()).dispose()
-    store.engine.cache_clear()
-    with store.session() as opened:
-        found = clock.read(opened, people.find(opened, "p07"))
-        assert found.running
-        assert found.hours("combine", now()) == pytest.approx(2, abs=0.01)
+    with database.open_session() as session:
+        clock.start(session, participants.find(session, "p07"), "combine", utc_now() - timedelta(hours=2))
+    database.engine(database.url()).dispose()
+    database.engine.cache_clear()
+    with database.open_session() as session:
+        found = clock.load(session, participants.find(session, "p07"))
+        assert found.is_running
+        assert found.hours("combine", utc_now()) == pytest.approx(2, abs=0.01)
 
 
-def test_corrections_add_to_the_log_with_their_reason_and_change_no_event(session, person):
-    at = now() - timedelta(hours=5)
-    clock.start(session, person, "learn/pruning", at)
-    clock.stop(session, person, at + timedelta(hours=4))
-    assert clock.correct(session, person, "learn/pruning", -2.5, "forgot to stop") == pytest.approx(1.5)
-    assert clock.correct(session, person, "combine", 0.25, "worked on paper") == pytest.approx(0.25)
-    assert [(e.kind, e.reason) for e in clock.events(session, person)] == [
+def test_corrections_add_to_the_log_with_their_reason_and_change_no_event(session, participant):
+    at = utc_now() - timedelta(hours=5)
+    clock.start(session, participant, "learn/pruning", at)
+    clock.stop(session, participant, at + timedelta(hours=4))
+    assert clock.add_correction(session, participant, "learn/pruning", -2.5, "forgot to stop") == pytest.approx(1.5)
+    assert clock.add_correction(session, participant, "combine", 0.25, "worked on paper") == pytest.approx(0.25)
+    assert [(e.kind, e.reason) for e in clock.list_events(session, participant)] == [
         ("start", ""),
         ("stop", ""),
         ("correct", "forgot to stop"),
         ("correct", "worked on paper"),
     ]
-    assert hours(session, person, "learn/pruning") == pytest.approx(1.5)
+    assert hours(session, participant, "learn/pruning") == pytest.approx(1.5)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_corrections_add_to_the_log_with_their_reason_and_change_no_event(sessio
         ("learn/magic", 1, "x", "no row 'learn/magic'"),
     ],
 )
-def test_a_wrong_correction_is_one_sentence_and_keeps_nothing(session, person, row, by, reason, said):
+def test_a_wrong_correction_is_one_sentence_and_keeps_nothing(session, participant, row, by, reason, said):
     with pytest.raises(UserError, match=said):
-        clock.correct(session, person, row, by, reason)
-    assert clock.events(session, person) == []
+        clock.add_correction(session, participant, row, by, reason)
+    assert clock.list_events(session, participant) == []
 
 
-def test_a_computer_clock_set_back_makes_no_negative_time(session, person):
-    at = now()
-    clock.start(session, person, "combine", at)
-    clock.stop(session, person, at - timedelta(hours=1))
-    assert hours(session, person, "combine") == 0
+def test_a_computer_clock_set_back_makes_no_negative_time(session, participant):
+    at = utc_now()
+    clock.start(session, participant, "combine", at)
+    clock.stop(session, participant, at - timedelta(hours=1))
+    assert hours(session, participant, "combine") == 0
 
 
 def test_a_row_of_a_stage_that_is_not_open_says_which_comes_first(session):
@@ -158,15 +158,15 @@ def test_a_row_of_a_stage_that_is_not_open_says_which_comes_first(session):
         clock.start(session, learner, "pruning")
 
 
-def test_stopping_what_does_not_run_says_how_to_start(session, person):
+def test_stopping_what_does_not_run_says_how_to_start(session, participant):
     for change in (clock.stop, clock.pause, clock.resume):
         with pytest.raises(UserError, match="No clock is running"):
-            change(session, person)
+            change(session, participant)
 
 
-def test_a_clock_without_a_sign_of_life_is_noticed(session, person):
-    clock.start(session, person, "combine", now() - timedelta(hours=3))
-    assert clock.idle_hours(session, person) == pytest.approx(3, abs=0.01)
-    assert clock.idle_hours(session, person, sign_of_life=now()) is None
-    clock.pause(session, person)
-    assert clock.idle_hours(session, person) is None
+def test_a_clock_without_a_sign_of_life_is_noticed(session, participant):
+    clock.start(session, participant, "combine", utc_now() - timedelta(hours=3))
+    assert clock.idle_hours(session, participant) == pytest.approx(3, abs=0.01)
+    assert clock.idle_hours(session, participant, last_activity=utc_now()) is None
+    clock.pause(session, participant)
+    assert clock.idle_hours(session, participant) is None

@@ -6,11 +6,11 @@ from compression.study import definition, texts
 
 
 def shipped():
-    return yaml.safe_load(definition.DEFAULT.read_text(encoding="utf-8"))
+    return yaml.safe_load(definition.DEFAULT_FILE.read_text(encoding="utf-8"))
 
 
 def read(changed):
-    return definition.read(yaml.safe_dump(changed, allow_unicode=True, sort_keys=False))
+    return definition.parse_study(yaml.safe_dump(changed, allow_unicode=True, sort_keys=False))
 
 
 def texts_in(part):
@@ -38,7 +38,7 @@ def test_the_shipped_study_has_eight_rows_three_questionnaires_and_says_all_in_b
 def test_every_sentence_of_the_interface_is_said_in_every_language_with_the_same_names():
     import string
 
-    for key, text in texts.known().items():
+    for key, text in texts.load_texts().items():
         names = {code: {n for _, n, _, _ in string.Formatter().parse(t) if n} for code, t in text.items()}
         assert set(text) == set(texts.LANGUAGES), key
         assert len({frozenset(n) for n in names.values()}) == 1, key
@@ -69,9 +69,9 @@ def test_a_mistake_in_the_yaml_is_named_in_one_sentence(change, said):
 
 def test_what_is_no_yaml_is_refused_in_one_sentence():
     with pytest.raises(UserError, match="not YAML"):
-        definition.read("title: [")
+        definition.parse_study("title: [")
     with pytest.raises(UserError, match="is wrong at the study"):
-        definition.read("just a word")
+        definition.parse_study("just a word")
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_a_run_counts_for_the_row_of_its_families_in_the_stage_it_ran_in(stage, 
 
 
 def test_a_refusal_is_said_in_the_language_of_its_reader():
-    refusal = texts.Refused("all_done")
-    with texts.speaking("zh"):
+    refusal = texts.StudyError("all_done")
+    with texts.use_language("zh"):
         assert str(refusal) == "所有阶段均已完成。"
-    with texts.speaking("xx"):
+    with texts.use_language("xx"):
         assert str(refusal) == "Every stage is done."

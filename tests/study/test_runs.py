@@ -6,7 +6,7 @@ import mlflow
 import pytest
 
 from compression import tracking
-from compression.study import clock, people, runs, store, timesheet
+from compression.study import clock, database, participant_runs, participants, timesheet
 from compression.study.observer import StudyObserver
 from tests.study.conftest import join
 
@@ -18,9 +18,9 @@ def record(study):
     """`record("p07", "prune", hours=1, at=0)`: a run in MLflow that began `at` hours after noon; its id."""
     client = mlflow.MlflowClient()
 
-    def made(person, family="prune", hours=1.0, at=0.0, stage="practice", status="FINISHED", **tags):
+    def made(participant, family="prune", hours=1.0, at=0.0, stage="practice", status="FINISHED", **tags):
         start = NOON + timedelta(hours=at)
-        said = {"participant": person, "family": family, "method": tags.pop("method", "magnitude")}
+        said = {"participant": participant, "family": family, "method": tags.pop("method", "magnitude")}
         said |= {"participant.stage": stage, "participant.time_hours": f"{hours}"} | tags
         run = client.create_run("0", int(start.timestamp() * 1000), said, "a run")
         if status != "RUNNING":
@@ -30,9 +30,14 @@ def record(study):
     return made
 
 
-def lines(person, until="after"):
-    with store.session() as opened:
-        return {line.row: line for line in timesheet.sheet(opened, people.find(opened, person), runs.of_person(person))}
+def lines(participant, until="after"):
+    with database.open_session() as session:
+        return {
+            line.row: line
+            for line in timesheet.build_timesheet(
+                session, participants.find(session, participant), participant_runs.load_runs(participant)
+            )
+        }
 
 
 def test_overlapping_runs_count_once_and_children_lie_in_their_parents(lab, record):
@@ -69,11 +74,11 @@ def test_a_run_whose_end_nobody_knows_counts_nothing_and_a_failed_one_counts(lab
 def test_the_clock_and_the_runs_stand_side_by_side(lab, record):
     lab.join("p07", until="after")
     record("p07", hours=1)
-    with store.session() as opened:
-        person = people.find(opened, "p07")
-        clock.start(opened, person, "tune/pruning", NOON)
-        clock.stop(opened, person, NOON + timedelta(hours=3))
-        clock.correct(opened, person, "tune/pruning", -0.5, "lunch")
+    with database.open_session() as session:
+        participant = participants.find(session, "p07")
+        clock.start(session, participant, "tune/pruning", NOON)
+        clock.stop(session, participant, NOON + timedelta(hours=3))
+        clock.add_correction(session, participant, "tune/pruning", -0.5, "lunch")
     line = lines("p07")["tune/pruning"]
     assert (line.clock_hours, line.corrected_hours, line.run_hours) == pytest.approx((2.5, -0.5, 1))
 
@@ -128,11 +133,11 @@ def test_a_study_that_is_away_or_knows_nobody_warns_and_fails_no_run(study, plac
 )
 def test_the_union_of_intervals_is_what_they_cover_together(spans, total):
     found = [(NOON + timedelta(hours=a), NOON + timedelta(hours=b)) for a, b in spans]
-    assert runs.union(found) == pytest.approx(total)
+    assert participant_runs.covered_hours(found) == pytest.approx(total)
 
 
 def test_the_latest_run_is_a_sign_of_life(session, record):
     join(session, "p07")
     record("p07", hours=1, at=2)
-    assert runs.last_sign(runs.of_person("p07")) == NOON + timedelta(hours=3)
-    assert runs.last_sign([]) is None
+    assert participant_runs.last_activity(participant_runs.load_runs("p07")) == NOON + timedelta(hours=3)
+    assert participant_runs.last_activity([]) is None

@@ -11,9 +11,9 @@ import requests
 from mlflow.entities import ViewType
 from playwright.sync_api import expect
 
-from compression.study import check, clock, forget, notes, people, runs, store
-from compression.study.tables import now
-from compression.study.web.access import Alone, Logins
+from compression.study import bundle_check, clock, database, forget, notes, participant_runs, participants
+from compression.study.tables import utc_now
+from compression.study.web.access import LocalAccess, LoginAccess
 from tests.study.browser import ADMIN, browser, logins, served
 from tests.study.conftest import go_on, join
 
@@ -22,8 +22,8 @@ EN = {"locale": "en-US", "viewport": {"width": 1000, "height": 800}}
 
 @pytest.fixture(scope="module")
 def chromium():
-    with browser() as opened:
-        yield opened
+    with browser() as launched:
+        yield launched
 
 
 @pytest.fixture
@@ -41,21 +41,21 @@ def page(chromium):
 @pytest.fixture
 def p07(study):
     """The address of the study as p07 alone sees it."""
-    with store.session() as opened:
-        people.invite(opened, "p07", "student", assignment="images")
-    with served(Alone("p07")) as address:
+    with database.open_session() as session:
+        participants.invite(session, "p07", "student", assignment="images")
+    with served(LocalAccess("p07")) as address:
         yield address
 
 
 def events(id="p07"):
-    with store.session() as opened:
-        return [(e.kind, e.row) for e in clock.events(opened, people.find(opened, id))]
+    with database.open_session() as session:
+        return [(e.kind, e.row) for e in clock.list_events(session, participants.find(session, id))]
 
 
 def reach(until):
     """p07 consents, and does every stage before `until`."""
-    with store.session() as opened:
-        go_on(opened, people.find(opened, "p07"), until)
+    with database.open_session() as session:
+        go_on(session, participants.find(session, "p07"), until)
 
 
 def answer_all(page):
@@ -70,7 +70,7 @@ def answer_all(page):
 def test_a_participant_gets_from_consent_to_hand_in(p07, page, place):
     page.goto(p07)
     take_part(page, p07, place / "bundle.zip")
-    assert check.check(place / "bundle.zip").problems == []
+    assert bundle_check.check_bundle(place / "bundle.zip").problems == []
 
 
 def take_part(page, address, bundle):
@@ -152,10 +152,10 @@ def token(visit, address):
 def test_a_clock_over_midnight_and_a_change_of_daylight_saving_is_shown_right(p07, chromium):
     reach("after")
     berlin = ZoneInfo("Europe/Berlin")
-    with store.session() as opened:
-        person = people.find(opened, "p07")
-        clock.start(opened, person, "combine", datetime(2026, 3, 28, 23, tzinfo=berlin))
-        clock.stop(opened, person, datetime(2026, 3, 29, 4, tzinfo=berlin))
+    with database.open_session() as session:
+        participant = participants.find(session, "p07")
+        clock.start(session, participant, "combine", datetime(2026, 3, 28, 23, tzinfo=berlin))
+        clock.stop(session, participant, datetime(2026, 3, 29, 4, tzinfo=berlin))
     with chromium.new_context(locale="en-GB", timezone_id="Europe/Berlin") as context:
         page = context.new_page()
         page.goto(f"{p07}/time")
@@ -207,8 +207,8 @@ def test_input_of_a_megabyte_is_one_sentence_and_keeps_nothing(p07):
     answer = visit.post(f"{p07}/notes", data=form | {"text": "x" * 20_000}, timeout=20)
     assert "at most 10000 characters, and this has 20000" in answer.text
     assert visit.post(f"{p07}/notes", data=form | {str(n): "" for n in range(600)}, timeout=20).status_code == 413
-    with store.session() as opened:
-        assert notes.journal(opened, people.find(opened, "p07")) == []
+    with database.open_session() as session:
+        assert notes.list_notes(session, participants.find(session, "p07")) == []
 
 
 def test_what_another_site_sends_is_refused(p07):
@@ -299,25 +299,25 @@ def test_the_language_is_chosen_once_and_for_good(p07, page):
     page.goto(p07)
     page.get_by_role("button", name="中文").click()
     expect(page.get_by_role("heading", name="学习", exact=True)).to_be_visible()
-    with store.session() as opened:
-        assert people.find(opened, "p07").language == "zh"
+    with database.open_session() as session:
+        assert participants.find(session, "p07").language == "zh"
 
 
 def test_a_forgotten_clock_is_reminded_of(p07, page):
     reach("after")
-    with store.session() as opened:
-        clock.start(opened, people.find(opened, "p07"), "combine", now() - timedelta(hours=9))
+    with database.open_session() as session:
+        clock.start(session, participants.find(session, "p07"), "combine", utc_now() - timedelta(hours=9))
     page.goto(p07)
     expect(page.get_by_role("alert")).to_contain_text("has run for 9.0 hours without a sign of life")
 
 
 def test_a_researcher_invites_and_sees_the_analysis_without_ids(study, page):
-    with store.session() as opened:
-        person = join(opened, "p07", until="after")
-        clock.start(opened, person, "tune/pruning", now() - timedelta(hours=2))
-        clock.stop(opened, person)
-        pseudonym = person.pseudonym
-    with served(Alone()) as address:
+    with database.open_session() as session:
+        participant = join(session, "p07", until="after")
+        clock.start(session, participant, "tune/pruning", utc_now() - timedelta(hours=2))
+        clock.stop(session, participant)
+        pseudonym = participant.pseudonym
+    with served(LocalAccess()) as address:
         page.goto(address)
         expect(page.get_by_role("row", name="p07")).to_contain_text("Final questionnaire")
         page.get_by_label("Id", exact=True).fill("p08")
@@ -355,10 +355,14 @@ def test_two_participants_do_not_see_each_other(study, mlflow_server, chromium, 
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADMIN[1])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     run = run_of("p01")
-    with store.session() as opened:
+    with database.open_session() as session:
         for id, login in (("p01", "ada"), ("p02", "bob")):
-            notes.add(opened, join(opened, id, until="practice", login=login), f"the secret of {login}")
-    with served(Logins(mlflow_server)) as address, chromium.new_context(**EN) as a, chromium.new_context(**EN) as b:
+            notes.add_note(session, join(session, id, until="practice", login=login), f"the secret of {login}")
+    with (
+        served(LoginAccess(mlflow_server)) as address,
+        chromium.new_context(**EN) as a,
+        chromium.new_context(**EN) as b,
+    ):
         ada, bob = a.new_page(), b.new_page()
         log_in(ada, address, "ada", "ada-password-1")
         log_in(bob, address, "bob", "bob-password-1")
@@ -392,20 +396,20 @@ def test_what_is_forgotten_at_a_server_waits_in_its_bin_for_the_command_that_is_
         monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     run, other = run_of("p05"), run_of("p06")
-    with store.session() as opened:
-        join(opened, "p05")
-    left = {trace.place: trace.left for trace in forget.forget("p05")}
+    with database.open_session() as session:
+        join(session, "p05")
+    left = {deletion.place: deletion.after for deletion in forget.forget("p05")}
     assert left == dict.fromkeys(left, 0) | {"runs": 1}
-    words = forget.emptying("p05").replace("…", f"sqlite:///{server_folder}/server.db").split()
+    words = forget.purge_command("p05").replace("…", f"sqlite:///{server_folder}/server.db").split()
     assert run in words[3]
     subprocess.run([sys.executable, "-m", *words], check=True, capture_output=True)
-    assert runs.of_person("p05", ViewType.ALL) == []
-    assert [r.id for r in runs.of_person("p06")] == [other]
+    assert participant_runs.load_runs("p05", ViewType.ALL) == []
+    assert [r.id for r in participant_runs.load_runs("p06")] == [other]
 
 
 def test_only_the_servers_users_come_in_and_its_administrator_is_a_researcher(lab, mlflow_server, page):
     lab.join("p07")
-    with served(Logins(mlflow_server)) as address:
+    with served(LoginAccess(mlflow_server)) as address:
         log_in(page, address, "ada", "wrong-password-1")
         expect(page.get_by_role("alert")).to_contain_text("User name or password is wrong.")
         log_in(page, address, "ada", "ada-password-1")
@@ -417,7 +421,7 @@ def test_only_the_servers_users_come_in_and_its_administrator_is_a_researcher(la
 
 
 def test_a_login_server_that_is_away_is_one_sentence(study, page):
-    with served(Logins("http://127.0.0.1:9")) as address:
+    with served(LoginAccess("http://127.0.0.1:9")) as address:
         log_in(page, address, "ada", "x")
         expect(page.get_by_role("alert")).to_contain_text("does not say whether this login is right")
 
@@ -425,7 +429,7 @@ def test_a_login_server_that_is_away_is_one_sentence(study, page):
 def test_the_servers_own_files_are_not_for_participants_of_a_network(lab, mlflow_server, monkeypatch):
     lab.join("p01", until="practice", login="ada")
     visit = requests.Session()
-    with served(Logins(mlflow_server)) as address:
+    with served(LoginAccess(mlflow_server)) as address:
         form = {"csrf": token(visit, f"{address}/login"), "login": "ada", "password": "ada-password-1"}
         visit.post(f"{address}/login", data=form, timeout=20)
         for method, field in (("magnitude", "baseline"), ("response", "student"), ("recipe", "recipe")):

@@ -1,4 +1,4 @@
-"""Every test here has a cache of its own and no data but what it makes."""
+"""Every test here has its own cache, and no data but what it generates."""
 
 import pytest
 from datasets import config
@@ -6,7 +6,7 @@ from huggingface_hub import constants
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch, point_at):
+def isolated(tmp_path, monkeypatch, point_at):
     monkeypatch.setenv("COMPRESSION_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("COMPRESSION_DATA", raising=False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -54,7 +54,7 @@ def damage(file: Path, where: int):
 )
 def test_a_damaged_copy_is_made_again(make, spoil, caplog):
     whole = cache.cached("data", make)
-    spoil(cache.folder() / "data.safetensors")
+    spoil(cache.cache_folder() / "data.safetensors")
     assert same(cache.cached("data", make), whole)
     assert "made again" in caplog.text
     cache.cached("data", make)
@@ -63,7 +63,7 @@ def test_a_damaged_copy_is_made_again(make, spoil, caplog):
 
 def test_nothing_but_the_whole_file_is_left_behind(make):
     cache.cached("data", make)
-    assert [file.name for file in cache.folder().iterdir()] == ["data.safetensors"]
+    assert [file.name for file in cache.cache_folder().iterdir()] == ["data.safetensors"]
 
 
 def test_a_folder_that_cannot_be_written_costs_only_time(make, tmp_path, monkeypatch, caplog):

@@ -6,8 +6,17 @@ import torch
 
 from compression.errors import UserError
 from compression.tasks import cifar10, load
+from tests.tasks.data_files import (
+    LABELS,
+    cifar_batches,
+    cifar_folder,
+    cifar_parquet,
+    hub_repository,
+    png,
+    random_images,
+    write_parquet,
+)
 from tests.tasks.fake_hub import serve
-from tests.tasks.made import LABELS, cifar_batches, cifar_folder, cifar_parquet, pictures, png, published, write_parquet
 
 
 @pytest.fixture
@@ -28,13 +37,13 @@ def test_parquet_files_give_all_images_with_their_labels_and_validation_cut_from
     assert [len(split) for split in task.splits().values()] == [54, 6, 20]
     known = {}
     for seed in (1, 2):
-        images, labels = pictures(30, seed)
+        images, labels = random_images(30, seed)
         known |= dict(zip(channels_first(images), labels, strict=True))
     found = [*rows(task.train), *rows(task.validation)]
     assert sorted(found) == sorted(known)
     targets = [*task.train.targets.tolist(), *task.validation.targets.tolist()]
     assert [known[row] for row in found] == targets
-    assert sorted(rows(task.test)) == sorted(channels_first(pictures(20, 3)[0]))
+    assert sorted(rows(task.test)) == sorted(channels_first(random_images(20, 3)[0]))
 
 
 def test_torchvisions_batches_give_the_same_task_as_parquet_files_of_their_images(tmp_path):
@@ -54,7 +63,7 @@ IMAGES_AND_CLASSES = (
 
 @pytest.mark.parametrize("features", [(), IMAGES_AND_CLASSES])
 def test_the_hub_gives_the_same_task_as_a_folder_of_its_files(folder, point_at, features):
-    repository = published(folder, "plain_text", ["train", "test"], features)
+    repository = hub_repository(folder, "plain_text", ["train", "test"], features)
     with serve({"datasets/uoft-cs/cifar10": repository}) as endpoint:
         point_at(endpoint)
         task = load("cifar10")
@@ -70,7 +79,7 @@ def test_the_root_of_all_data_is_used_and_named(folder, monkeypatch, tmp_path):
 
 def test_the_second_time_nothing_is_decoded(folder, monkeypatch):
     first = load("cifar10", data=str(folder))
-    monkeypatch.setattr(cifar10, "decoded", lambda files: pytest.fail("decoded again"))
+    monkeypatch.setattr(cifar10, "decode", lambda files: pytest.fail("decoded again"))
     assert load("cifar10", data=str(folder)).digest == first.digest
 
 
@@ -91,7 +100,7 @@ def test_a_limit_takes_the_first_of_each_split_and_says_so(folder):
     whole, few = load("cifar10", data=str(folder)), load("cifar10", data=str(folder), limit=10)
     assert [len(split) for split in few.splits().values()] == [10, 6, 10]
     assert torch.equal(few.train.inputs, whole.train.inputs[:10])
-    assert few.limited
+    assert few.is_limited
     assert few.digest != whole.digest
 
 
@@ -108,8 +117,8 @@ def test_grey_images_become_colour(tmp_path):
     [
         b"",
         b"no image",
-        png(pictures(1, 0)[0][0])[:500],
-        png(pictures(1, 0)[0][0])[:-2000] + bytes(2000),
+        png(random_images(1, 0)[0][0])[:500],
+        png(random_images(1, 0)[0][0])[:-2000] + bytes(2000),
         png(np.zeros((31, 32, 3), np.uint8)),
         png(np.zeros((1, 1, 3), np.uint8)),
         None,

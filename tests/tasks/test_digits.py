@@ -47,8 +47,8 @@ def test_a_limit_takes_the_first_of_each_split_and_says_so(digits):
     few = load("digits", limit=50)
     assert [len(split) for split in few.splits().values()] == [50, 50, 50]
     assert torch.equal(few.train.inputs, digits.train.inputs[:50])
-    assert few.limited
-    assert not digits.limited
+    assert few.is_limited
+    assert not digits.is_limited
     assert few.digest != digits.digest
     assert set(few.train.targets.tolist()) == set(range(10))
 

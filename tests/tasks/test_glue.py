@@ -7,8 +7,8 @@ from compression.nn.inputs import forward
 from compression.tasks import glue, load
 from compression.tasks.glue import CORPORA
 from tests.models.tiny_bert import VOCABULARY, save_bert
+from tests.tasks.data_files import hub_repository, write_parquet
 from tests.tasks.fake_hub import serve
-from tests.tasks.made import published, write_parquet
 
 IDS = {word: i for i, word in enumerate(VOCABULARY)}
 
@@ -43,12 +43,12 @@ def test_every_corpus_loads_trains_and_is_scored_by_its_official_figure(tmp_path
     logits = forward(model, inputs)
     assert logits.shape == (10, task.outputs)
     task.loss(logits, targets, label_smoothing=0.0).backward()
-    assert next(iter(task.metrics(logits.detach(), targets))) == task.metric
+    assert next(iter(task.compute_metrics(logits.detach(), targets))) == task.metric
     assert task.source == f"the folder {tmp_path}"
 
 
 def test_a_model_of_the_lab_reads_as_the_tasks_own_does_and_has_a_recipe_of_its_own(tmp_path, bert, monkeypatch):
-    monkeypatch.setattr(glue, "MODEL", bert)
+    monkeypatch.setattr(glue, "DEFAULT_MODEL", bert)
     task = load("glue/mrpc", data=write(tmp_path, "mrpc"), model="lstm")
     assert task.training["learning_rate"] == glue.FROM_SCRATCH["learning_rate"] == task.from_scratch["learning_rate"]
     model = models.build("lstm", task).eval()
@@ -119,7 +119,7 @@ def test_from_the_cache_comes_the_same_task(tmp_path, bert):
     first, second = (load("glue/mnli", data=folder, model=bert) for _ in range(2))
     assert first.digest == second.digest
     assert list(first.train.inputs) == list(second.train.inputs)
-    assert list(first.also) == list(second.also) == ["mismatched"]
+    assert list(first.further_test_splits) == list(second.further_test_splits) == ["mismatched"]
     assert first.tokenizer is not None
 
 
@@ -138,25 +138,25 @@ def test_a_limit_takes_the_first_of_each_split_and_says_so(tmp_path, bert):
     few = load("glue/mnli", data=folder, model=bert, limit=5)
     assert [len(split) for split in few.splits().values()] == [5, 4, 5]
     assert torch.equal(few.train.targets, whole.train.targets[:5])
-    assert few.limited
+    assert few.is_limited
     assert few.digest != whole.digest
 
 
 def test_mnli_has_its_mismatched_genres_beside_the_test_split(tmp_path, bert):
     folder = write(tmp_path, "mnli")
-    assert len(load("glue/mnli", data=folder, model=bert).also["mismatched"]) == 10
+    assert len(load("glue/mnli", data=folder, model=bert).further_test_splits["mismatched"]) == 10
     (tmp_path / "mnli/validation_mismatched-00000-of-00001.parquet").unlink()
-    assert "mismatched" not in load("glue/mnli", data=folder, model=bert).also
+    assert "mismatched" not in load("glue/mnli", data=folder, model=bert).further_test_splits
 
 
 def test_the_hub_gives_the_same_task_as_a_folder_of_its_files(tmp_path, bert, point_at):
     folder = write(tmp_path, "mnli")
     splits = ["train", "validation_matched", "validation_mismatched"]
-    with serve({"datasets/nyu-mll/glue": published(tmp_path / "mnli", "mnli", splits)}) as endpoint:
+    with serve({"datasets/nyu-mll/glue": hub_repository(tmp_path / "mnli", "mnli", splits)}) as endpoint:
         point_at(endpoint)
         task = load("glue/mnli", model=bert)
     assert task.digest == load("glue/mnli", data=folder, model=bert).digest
-    assert len(task.also["mismatched"]) == 10
+    assert len(task.further_test_splits["mismatched"]) == 10
 
 
 def test_the_data_of_another_corpus_is_refused(tmp_path, bert):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from compression.tasks.images import cutout, flip, normalise, shift
+from compression.tasks.images import cutout, normalize, random_crop, random_flip
 
 
 @pytest.fixture
@@ -15,14 +15,14 @@ def seeded():
 
 
 def test_normalise_scales_each_channel_to_its_mean_and_deviation(images):
-    x = normalise(images, mean=(0.5, 0.4, 0.3), std=(0.2, 0.1, 0.25))
+    x = normalize(images, mean=(0.5, 0.4, 0.3), std=(0.2, 0.1, 0.25))
     assert x.dtype == torch.float32
     assert x[3, 1, 2, 4].item() == pytest.approx((images[3, 1, 2, 4].item() / 255 - 0.4) / 0.1, rel=1e-5)
     assert x[3, 2, 2, 4].item() == pytest.approx((images[3, 2, 2, 4].item() / 255 - 0.3) / 0.25, rel=1e-5)
 
 
 def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others(images):
-    flipped = flip(images, seeded())
+    flipped = random_flip(images, seeded())
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(flipped, images, strict=True)]
     same = [torch.equal(a, b) for a, b in zip(flipped, images, strict=True)]
     assert all(m != s for m, s in zip(mirrored, same, strict=True))
@@ -30,7 +30,7 @@ def test_flip_mirrors_about_half_of_the_images_and_leaves_the_others(images):
 
 
 def test_shift_cuts_each_image_out_of_its_zero_padded_self(images):
-    shifted, generator = shift(images, seeded(), pixels=4), seeded()
+    shifted, generator = random_crop(images, 4, seeded()), seeded()
     corners = torch.randint(0, 9, (2, len(images)), generator=generator)
     for i, (top, left) in enumerate(corners.T.tolist()):
         padded = np.pad(images[i].numpy(), ((0, 0), (4, 4), (4, 4)))
@@ -55,7 +55,7 @@ def test_an_even_cutout_has_its_size(images):
     assert covered.any(dim=1).any(dim=2).sum(dim=1).max() == 4
 
 
-@pytest.mark.parametrize("vary", [flip, lambda x, g: shift(x, g, pixels=2), lambda x, g: cutout(x, 4, g)])
+@pytest.mark.parametrize("vary", [random_flip, lambda x, g: random_crop(x, 2, g), lambda x, g: cutout(x, 4, g)])
 def test_augmentations_keep_uint8_shape_and_their_input(images, vary):
     before = images.clone()
     varied = vary(images, seeded())

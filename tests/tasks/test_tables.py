@@ -5,8 +5,8 @@ import pytest
 from datasets import Dataset
 
 from compression.errors import UserError
-from compression.tasks.tables import read
-from tests.tasks.made import write_parquet
+from compression.tasks.tables import read_tables
+from tests.tasks.data_files import write_parquet
 
 LABELS = ("bad", "good")
 
@@ -20,7 +20,7 @@ def write_arrow(parquet):
 def test_files_are_joined_whatever_their_notes(tmp_path):
     one = write_parquet(tmp_path / "1.parquet", {"idx": [0], "text": ["a"], "label": [0]}, LABELS)
     two = write_parquet(tmp_path / "2.parquet", {"text": ["b", "c"], "label": [1, 1]})
-    assert read([one, two], ["text"], LABELS).to_pydict() == {"text": ["a", "b", "c"], "label": [0, 1, 1]}
+    assert read_tables([one, two], ["text"], LABELS).to_pydict() == {"text": ["a", "b", "c"], "label": [0, 1, 1]}
 
 
 @pytest.mark.parametrize(
@@ -37,12 +37,12 @@ def test_a_corrupt_file_is_refused_by_name(tmp_path, spoil):
     file = write_parquet(tmp_path / "train.parquet", {"text": ["a"] * 50, "label": [0] * 50})
     spoil(file)
     with pytest.raises(UserError, match=f"{file} is not an intact parquet file"):
-        read([file], ["text"], LABELS)
+        read_tables([file], ["text"], LABELS)
 
 
 def test_arrow_files_are_read_as_parquet_files_are(tmp_path):
     file = write_parquet(tmp_path / "1.parquet", {"idx": [0, 1], "text": ["a", "b"], "label": [0, 1]}, LABELS)
-    assert read([write_arrow(file)], ["text"], LABELS).equals(read([file], ["text"], LABELS))
+    assert read_tables([write_arrow(file)], ["text"], LABELS).equals(read_tables([file], ["text"], LABELS))
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.9])
@@ -50,7 +50,7 @@ def test_a_corrupt_arrow_file_is_refused_by_name(tmp_path, share):
     file = write_arrow(write_parquet(tmp_path / "1.parquet", {"text": ["a"] * 50, "label": [0] * 50}))
     os.truncate(file, int(file.stat().st_size * share))
     with pytest.raises(UserError, match=f"{file} is not an intact arrow file"):
-        read([file], ["text"], LABELS)
+        read_tables([file], ["text"], LABELS)
 
 
 def whole(file):
@@ -61,23 +61,23 @@ def whole(file):
 def test_a_missing_column_is_named(tmp_path, stored):
     file = stored(write_parquet(tmp_path / "train.parquet", {"words": ["a"], "label": [0]}))
     with pytest.raises(UserError, match="has no column text; it needs text, label"):
-        read([file], ["text"], LABELS)
+        read_tables([file], ["text"], LABELS)
 
 
 @pytest.mark.parametrize("stored", [whole, write_arrow])
 def test_the_data_of_another_task_is_refused(tmp_path, stored):
     file = stored(write_parquet(tmp_path / "train.parquet", {"text": ["a"], "label": [0]}, ("spam", "ham")))
     with pytest.raises(UserError, match="holds the classes spam, ham; the task has bad, good"):
-        read([file], ["text"], LABELS)
+        read_tables([file], ["text"], LABELS)
 
 
 @pytest.mark.parametrize("label", [-1, 2, None])
 def test_a_label_out_of_range_is_refused(tmp_path, label):
     file = write_parquet(tmp_path / "test.parquet", {"text": ["a", "b"], "label": [0, label]})
     with pytest.raises(UserError, match="without a label, or labels outside 0 to 1"):
-        read([file], ["text"], LABELS)
+        read_tables([file], ["text"], LABELS)
 
 
 def test_regression_takes_any_number_for_a_label(tmp_path):
     file = write_parquet(tmp_path / "train.parquet", {"text": ["a", "b"], "label": [4.5, 0.0]})
-    assert read([file], ["text"], ())["label"].to_pylist() == [4.5, 0.0]
+    assert read_tables([file], ["text"], ())["label"].to_pylist() == [4.5, 0.0]

@@ -187,7 +187,7 @@ def test_a_full_disk_is_reported_and_leaves_no_half_checkpoint(task, make_contex
 
 
 def test_a_last_batch_of_one_example_does_not_break_batch_norm(task, make_context):
-    task = dataclasses.replace(task, train=task.train.take(torch.arange(65)))
+    task = dataclasses.replace(task, train=task.train.select(torch.arange(65)))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     context = make_context(task, model)
     fit(model, context, Training(epochs=2))

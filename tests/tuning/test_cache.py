@@ -11,7 +11,7 @@ import torch
 from compression import methods, models
 from compression.models import storage
 from compression.tasks.task import predict
-from compression.tuning import cache as module
+from compression.tuning import cache as cache_module
 from compression.tuning.cache import StepCache, digest, evict, files_digest, step_key, weights_digest
 
 
@@ -80,7 +80,7 @@ def test_the_source_of_the_package_is_part_of_the_key(tmp_path):
     before = files_digest(str(tmp_path))
     (tmp_path / "a.py").write_text("x = 2")
     assert files_digest(str(tmp_path)) != before
-    assert module.source_digest()
+    assert cache_module.source_digest()
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
@@ -91,7 +91,7 @@ def test_the_least_recently_used_entries_are_evicted(cache_and_model, monkeypatc
         entry = cache._entry_folder(methods.parse(text))
         os.utime(entry, (time.time() - 100 + index,) * 2)
     one = sum(f.stat().st_size for f in entry.rglob("*") if f.is_file())
-    monkeypatch.setattr(module, "MAX_BYTES", 2.5 * one)
+    monkeypatch.setattr(cache_module, "MAX_BYTES", 2.5 * one)
     evict(cache.folder)
     assert cache.find(methods.parse("magnitude:sparsity=0.1")) is None
     assert cache.find(methods.parse("magnitude:sparsity=0.3")) is not None

@@ -3,23 +3,25 @@
 import pytest
 
 from compression.errors import UserError
-from compression.tuning.config import TuningConfig, bounds, objectives
+from compression.tuning.config import TuningConfig, objective_directions, parse_constraints
 
 
 def test_without_objectives_the_metric_and_the_size_are_optimised():
-    assert objectives(TuningConfig(), "accuracy") == {"accuracy": True, "size_mb": False}
+    assert objective_directions(TuningConfig(), "accuracy") == {"accuracy": True, "size_mb": False}
 
 
-def test_the_direction_of_a_figure_is_known():
-    found = objectives(TuningConfig(objectives="matthews_correlation, latency_ms,speedup,macs"), "matthews_correlation")
+def test_the_direction_of_a_metric_is_known():
+    found = objective_directions(
+        TuningConfig(objectives="matthews_correlation, latency_ms,speedup,macs"), "matthews_correlation"
+    )
     assert found == {"matthews_correlation": True, "latency_ms": False, "speedup": True, "macs": False}
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (TuningConfig(objectives="acuracy"), "no figure 'acuracy'; the figures are accuracy, accuracy_kept"),
-        (TuningConfig(objectives="size_mb,size_mb"), "names a figure twice"),
+        (TuningConfig(objectives="acuracy"), "no metric 'acuracy'; the metrics are accuracy, accuracy_kept"),
+        (TuningConfig(objectives="size_mb,size_mb"), "names a metric twice"),
         (
             TuningConfig(pruner="median"),
             "pruner=median stops trials by their epochs: it takes objectives=accuracy alone",
@@ -29,11 +31,11 @@ def test_the_direction_of_a_figure_is_known():
 )
 def test_invalid_objectives_are_refused(config, message):
     with pytest.raises(UserError, match=message):
-        objectives(config, "accuracy")
+        objective_directions(config, "accuracy")
 
 
 def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
-    low, high = bounds(TuningConfig(constraints="accuracy_kept=0.98..,size_mb=..2"), "accuracy")
+    low, high = parse_constraints(TuningConfig(constraints="accuracy_kept=0.98..,size_mb=..2"), "accuracy")
     assert low.excess({"accuracy_kept": 0.98}) <= 0
     assert low.excess({"accuracy_kept": 0.97}) == pytest.approx(0.01)
     assert high.excess({"size_mb": 1.5}) == -0.5
@@ -42,8 +44,8 @@ def test_a_constraint_is_met_at_its_ends_and_counted_beyond_them():
 
 @pytest.mark.parametrize("text", ["size_mb=2", "size_mb=..", "size_mb=3..2", "size_mb=a..", "size=..2"])
 def test_an_invalid_constraint_is_refused(text):
-    with pytest.raises(UserError, match="constraint|no figure"):
-        bounds(TuningConfig(constraints=text), "accuracy")
+    with pytest.raises(UserError, match="constraint|no metric"):
+        parse_constraints(TuningConfig(constraints=text), "accuracy")
 
 
 @pytest.mark.parametrize("changes", [{"trials": 0}, {"sampler": "best"}, {"timeout": -1.0}, {"heartbeat": 0}])

@@ -93,7 +93,8 @@ def test_only_selected_trials_are_measured_on_the_test_split_and_registered(tune
         for alias in row["aliases"].split():
             assert str(aliases[alias]) == str(row["version"])
             model = loading.open_model(f"models:/grid@{alias}", task)
-            again = task.metrics(chain.examine(model, task, Path(f"{alias}.onnx"), 1).logits, task.test.targets)
+            measurement = chain.measure_model(model, task, Path(f"{alias}.onnx"), 1)
+            again = task.compute_metrics(measurement.logits, task.test.targets)
             assert again["accuracy"] == pytest.approx(row["accuracy"])
 
 

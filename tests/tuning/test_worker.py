@@ -5,7 +5,7 @@ from itertools import cycle, islice
 import pytest
 
 from compression.tuning.config import TuningConfig
-from compression.tuning.space import space
+from compression.tuning.space import build_space
 from compression.tuning.worker import open_study, silence_optuna
 
 SPACE = "magnitude.sparsity=0.1/0.3/0.5/0.7,static.bits=2/4/8"
@@ -22,7 +22,7 @@ def workers(tmp_path, monkeypatch):
         return open_study(TuningConfig(sampler=sampler), sampler, searched, {"accuracy": True}, definition)
 
     recipe = "magnitude:learning_rate=0.1+static:activation_bits=8,granularity=channel,observer=mse"
-    searched = space(recipe, TuningConfig(space=SPACE).space)
+    searched = build_space(recipe, TuningConfig(space=SPACE).space)
     return lambda sampler: ([worker(sampler, seed) for seed in range(3)], searched)
 
 

@@ -1,4 +1,4 @@
-"""The deployed form of a model: an ONNX file, run by ONNX Runtime, held against the torch model it came from."""
+"""Write a model as an ONNX file for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -7,47 +7,53 @@ import copy
 import io
 import logging
 import warnings
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from compression.deploy.onnx.functions import define_functions
-from compression.deploy.onnx.modules import deployable
+from compression.deploy.onnx.functions import add_function_definitions
+from compression.deploy.onnx.modules import replace_for_export
 from compression.deploy.onnx.tensors import OPSET
 from compression.errors import UserError, first_line
 from compression.nn.inputs import Inputs, forward
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
-class _Logits(nn.Module):
-    """The model reduced to named inputs and one output, which is what the file holds."""
+    import onnx_ir as ir
 
-    def __init__(self, model: nn.Module, names: list[str]):
+
+class _PositionalInputs(nn.Module):
+    """Calls a model with its inputs by position, the way `torch.onnx.export` passes them, and returns the logits."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model, self.names = model, names
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        given: Inputs = inputs[0] if self.names == ["images"] else dict(zip(self.names, inputs, strict=True))
-        return forward(self.model, given)
+    def forward(self, *tensors: Tensor) -> Tensor:
+        inputs: Inputs = tensors[0] if self.names == ["images"] else dict(zip(self.names, tensors, strict=True))
+        return forward(self.model, inputs)
 
 
-def named(inputs: Inputs) -> dict[str, Tensor]:
-    """Model inputs under the names they have in the file: one tensor is called `images`."""
+def named_inputs(inputs: Inputs) -> dict[str, Tensor]:
+    """Return model inputs by their names in an ONNX file, where a single tensor is called `images`."""
     return inputs if isinstance(inputs, dict) else {"images": inputs}
 
 
 def export(model: nn.Module, example: Inputs, path: Path) -> Path:
-    """Write `model` as ONNX with batch (and, for text, length) left open; weights inside the file.
+    """Write `model` as ONNX with the output `logits`, dynamic batch size (and text length), and the weights inside.
 
-    `example` is a prepared batch of at least 2 on the CPU. Raises UserError where torch cannot export the model.
+    `example` is a prepared batch of at least 2 on the CPU. The model itself is not changed. Raises UserError if torch
+    cannot export it or the file cannot be written.
     """
-    tensors = named(example)
-    dims: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
-    text = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    shapes = [text if isinstance(example, dict) and t.ndim == 2 else dims for t in tensors.values()]
-    wrapped = _Logits(deployable(copy.deepcopy(model).cpu().eval()), list(tensors))
-    with quiet():
+    tensors = named_inputs(example)
+    images: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
+    tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    shapes = [tokens if isinstance(example, dict) and t.ndim == 2 else images for t in tensors.values()]
+    wrapped = _PositionalInputs(replace_for_export(copy.deepcopy(model).cpu().eval()), list(tensors))
+    with silence_exporter():
         try:
             program = torch.onnx.export(
                 wrapped,
@@ -60,18 +66,20 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
                 verbose=False,
             )
             assert program is not None
-            define_functions(program)
-            _unfuse_gelu(program.model)
-            path.write_bytes(_bare(program))
+            add_function_definitions(program)
+            _prevent_bias_gelu(program.model)
+            path.write_bytes(_serialize_without_metadata(program))
         except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
             path.unlink(missing_ok=True)
             raise UserError(f"The model could not be written as ONNX: {first_line(error)}") from error
     return path
 
 
-def _unfuse_gelu(model: Any) -> None:
-    """Make biases before a Gelu matrices of one row: ONNX Runtime would fuse vectors into BiasGelu, which is slower
-    than an addition and a Gelu (benchmarks/README.md)."""
+def _prevent_bias_gelu(model: ir.Model) -> None:
+    """Turn biases before a Gelu into matrices of one row, in place.
+
+    ONNX Runtime would fuse vectors into BiasGelu, which is slower than an addition and a Gelu (benchmarks/README.md).
+    """
     import onnx_ir as ir
 
     for node in model.graph:
@@ -79,29 +87,34 @@ def _unfuse_gelu(model: Any) -> None:
         if before is None or before.op_type != "Add":
             continue
         for bias in before.inputs:
-            if bias is not None and bias.is_initializer() and len(bias.uses()) == 1 and bias.shape.rank() == 1:
-                bias.const_value = ir.tensor(bias.const_value.numpy()[None], name=bias.name)
-                bias.shape = bias.const_value.shape
+            if bias is None or bias.const_value is None or not bias.is_initializer() or len(bias.uses()) != 1:
+                continue
+            values = bias.const_value.numpy()
+            if values.ndim == 1:
+                bias.const_value = ir.tensor(values[None], name=bias.name)
+                bias.shape = ir.Shape((1, *values.shape))
 
 
-def _bare(program: torch.onnx.ONNXProgram) -> bytes:
-    """The file without what no runtime reads: traces of our source code and the shapes in between, often 100 kB."""
+def _serialize_without_metadata(program: torch.onnx.ONNXProgram) -> bytes:
+    """Serialize without stack traces and shapes of intermediate values, often 100 kB that no runtime reads."""
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
     ClearMetadataAndDocStringPass()(program.model)
     proto = program.model_proto
     del proto.graph.value_info[:]
-    return proto.SerializeToString()
+    serialized: bytes = proto.SerializeToString()
+    return serialized
 
 
 @contextlib.contextmanager
-def quiet():
-    """Keep the exporter's chatter off the terminal; errors still come as exceptions."""
-    level = logging.getLogger("torch.onnx").level
+def silence_exporter() -> Iterator[None]:
+    """Suppress what the exporter prints, warns and logs below errors; exceptions still propagate."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
-            logging.getLogger("torch.onnx").setLevel(level)
+            logger.setLevel(level)

@@ -1,6 +1,7 @@
-"""Operators that our ONNX files define themselves, as functions made of standard ones.
+"""ONNX functions of our own, made of standard operators, which the files define themselves.
 
-All that they are given are constants, so ONNX Runtime evaluates them once, when it loads the file.
+Their inputs are all constants, so ONNX Runtime evaluates them once, when it loads a file, and then fuses operators as
+if the results had been initializers.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-DOMAIN = "compression"
+DOMAIN = "compression"  # of operators, in the files
 FUNCTIONS = {
-    # The level that each code of a stream stands for, in `shape`. A stream is what `packing.pack` writes, with zeros up
-    # to rows of `bits` bytes, which hold 8 codes: the low part of each is in one byte, a high part may be in the next.
-    # It is arithmetic on bytes up to the look-up: some 14 bytes a code while the file is loaded, not ten times as many.
+    # Unpack codes of `bits` bits and look each up in `levels` (2**bits,); the result has `shape`. `packed` is what
+    # `packing.pack` wrote, padded with zeros to rows of `bits` bytes, which hold 8 codes: the low bits of a code are
+    # in one byte, its high bits may be in the next. Arithmetic on bytes up to the look-up keeps the memory of loading
+    # at about 14 bytes per code; on wider integers it was ten times as much.
     "Unpack": """
 <domain: "compression", opset_import: ["" : 20]>
 Unpack<bits>(packed, levels, shape) => (values)
@@ -57,7 +59,7 @@ Unpack<bits>(packed, levels, shape) => (values)
   values = Gather(levels, indices)
 }
 """,
-    # What 1 stands for in the bias of an integer kernel is the input's scale times the weight's.
+    # The scale of a bias in integer kernels is the input's scale times the weight's.
     "DequantizeBias": """
 <domain: "compression", opset_import: ["" : 20]>
 DequantizeBias(codes, input_scale, weight_scale) => (bias)
@@ -66,7 +68,7 @@ DequantizeBias(codes, input_scale, weight_scale) => (bias)
   bias = DequantizeLinear<axis: int = 0>(codes, step)
 }
 """,
-    # As a plain Cast, the exporter would work small ones out and write the floats.
+    # The exporter would evaluate a plain Cast of a small tensor and write the floats.
     "Widen": """
 <domain: "compression", opset_import: ["" : 20]>
 Widen(small) => (floats)
@@ -77,8 +79,8 @@ Widen(small) => (floats)
 }
 
 
-def define_functions(program: torch.onnx.ONNXProgram) -> None:
-    """Put the definitions of those functions into an exported program that it calls."""
+def add_function_definitions(program: torch.onnx.ONNXProgram) -> None:
+    """Add the definitions of the functions that an exported program calls, in place."""
     import onnx.parser
     from onnxscript import ir
 

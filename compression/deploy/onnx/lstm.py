@@ -1,74 +1,80 @@
-"""Recurrent layers as ONNX: the operator LSTM, or the one of ONNX Runtime that multiplies integers."""
+"""Modules that write LSTM layers as ONNX: the operator LSTM, or ONNX Runtime's DynamicQuantizeLSTM."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from compression.deploy.onnx.tensors import (
     OPSET,
+    OnnxConstant,
     OnnxFloatWeight,
     OnnxWeight,
-    Plain,
-    Widened,
-    integers,
-    op,
-    shared_weight,
+    OnnxWiden,
+    codebook_weight,
+    codes_module,
+    onnx_op,
 )
 from compression.nn.quantized.clustered import ClusteredLinear
 from compression.nn.quantized.half import HalfLinear
 from compression.nn.quantized.layers import QuantLinear
-from compression.nn.recurrent import BiLSTM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from compression.nn.recurrent import BiLSTM
 
 
-def ordered(rows: Tensor) -> Tensor:
-    """The rows of `nn.LSTM`'s gates (input, forget, cell, output) as ONNX has them: input, output, forget, cell."""
+def to_onnx_gate_order(rows: Tensor) -> Tensor:
+    """Reorder rows `(4 hidden, ...)` from `nn.LSTM`'s gates (input, forget, cell, output) to ONNX's (i, o, f, c)."""
     size = len(rows) // 4
     return torch.cat([rows[:size], rows[3 * size :], rows[size : 3 * size]])
 
 
 class OnnxLSTM(nn.Module):
-    """The operator LSTM: a BiLSTM whose weights are floats in the end, however they are stored."""
+    """The operator LSTM, for a BiLSTM that multiplies with float weights, however they are stored."""
 
     def __init__(self, source: BiLSTM) -> None:
         super().__init__()
-        self.inputs, self.hidden = map(_floats, _layers(source))
-        self.bias = Plain(_biases(source))
+        self.inputs, self.hidden = map(_float_weights, _input_and_hidden_layers(source))
+        self.bias = OnnxConstant(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        return _run("LSTM", values, lengths, [self.inputs(), self.hidden(), self.bias()], version=OPSET)
+        """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
+        return _apply_lstm("LSTM", values, lengths, [self.inputs(), self.hidden(), self.bias()], version=OPSET)
 
 
 class OnnxDynamicLSTM(nn.Module):
-    """DynamicQuantizeLSTM: the inputs of all steps at once by their range, the last state of each step by its own."""
+    """DynamicQuantizeLSTM: quantizes the inputs of all steps at once over their range, the state at each step."""
 
     def __init__(self, source: BiLSTM) -> None:
         super().__init__()
-        self.inputs, self.hidden = (_Codes(layers) for layers in _layers(source))
-        self.bias = Plain(_biases(source))
+        self.inputs, self.hidden = (_IntegerWeights(layers) for layers in _input_and_hidden_layers(source))
+        self.bias = OnnxConstant(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        numbers = [self.inputs.scale, self.inputs.zero_point, self.hidden.scale, self.hidden.zero_point]
+        """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
+        qparams = [self.inputs.scale, self.inputs.zero_point, self.hidden.scale, self.hidden.zero_point]
         operands = [self.inputs(), self.hidden(), self.bias()]
-        return _run("com.microsoft::DynamicQuantizeLSTM", values, lengths, operands, numbers, version=1)
+        name = "com.microsoft::DynamicQuantizeLSTM"
+        return _apply_lstm(name, values, lengths, operands, qparams, version=1)
 
 
-class _Floats(nn.Module):
-    """The weights of both directions, `(2, 4 hidden, inputs)`, made floats when the file is loaded."""
+class _StackedWeights(nn.Module):
+    """The weights of both directions, `(2, 4 hidden, inputs)`, cast to floats when the file is loaded."""
 
-    def __init__(self, forms: Iterable[nn.Module]) -> None:
+    def __init__(self, weights: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.forms = nn.ModuleList(forms)
+        self.weights = nn.ModuleList(weights)
 
     def forward(self) -> Tensor:
-        return torch.stack([ordered(weight()) for weight in self.forms])
+        return torch.stack([to_onnx_gate_order(weight()) for weight in self.weights])
 
 
-class _Codes(nn.Module):
-    """The integers of both directions, `(2, inputs, 4 hidden)`."""
+class _IntegerWeights(nn.Module):
+    """The codes of both directions, int8 `(2, inputs, 4 hidden)`, with their scales and zero points."""
 
     scale: Tensor
     zero_point: Tensor
@@ -76,67 +82,78 @@ class _Codes(nn.Module):
     def __init__(self, layers: list[QuantLinear]) -> None:
         super().__init__()
         first = layers[0]
-        codes = torch.stack([ordered(layer.codes).t() for layer in layers])
-        self.codes = integers(codes, first.bits, first.code_step, first.qscheme == "odd")
-        each = [OnnxWeight(layer) for layer in layers]
-        self.register_buffer("scale", _of_gates([weight.scale for weight in each]))
-        self.register_buffer("zero_point", _of_gates([weight.zero_point for weight in each]))
+        codes = torch.stack([to_onnx_gate_order(layer.codes).t() for layer in layers])
+        self.codes = codes_module(codes, first.bits, first.code_step, first.qscheme == "odd")
+        weights = [OnnxWeight(layer) for layer in layers]
+        self.register_buffer("scale", _stack_qparams([weight.scale for weight in weights]))
+        self.register_buffer("zero_point", _stack_qparams([weight.zero_point for weight in weights]))
 
     def forward(self) -> Tensor:
-        return self.codes()
+        codes: Tensor = self.codes()
+        return codes
 
 
-def _of_gates(numbers: list[Tensor]) -> Tensor:
-    """Scales or zero points `(4 hidden,)` of both layers as `(2, 4 hidden)`; single ones as `(2,)`."""
-    return torch.stack([ordered(n) if n.ndim else n for n in numbers])
+def _stack_qparams(qparams: list[Tensor]) -> Tensor:
+    """Stack scales or zero points of both directions: `(4 hidden,)` to `(2, 4 hidden)`, scalars to `(2,)`."""
+    return torch.stack([to_onnx_gate_order(q) if q.ndim else q for q in qparams])
 
 
-def _layers(source: BiLSTM) -> tuple[list[Any], list[Any]]:
-    """What multiplies the inputs, and what the states, each ahead and back."""
+def _input_and_hidden_layers(source: BiLSTM) -> tuple[list[Any], list[Any]]:
+    """Return the layers that multiply the inputs, and those that multiply the states, each forward and backward."""
     directions = (source.ahead, source.back)
     return [direction.input for direction in directions], [direction.hidden for direction in directions]
 
 
-def _run(
-    name: str, values: Tensor, lengths: Tensor, operands: list[Tensor], numbers: Sequence[Tensor] = (), *, version: int
+def _apply_lstm(
+    name: str, values: Tensor, lengths: Tensor, operands: list[Tensor], qparams: Sequence[Tensor] = (), *, version: int
 ) -> Tensor:
-    """What the operator gives, `(batch, length, 2 hidden)`; in ONNX the length comes first.
+    """Apply an LSTM operator to `values` `(batch, length, input)`: states `(batch, length, 2 hidden)`.
 
     `operands` are the weights of inputs and of states, and the biases `(2, 8 hidden)`.
     """
-    steps, size = values.transpose(0, 1), operands[2].shape[1] // 8
-    unused = (None, None, None) if numbers else ()  # first states and peepholes
-    inputs: Any = (steps, *operands, lengths.to(torch.int32), *unused, *numbers)
-    made: dict[str, Any] = {"dtype": torch.float32, "shape": (steps.shape[0], 2, steps.shape[1], size)}
-    states = op(name, *inputs, **made, version=version, direction="bidirectional", hidden_size=size)
+    steps, size = values.transpose(0, 1), operands[2].shape[1] // 8  # ONNX puts the length first
+    unused = (None, None, None) if qparams else ()  # initial state, initial cell, peepholes
+    inputs = (steps, *operands, lengths.to(torch.int32), *unused, *qparams)
+    shape = (steps.shape[0], 2, steps.shape[1], size)
+    states = onnx_op(
+        name,
+        *inputs,
+        dtype=torch.float32,
+        shape=shape,
+        version=version,
+        direction="bidirectional",
+        hidden_size=size,
+    )
     return states.permute(2, 0, 1, 3).flatten(2)
 
 
 def _biases(source: BiLSTM) -> Tensor:
-    """`(2, 8 hidden)`: the biases of inputs, and none of states, which would add up with them."""
-    biases = torch.stack([ordered(layer.bias.detach()) for layer in _layers(source)[0]])
+    """Return the biases `(2, 8 hidden)`: those of the inputs, then zeros, as the layers of the states have none."""
+    biases = torch.stack([to_onnx_gate_order(layer.bias.detach()) for layer in _input_and_hidden_layers(source)[0]])
     return torch.cat([biases, torch.zeros_like(biases)], 1)
 
 
-def _floats(layers: list[Any]) -> nn.Module:
-    """The float weights of both directions: a plain initializer, or what becomes one when the file is loaded."""
+def _float_weights(layers: list[Any]) -> nn.Module:
+    """Return the module for the weights of both directions: a plain initializer if all are stored as floats."""
     if all(isinstance(layer, nn.Linear) for layer in layers):
-        return Plain(torch.stack([ordered(layer.weight.data) for layer in layers]))
-    return _Floats(map(_small, layers))
+        return OnnxConstant(torch.stack([to_onnx_gate_order(layer.weight.data) for layer in layers]))
+    return _StackedWeights(map(_float_weight, layers))
 
 
-def _small(layer: nn.Module) -> nn.Module:
-    """The weight of a layer that is stored in less than floats, or is one."""
+def _float_weight(layer: nn.Module) -> nn.Module:
+    """Return the module for the weight of one layer, cast to floats when the file is loaded."""
     if isinstance(layer, QuantLinear):
         return OnnxFloatWeight(layer)
     if isinstance(layer, ClusteredLinear):
-        return shared_weight(layer)
+        return codebook_weight(layer)
     assert isinstance(layer, nn.Linear | HalfLinear)
-    return Widened(layer.weight.data) if isinstance(layer, HalfLinear) else Plain(layer.weight.data)
+    return OnnxWiden(layer.weight.data) if isinstance(layer, HalfLinear) else OnnxConstant(layer.weight.data)
 
 
-def recurrent(source: BiLSTM) -> nn.Module:
-    """The form of a BiLSTM; its four layers round their inputs all or none of them."""
-    rounding = [isinstance(m, QuantLinear) and m.activation != "none" for part in _layers(source) for m in part]
-    assert all(rounding) or not any(rounding), "no kernel rounds the inputs of some of an LSTM's layers"
-    return OnnxDynamicLSTM(source) if all(rounding) else OnnxLSTM(source)
+def lstm_module(source: BiLSTM) -> nn.Module:
+    """Return the module that writes a BiLSTM; either all of its four layers quantize their inputs, or none."""
+    has_quantized_input = [
+        isinstance(m, QuantLinear) and m.activation != "none" for part in _input_and_hidden_layers(source) for m in part
+    ]
+    assert all(has_quantized_input) or not any(has_quantized_input), "no kernel quantizes the inputs of some layers"
+    return OnnxDynamicLSTM(source) if all(has_quantized_input) else OnnxLSTM(source)

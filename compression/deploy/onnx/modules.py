@@ -1,117 +1,111 @@
-"""Quantized layers as ONNX: what ONNX Runtime fuses into integer kernels."""
+"""Modules that write quantized layers as ONNX operators which ONNX Runtime fuses into integer kernels."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.deploy.onnx.lstm import recurrent
+from compression.deploy.onnx.lstm import lstm_module
 from compression.deploy.onnx.tensors import (
-    OnnxApart,
+    OnnxBarrier,
     OnnxBias,
+    OnnxConstant,
     OnnxFloatWeight,
     OnnxWeight,
-    Plain,
-    Widened,
-    dynamic,
-    integers,
-    op,
-    quantize,
-    shared_weight,
+    OnnxWiden,
+    codebook_weight,
+    codes_module,
+    dynamic_quantize,
+    onnx_op,
+    quantize_module,
 )
+from compression.nn.quantized.activations import QuantAdd, QuantAvgPool2d, QuantInput, Quantize
 from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLinear
-from compression.nn.quantized.convolution import conv_options
 from compression.nn.quantized.half import HalfConv2d, HalfLinear
-from compression.nn.quantized.layers import (
-    QuantAdd,
-    QuantAvgPool2d,
-    QuantConv2d,
-    QuantEmbedding,
-    QuantInput,
-    Quantize,
-    QuantLinear,
-    bias_scale,
-)
+from compression.nn.quantized.layers import QuantConv2d, QuantEmbedding, QuantLinear
+from compression.nn.quantized.low_bit import conv_options
 from compression.nn.quantized.packing import pack
 from compression.nn.quantized.qparams import split_groups
 from compression.nn.recurrent import BiLSTM
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-def deployable(model: nn.Module) -> nn.Module:
-    """`model` with every quantized layer replaced, in place, by the module that writes it as ONNX."""
-    if type(model) in FORMS:
-        return FORMS[type(model)](model)
+
+def replace_for_export(model: nn.Module) -> nn.Module:
+    """Replace every layer in `EXPORT_MODULES` by the module that writes it, in place; return the model."""
+    if type(model) in EXPORT_MODULES:
+        return EXPORT_MODULES[type(model)](model)
     for name, child in model.named_children():
-        setattr(model, name, deployable(child))
+        setattr(model, name, replace_for_export(child))
     return model
 
 
-def product(source: nn.Module) -> Callable[..., Tensor]:
-    """What a layer does with inputs, a weight and a bias: the product, or the convolution in its geometry."""
+def product_function(source: nn.Module) -> Callable[..., Tensor]:
+    """Return the function of inputs, weight and bias that a linear layer or convolution computes."""
     return functools.partial(F.conv2d, **conv_options(source)) if hasattr(source, "kernel_size") else F.linear
 
 
 class OnnxLinear(nn.Module):
-    """The layer on a dequantized input; with integers on both sides ONNX Runtime makes it one of their kernels.
+    """A linear layer on a dequantized input, which ONNX Runtime fuses with an integer weight into one kernel.
 
-    That of a matrix (Gemm) takes the bias along; sequences become a MatMul and an Add, whose bias is best a float.
+    Matrices become a Gemm, whose kernel takes the bias as integers. Sequences become a MatMul and an Add, which is
+    fastest with a float bias.
     """
 
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
-        self.input, self.weight = _input(source), _weight(source)
-        self.bias, self.float_bias = _bias(source), Plain(source.bias)
+        self.input, self.weight = _input_module(source), _weight_module(source)
+        self.bias, self.float_bias = _bias_module(source), OnnxConstant(source.bias)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
         bias = self.bias if inputs.ndim == 2 else self.float_bias
         return F.linear(self.input(inputs), self.weight(), bias())
 
 
 class OnnxConv2d(nn.Module):
-    """As `OnnxLinear`."""
+    """A convolution on a dequantized input, which ONNX Runtime fuses with an integer weight into one kernel."""
 
     def __init__(self, source: QuantConv2d) -> None:
         super().__init__()
-        self.input, self.weight = _input(source), _weight(source)
-        self.bias, self.product = _bias(source), product(source)
+        self.input, self.weight = _input_module(source), _weight_module(source)
+        self.bias, self.product = _bias_module(source), product_function(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Map `(batch, in_channels, height, width)` to `(batch, out_channels, ...)`."""
         return self.product(self.input(inputs), self.weight(), self.bias())
 
 
-def _bias(source: QuantLinear | QuantConv2d) -> nn.Module:
-    step = bias_scale(source)
-    if source.bias is None or step is None:
-        return Plain(None if source.bias is None else source.bias.data)
-    return OnnxBias(source, step)
+def _bias_module(source: QuantLinear | QuantConv2d) -> nn.Module:
+    scale = source.bias_scale
+    if source.bias is None or scale is None:
+        return OnnxConstant(None if source.bias is None else source.bias.data)
+    return OnnxBias(source, scale)
 
 
-def _plus(values: Tensor, bias: Tensor | None) -> Tensor:
+def _add_bias(values: Tensor, bias: Tensor | None) -> Tensor:
     return values if bias is None else values + bias
 
 
-def _input(source: QuantLinear | QuantConv2d) -> nn.Module:
+def _input_module(source: QuantLinear | QuantConv2d) -> nn.Module:
     if not isinstance(source.input, Quantize):
         return nn.Identity()
-    apart = source.activation == "affine" and not source.has_integer_kernel
-    return OnnxApart(source.input) if apart else quantize(source.input)
+    needs_barrier = source.activation == "affine" and not source.has_integer_kernel
+    return OnnxBarrier(source.input) if needs_barrier else quantize_module(source.input)
 
 
-def _weight(source: QuantLinear | QuantConv2d) -> nn.Module:
-    return OnnxWeight(source) if _runs_on_integers(source) else OnnxFloatWeight(source)
-
-
-def _runs_on_integers(source: QuantLinear | QuantConv2d) -> bool:
-    return source.has_integer_kernel and source.activation in ("affine", "dynamic")
+def _weight_module(source: QuantLinear | QuantConv2d) -> nn.Module:
+    is_fused = source.has_integer_kernel and source.activation in ("affine", "dynamic")
+    return OnnxWeight(source) if is_fused else OnnxFloatWeight(source)
 
 
 class OnnxDynamicLinear(nn.Module):
-    """DynamicQuantizeLinear, MatMulInteger, and the scales: ONNX Runtime fuses them into one kernel."""
+    """DynamicQuantizeLinear, MatMulInteger and the scales, which ONNX Runtime fuses into one kernel."""
 
     scale: Tensor
     zero_point: Tensor
@@ -119,55 +113,58 @@ class OnnxDynamicLinear(nn.Module):
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
         weight = OnnxWeight(source, transposed=True)
-        self.codes, self.outputs, self.bias = weight.codes, source.out_features, Plain(source.bias)
+        self.codes, self.outputs, self.bias = weight.codes, source.out_features, OnnxConstant(source.bias)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        codes, scale, zero_point = dynamic(inputs)
-        shape = (*inputs.shape[:-1], self.outputs)
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        codes, scale, zero_point = dynamic_quantize(inputs)
         operands = (codes, self.codes(), zero_point, self.zero_point)
-        sums = op("MatMulInteger", *operands, dtype=torch.int32, shape=shape)
-        values = sums.to(torch.float32) * (scale * self.scale)
-        return _plus(values, self.bias())
+        sums = onnx_op("MatMulInteger", *operands, dtype=torch.int32, shape=(*inputs.shape[:-1], self.outputs))
+        return _add_bias(sums.to(torch.float32) * (scale * self.scale), self.bias())
 
 
 class OnnxEmbedding(nn.Module):
-    """Rows of integers are looked up, then made floats: the table stays small in memory."""
+    """An embedding that looks up rows of integers and dequantizes those: the table stays small in memory."""
 
     scale: Tensor
     zero_point: Tensor | None
 
     def __init__(self, source: QuantEmbedding) -> None:
         super().__init__()
-        self.codes = integers(source.codes, source.bits)
-        self.middle = 0.5 if source.qscheme == "odd" else 0.0
-        self.group = source.group_size
-        self.padding = -source.embedding_dim % self.group if self.group else 0
+        self.codes = codes_module(source.codes, source.bits)
+        self.offset = 0.5 if source.qscheme == "odd" else 0.0
+        self.group_size = source.group_size
+        self.padding = -source.embedding_dim % self.group_size if self.group_size else 0
         self.register_buffer("scale", source.scale)
         self.register_buffer("zero_point", source.zero_point)
 
     def forward(self, indices: Tensor) -> Tensor:
+        """Look up `indices` of any shape: float32 `(..., embedding_dim)`."""
         codes = F.embedding(indices, self.codes()).to(torch.float32)
-        if self.group:
+        if self.group_size:
             padded = F.pad(codes, (0, self.padding)) if self.padding else codes
-            codes = padded.unflatten(-1, (-1, self.group))
-        if self.middle:
-            codes = codes + self.middle
+            codes = torch.unflatten(padded, -1, (-1, self.group_size))
+        if self.offset:
+            codes = codes + self.offset
         if self.zero_point is not None:
-            codes = codes - self.of_rows(indices, self.zero_point).to(torch.float32)
-        values = codes * self.of_rows(indices, self.scale)
-        values = values.flatten(-2) if self.group else values
+            codes = codes - self.look_up_qparams(indices, self.zero_point).to(torch.float32)
+        values = codes * self.look_up_qparams(indices, self.scale)
+        values = values.flatten(-2) if self.group_size else values
         return values[..., : -self.padding] if self.padding else values
 
-    def of_rows(self, indices: Tensor, numbers: Tensor) -> Tensor:
-        """The numbers of the rows, to meet their codes; a single row is that of the whole table."""
-        found = F.embedding(indices, numbers) if len(numbers) > 1 else numbers
-        return found.unsqueeze(-1) if self.group else found
+    def look_up_qparams(self, indices: Tensor, qparams: Tensor) -> Tensor:
+        """Return the scales or zero points of rows, broadcastable to their codes.
+
+        `qparams` `(rows, groups)` has one row if the whole table shares it.
+        """
+        found = F.embedding(indices, qparams) if len(qparams) > 1 else qparams
+        return found.unsqueeze(-1) if self.group_size else found
 
 
-class OnnxBlockLinear(nn.Module):
-    """MatMulNBits of ONNX Runtime: weights of 4 bits in groups, made floats within the kernel.
+class OnnxMatMulNBits(nn.Module):
+    """MatMulNBits of ONNX Runtime: weights of 4 bits in groups, dequantized within the kernel.
 
     It takes 8 bits as well, but was 2.4 times as slow as the floats for one example of MiniLM (benchmarks/README.md).
     """
@@ -178,62 +175,65 @@ class OnnxBlockLinear(nn.Module):
     def __init__(self, source: QuantLinear) -> None:
         super().__init__()
         groups = split_groups(source.codes, "group", source.group_size)
-        self.attributes: dict[str, Any] = {
+        self.attributes: dict[str, int] = {
             "K": source.in_features,
             "N": source.out_features,
             "bits": source.bits,
             "block_size": source.group_size,
         }
-        self.bias = Plain(source.bias)
+        self.bias = OnnxConstant(source.bias)
         rows, blocks, size = groups.shape
         self.register_buffer("packed", pack(groups, source.bits).view(rows, blocks, size // 2))
         self.register_buffer("scale", source.scale.flatten())
-        points = F.pad(source.zero_points.to(torch.int8), (0, blocks % 2))  # a row begins a byte
-        stored = [] if source.qscheme == "symmetric" else [Plain(pack(points, source.bits))]
-        self.zero_points = nn.ModuleList(stored)  # left out, they are the middle of the codes
+        zero_points = F.pad(source.zero_points.to(torch.int8), (0, blocks % 2))  # each row begins with a new byte
+        # The operator's default for missing zero points is the middle of the codes: symmetric.
+        stored = [] if source.qscheme == "symmetric" else [OnnxConstant(pack(zero_points, source.bits))]
+        self.zero_points = nn.ModuleList(stored)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        operands = (inputs, self.packed, self.scale, *(points() for points in self.zero_points))
-        made: dict[str, Any] = {
-            "dtype": torch.float32,
-            "shape": (*inputs.shape[:-1], self.attributes["N"]),
-            "version": 1,
-        }
-        return _plus(op("com.microsoft::MatMulNBits", *operands, **made, **self.attributes), self.bias())
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        operands = (inputs, self.packed, self.scale, *(constant() for constant in self.zero_points))
+        shape = (*inputs.shape[:-1], self.attributes["N"])
+        name = "com.microsoft::MatMulNBits"
+        outputs = onnx_op(name, *operands, dtype=torch.float32, shape=shape, version=1, **self.attributes)
+        return _add_bias(outputs, self.bias())
 
 
-def linear(source: QuantLinear) -> nn.Module:
+def linear_module(source: QuantLinear) -> nn.Module:
+    """Return the module that writes a linear layer, for the fastest kernel that takes it."""
     if source.activation == "dynamic" and source.has_integer_kernel:
         return OnnxDynamicLinear(source)
-    return OnnxBlockLinear(source) if _fits_blocks(source) else OnnxLinear(source)
+    return OnnxMatMulNBits(source) if _fits_matmul_nbits(source) else OnnxLinear(source)
 
 
-def _fits_blocks(source: QuantLinear) -> bool:
+def _fits_matmul_nbits(source: QuantLinear) -> bool:
     size = source.group_size
-    blocks = size >= 16 and size & (size - 1) == 0
-    return blocks and source.bits == 4 and source.qscheme != "odd" and source.activation == "none"
+    is_block_size = size >= 16 and size & (size - 1) == 0  # the operator takes powers of 2
+    return is_block_size and source.bits == 4 and source.qscheme != "odd" and source.activation == "none"
 
 
 class OnnxHalf(nn.Module):
-    """The layer in floats, its weight widened when the file is loaded."""
+    """A layer in floats, whose 16-bit weight is cast when the file is loaded."""
 
     def __init__(self, source: HalfLinear | HalfConv2d) -> None:
         super().__init__()
-        self.bias = Plain(None if source.bias is None else source.bias.data)
-        self.weight, self.product = Widened(source.weight.data), product(source)
+        self.bias = OnnxConstant(None if source.bias is None else source.bias.data)
+        self.weight, self.product = OnnxWiden(source.weight.data), product_function(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the layer's outputs, in the shapes of the source."""
         return self.product(inputs, self.weight(), self.bias())
 
 
 class OnnxClustered(nn.Module):
-    """The layer in floats, with a weight from the codebook."""
+    """A layer in floats, whose weight is looked up in the codebook when the file is loaded."""
 
     def __init__(self, source: ClusteredLinear | ClusteredConv2d) -> None:
         super().__init__()
-        self.weight, self.bias, self.product = shared_weight(source), source.bias, product(source)
+        self.weight, self.bias, self.product = codebook_weight(source), source.bias, product_function(source)
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Compute the layer's outputs, in the shapes of the source."""
         return self.product(inputs, self.weight(), self.bias)
 
 
@@ -242,31 +242,34 @@ class OnnxAdd(nn.Module):
 
     def __init__(self, source: QuantAdd) -> None:
         super().__init__()
-        self.left, self.right = quantize(source.left), quantize(source.right)
+        self.left, self.right = quantize_module(source.left), quantize_module(source.right)
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        return self.left(left) + self.right(right)
+        """Add two tensors of one shape."""
+        return torch.add(self.left(left), self.right(right))
 
 
 class OnnxAvgPool2d(nn.Module):
-    """The mean of a dequantized image as the operator that has an integer kernel; other poolings as they are."""
+    """The mean of a dequantized image as GlobalAveragePool, which has an integer kernel; other sizes as in torch."""
 
     def __init__(self, source: QuantAvgPool2d) -> None:
         super().__init__()
-        self.input, self.output_size = quantize(source.input), source.output_size
+        self.input, self.output_size = quantize_module(source.input), source.output_size
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Pool `(batch, channels, height, width)` to `(batch, channels, *output_size)`."""
         images = self.input(inputs)
         if self.output_size not in (1, (1, 1)):
             return F.adaptive_avg_pool2d(images, self.output_size)
-        return op("GlobalAveragePool", images, dtype=torch.float32, shape=(*images.shape[:2], 1, 1))
+        return onnx_op("GlobalAveragePool", images, dtype=torch.float32, shape=(*images.shape[:2], 1, 1))
 
 
-# A layer class of the lab that the exporter should write otherwise than its forward joins this table.
-FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
-    Quantize: quantize,
-    QuantInput: OnnxApart,
-    QuantLinear: linear,
+# Layers that torch's exporter alone would not write in the form that ONNX Runtime fuses, or not as small. A new layer
+# class that needs another form than its forward pass joins this table.
+EXPORT_MODULES: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
+    Quantize: quantize_module,
+    QuantInput: OnnxBarrier,
+    QuantLinear: linear_module,
     QuantConv2d: OnnxConv2d,
     QuantEmbedding: OnnxEmbedding,
     QuantAdd: OnnxAdd,
@@ -275,5 +278,5 @@ FORMS: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
     ClusteredConv2d: OnnxClustered,
     HalfLinear: OnnxHalf,
     HalfConv2d: OnnxHalf,
-    BiLSTM: recurrent,
+    BiLSTM: lstm_module,
 }

@@ -1,13 +1,13 @@
-"""Numbers as ONNX: activations, weights, biases and packed codes, each a module that writes its operators.
+"""Modules that write quantized activations, weights and biases as ONNX operators.
 
-Activations become QuantizeLinear (Clip, below 8 bits) DequantizeLinear, weights integer initializers with a
-DequantizeLinear. Codes of fewer than 8 bits stay packed in the file at their width, whatever it is: `Unpack` (see
-functions.py) is evaluated once, when the file is loaded, and then ONNX Runtime fuses as if the bytes had been there.
+Activations become QuantizeLinear (with Clip, below 8 bits) and DequantizeLinear, weights integer initializers with a
+DequantizeLinear, which ONNX Runtime fuses into integer kernels. Codes of fewer than 8 bits are stored packed at their
+width; the function `Unpack` (see functions.py) restores them once, when the file is loaded.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +15,29 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from compression.deploy.onnx.functions import DOMAIN
-from compression.nn.quantized.clustered import ClusteredLayer
-from compression.nn.quantized.layers import QuantConv2d, Quantize, QuantLinear, QuantWeightLayer
+from compression.nn.quantized.activations import Quantize
 from compression.nn.quantized.packing import pack
 from compression.nn.quantized.qparams import code_range, merge_groups, split_groups
+
+if TYPE_CHECKING:
+    from compression.nn.quantized.clustered import ClusteredLayer
+    from compression.nn.quantized.layers import QuantConv2d, QuantLinear, QuantWeightLayer
 
 OPSET = 20
 
 
-def op(name: str, *inputs: Tensor, dtype: torch.dtype, shape: Any, version: int = OPSET, **attributes: Any) -> Tensor:
+def onnx_op(
+    name: str, *inputs: Tensor | None, dtype: torch.dtype, shape: Any, version: int = OPSET, **attributes: Any
+) -> Tensor:
+    """Write one ONNX operator into the exported graph; `shape` may hold dynamic dimensions.
+
+    `name` is `Operator` of the standard domain or `domain::Operator`, `version` the opset of that domain.
+    """
     return symbolic(name, inputs, attrs=attributes or None, dtype=dtype, shape=shape, version=version)
 
 
 class OnnxQuantize(nn.Module):
-    """QuantizeLinear, Clip where the codes do not fill a byte, DequantizeLinear."""
+    """QuantizeLinear, Clip if the codes do not fill a byte, DequantizeLinear."""
 
     scale: Tensor
     zero_point: Tensor
@@ -37,25 +46,27 @@ class OnnxQuantize(nn.Module):
 
     def __init__(self, source: Quantize) -> None:
         super().__init__()
-        self.narrow = source.bits < 8
+        self.is_clipped = source.bits < 8
         self.register_buffer("scale", source.scale)
         self.register_buffer("zero_point", source.zero_point.to(torch.uint8))
         self.register_buffer("low", torch.tensor(0, dtype=torch.uint8))
         self.register_buffer("high", torch.tensor(2**source.bits - 1, dtype=torch.uint8))
 
     def forward(self, values: Tensor) -> Tensor:
-        like: dict[str, Any] = {"shape": values.shape}
-        codes = op("QuantizeLinear", values, self.scale, self.zero_point, dtype=torch.uint8, **like)
-        if self.narrow:
-            codes = op("Clip", codes, self.low, self.high, dtype=torch.uint8, **like)
-        return op("DequantizeLinear", codes, self.scale, self.zero_point, dtype=torch.float32, **like)
+        """Fake-quantize `values` of any shape."""
+        codes = onnx_op("QuantizeLinear", values, self.scale, self.zero_point, dtype=torch.uint8, shape=values.shape)
+        if self.is_clipped:
+            codes = onnx_op("Clip", codes, self.low, self.high, dtype=torch.uint8, shape=values.shape)
+        dequantized = (codes, self.scale, self.zero_point)
+        return onnx_op("DequantizeLinear", *dequantized, dtype=torch.float32, shape=values.shape)
 
 
-class OnnxApart(nn.Module):
-    """An input on its levels, for a weight in floats: behind a maximum with a number below all of them.
+class OnnxBarrier(nn.Module):
+    """Fake-quantizes the input of a layer with a float weight, and keeps ONNX Runtime from quantizing that weight.
 
-    Right behind integers ONNX Runtime would make integers of that weight by itself, over the whole byte, and their
-    sums saturate on CPUs without VNNI. The maximum changes no value, and is what it does not see through.
+    Behind a DequantizeLinear ONNX Runtime quantizes float weights by itself, over the whole byte, and their sums
+    saturate on CPUs without VNNI. The barrier is a maximum with a number below all values: it changes none of them, and
+    ONNX Runtime fuses nothing across it.
     """
 
     below: Tensor
@@ -66,6 +77,7 @@ class OnnxApart(nn.Module):
         self.register_buffer("below", -(source.zero_point + 1) * source.scale)
 
     def forward(self, values: Tensor) -> Tensor:
+        """Fake-quantize `values` of any shape."""
         return torch.maximum(self.rounded(values), self.below)
 
 
@@ -73,25 +85,27 @@ class OnnxDynamicQuantize(nn.Module):
     """DynamicQuantizeLinear, DequantizeLinear."""
 
     def forward(self, values: Tensor) -> Tensor:
-        codes, scale, zero_point = dynamic(values)
-        return op("DequantizeLinear", codes, scale, zero_point, dtype=torch.float32, shape=values.shape)
+        """Fake-quantize `values` of any shape over their own range."""
+        codes, scale, zero_point = dynamic_quantize(values)
+        return onnx_op("DequantizeLinear", codes, scale, zero_point, dtype=torch.float32, shape=values.shape)
 
 
-def dynamic(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero point of an input by its own range."""
+def dynamic_quantize(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Quantize over the range of `values`: codes (uint8, in their shape), scale and zero point (scalars)."""
     types, shapes = (torch.uint8, torch.float32, torch.uint8), (values.shape, (), ())
     return symbolic_multi_out("DynamicQuantizeLinear", (values,), dtypes=types, shapes=shapes, version=OPSET)  # type: ignore[return-value]
 
 
-def quantize(source: Quantize) -> nn.Module:
+def quantize_module(source: Quantize) -> nn.Module:
+    """Return the module that writes `source`."""
     if source.qscheme == "dynamic":
         return OnnxDynamicQuantize()
-    # QuantizeLinear knows no zero point of a half: odd levels stay the float arithmetic that they are in torch.
+    # QuantizeLinear takes no zero point of a half: odd schemes are exported as the float arithmetic they are in torch.
     return source if source.qscheme == "odd" else OnnxQuantize(source)
 
 
-class Unpacked(nn.Module):
-    """What codes of `bits` bits stand for, packed in the file: `levels` `(2 ** bits,)`, from the lowest code up."""
+class OnnxUnpack(nn.Module):
+    """Looks packed codes of `bits` bits up in `levels` `(2**bits,)`, which begins with that of the lowest code."""
 
     packed: Tensor
     levels: Tensor
@@ -101,30 +115,19 @@ class Unpacked(nn.Module):
         super().__init__()
         self.bits, self.shape = bits, tuple(codes.shape)
         stream = pack(codes, bits)
-        self.register_buffer("packed", F.pad(stream, (0, -len(stream) % bits)))
+        self.register_buffer("packed", F.pad(stream, (0, -len(stream) % bits)))  # rows of `bits` bytes, as Unpack reads
         self.register_buffer("levels", levels)
         self.register_buffer("size", torch.tensor(codes.shape))
 
     def forward(self) -> Tensor:
-        made: dict[str, Any] = {"dtype": self.levels.dtype, "shape": self.shape, "version": 1}
-        return op(f"{DOMAIN}::Unpack", self.packed, self.levels, self.size, bits=self.bits, **made)
+        """Return the levels, in the shape of the codes and the dtype of `levels`."""
+        operands = (self.packed, self.levels, self.size)
+        return onnx_op(
+            f"{DOMAIN}::Unpack", *operands, dtype=self.levels.dtype, shape=self.shape, version=1, bits=self.bits
+        )
 
 
-def every_code(bits: int) -> Tensor:
-    """The codes of so many bits, `(2 ** bits,)`, from the lowest up."""
-    low, high = code_range(bits, signed=True)
-    return torch.arange(low, high + 1)
-
-
-def integers(codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> nn.Module:
-    """`multiple` times the codes, int8; where `odd`, times 2 code + 1: the odd numbers that stand for halves."""
-    if bits == 8:
-        return Bytes(codes)
-    levels = every_code(bits)
-    return Unpacked(codes, bits, (multiple * (2 * levels + 1 if odd else levels)).to(torch.int8))
-
-
-class Bytes(nn.Module):
+class OnnxInt8(nn.Module):
     """Codes of 8 bits: an int8 initializer."""
 
     codes: Tensor
@@ -134,13 +137,32 @@ class Bytes(nn.Module):
         self.register_buffer("codes", codes.contiguous())
 
     def forward(self) -> Tensor:
+        """Return the codes, int8."""
         return self.codes
 
 
-class OnnxWeight(nn.Module):
-    """An integer initializer and its DequantizeLinear; odd levels are doubled, which makes their halves whole.
+def all_codes(bits: int) -> Tensor:
+    """Return the signed codes of `bits` bits, `(2**bits,)`, from the lowest to the highest."""
+    low, high = code_range(bits, signed=True)
+    return torch.arange(low, high + 1)
 
-    Fewer than 8 bits are spread over the byte, see `QuantWeightLayer.code_step`.
+
+def codes_module(codes: Tensor, bits: int, multiple: int = 1, odd: bool = False) -> nn.Module:
+    """Store signed codes of any shape; its output is int8, `multiple` times the codes.
+
+    Where `odd`, it is `multiple` times 2 code + 1, since the level of a code is (code + 1/2) times the scale. Codes of
+    8 bits fill the byte: they take neither.
+    """
+    if bits == 8:
+        return OnnxInt8(codes)
+    levels = all_codes(bits)
+    return OnnxUnpack(codes, bits, (multiple * (2 * levels + 1 if odd else levels)).to(torch.int8))
+
+
+class OnnxWeight(nn.Module):
+    """A weight for integer kernels: an integer initializer and its DequantizeLinear.
+
+    Codes of fewer than 8 bits are multiplied by `QuantWeightLayer.code_step`, those of odd schemes doubled as well.
     """
 
     scale: Tensor
@@ -150,52 +172,54 @@ class OnnxWeight(nn.Module):
         super().__init__()
         odd = source.qscheme == "odd"
         codes = source.codes.t() if transposed else source.codes
-        self.codes = integers(codes, source.bits, source.code_step, odd)
-        self.axis: dict[str, Any] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
+        self.codes = codes_module(codes, source.bits, source.code_step, odd)
+        self.axis: dict[str, int] = {"axis": 1 if transposed else 0} if source.granularity == "channel" else {}
         shape = (-1,) if self.axis else ()
         zero_point = torch.zeros_like(source.scale) if odd else source.zero_points * source.code_step
         self.register_buffer("scale", source.kernel_scale.reshape(shape))
         self.register_buffer("zero_point", zero_point.to(torch.int8).reshape(shape))
 
     def set_codes(self, codes: nn.Module, multiple: int) -> None:
-        """Hold `codes` as they are, of which `multiple` times was held."""
+        """Replace the codes by `codes`, of which they were `multiple` times, and adapt scale and zero point."""
         self.codes, self.scale, self.zero_point = codes, self.scale * multiple, self.zero_point // multiple
 
     def forward(self) -> Tensor:
+        """Return the weight, float32."""
         codes = self.codes()
-        made: dict[str, Any] = {"dtype": torch.float32, "shape": codes.shape}
-        return op("DequantizeLinear", codes, self.scale, self.zero_point, **made, **self.axis)
+        operands = (codes, self.scale, self.zero_point)
+        return onnx_op("DequantizeLinear", *operands, dtype=torch.float32, shape=codes.shape, **self.axis)
 
 
 class OnnxFloatWeight(nn.Module):
-    """A weight that no integer kernel takes: integers in the file, made floats once, when it is loaded."""
+    """A weight that no integer kernel takes: stored as integers, dequantized once, when the file is loaded."""
 
     scale: Tensor
     zero_point: Tensor | None
 
     def __init__(self, source: QuantWeightLayer) -> None:
         super().__init__()
-        self.shape, self.cut = source.weight.shape, (source.granularity, source.group_size)
-        # Packed even at 8 bits: the exporter would work out the floats of a bare initializer and write those.
-        levels = every_code(source.bits) + (0.5 if source.qscheme == "odd" else 0.0)
-        self.codes = Unpacked(source.codes, source.bits, levels)
+        self.shape, self.grouping = source.weight.shape, (source.granularity, source.group_size)
+        # Packed even at 8 bits: the exporter would dequantize a bare initializer and write the floats.
+        levels = all_codes(source.bits) + (0.5 if source.qscheme == "odd" else 0.0)
+        self.codes = OnnxUnpack(source.codes, source.bits, levels)
         self.register_buffer("scale", source.scale.unsqueeze(2))
         self.register_buffer("zero_point", None if source.zero_point is None else source.zero_point.unsqueeze(2))
 
     def forward(self) -> Tensor:
-        codes = split_groups(self.codes(), *self.cut)
+        """Return the weight, float32."""
+        codes = split_groups(self.codes(), *self.grouping)
         if self.zero_point is not None:
-            codes = codes - widened(self.zero_point)
+            codes = codes - widen(self.zero_point)
         return merge_groups(codes * self.scale, self.shape)
 
 
-def shared_weight(source: ClusteredLayer) -> Unpacked:
-    """A weight that is looked up once, when the file is loaded: packed indices and the values they stand for."""
-    return Unpacked(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
+def codebook_weight(source: ClusteredLayer) -> OnnxUnpack:
+    """Store a clustered weight as packed indices and its codebook; the look-up happens when the file is loaded."""
+    return OnnxUnpack(source.indices - 2 ** (source.bits - 1), source.bits, source.codebook)
 
 
-class Widened(nn.Module):
-    """A tensor of small numbers, as floats."""
+class OnnxWiden(nn.Module):
+    """A tensor stored with fewer bits than float32, cast when the file is loaded."""
 
     small: Tensor
 
@@ -204,36 +228,38 @@ class Widened(nn.Module):
         self.register_buffer("small", small)
 
     def forward(self) -> Tensor:
-        return widened(self.small)
+        """Return the tensor, float32."""
+        return widen(self.small)
 
 
-def widened(small: Tensor) -> Tensor:
-    """The floats of small numbers, made when the file is loaded."""
-    return op(f"{DOMAIN}::Widen", small, dtype=torch.float32, shape=small.shape, version=1)
+def widen(small: Tensor) -> Tensor:
+    """Cast a constant of any shape to float32 when the file is loaded."""
+    return onnx_op(f"{DOMAIN}::Widen", small, dtype=torch.float32, shape=small.shape, version=1)
 
 
 class OnnxBias(nn.Module):
-    """A bias in 32-bit integers, in steps of the input's scale times the weight's."""
+    """A bias `(outputs,)` as 32-bit integers, whose scale is the input's times the weight's."""
 
     codes: Tensor
     input_scale: Tensor
     weight_scale: Tensor
 
-    def __init__(self, source: QuantLinear | QuantConv2d, step: Tensor) -> None:
+    def __init__(self, source: QuantLinear | QuantConv2d, scale: Tensor) -> None:
         super().__init__()
         assert source.bias is not None
         assert isinstance(source.input, Quantize)
-        self.register_buffer("codes", (source.bias.data / step).round().to(torch.int32))
+        self.register_buffer("codes", (source.bias.data / scale).round().to(torch.int32))
         self.register_buffer("input_scale", source.input.scale)
         self.register_buffer("weight_scale", source.kernel_scale.reshape(-1 if source.granularity == "channel" else ()))
 
     def forward(self) -> Tensor:
-        made: dict[str, Any] = {"dtype": torch.float32, "shape": self.codes.shape, "version": 1}
-        return op(f"{DOMAIN}::DequantizeBias", self.codes, self.input_scale, self.weight_scale, **made)
+        """Return the bias, float32."""
+        operands = (self.codes, self.input_scale, self.weight_scale)
+        return onnx_op(f"{DOMAIN}::DequantizeBias", *operands, dtype=torch.float32, shape=self.codes.shape, version=1)
 
 
-class Plain(nn.Module):
-    """A tensor or None, called like the others."""
+class OnnxConstant(nn.Module):
+    """A float tensor, or None, with the interface of the other weights and biases."""
 
     value: Tensor | None
 
@@ -242,4 +268,5 @@ class Plain(nn.Module):
         self.register_buffer("value", value)
 
     def forward(self) -> Tensor | None:
+        """Return the tensor."""
         return self.value

@@ -17,7 +17,7 @@ from compression.methods.distill.response import SoftenedLogits, soft_loss
 from compression.methods.distill.students.teacher_student import frozen
 from compression.models import storage
 from compression.nn import transformer
-from compression.nn.layers import COMPRESSED
+from compression.nn.layers import COMPRESSED_LAYERS
 from compression.params import param
 from compression.tasks.task import evaluate
 
@@ -81,9 +81,9 @@ class SelfDistillation(SoftenedLogits):
             return copy.deepcopy(model)
         if transformer.is_transformer(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
-        if any(isinstance(module, COMPRESSED) for module in model.modules()):
+        if any(isinstance(module, COMPRESSED_LAYERS) for module in model.modules()):
             raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")
-        return storage.untrained(model)
+        return storage.reinitialized_copy(model)
 
     def train_generations(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """Train each generation on the logits of the one before, the first on those of `model`; a child run each."""

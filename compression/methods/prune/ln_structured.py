@@ -39,7 +39,7 @@ class LnStructured(ScheduledPruning):
         classifier = transformer.classifier(model)
         return [name for name, layer in layers.prunable_layers(model).items() if layer is not classifier]
 
-    def masks(self, model: nn.Module, sparsities: Mapping[str, float], context: Context) -> Masks:
+    def masks(self, model: nn.Module, sparsities: Mapping[str, float], context: Context) -> Masks:  # noqa: ARG002
         """Rank the channels of each layer by their norm."""
         weights = prunable_weights(model)
         return {name: self.channel_mask(weights[name].detach(), sparsity) for name, sparsity in sparsities.items()}

@@ -11,7 +11,6 @@ from torch import nn
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.calibration.selection import SKIP_HELP, is_quantizable, select_layers
-from compression.nn.quantized import conv_arguments
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLayer, HalfLinear
 from compression.nn.recurrent import Gates
 from compression.params import param
@@ -51,10 +50,7 @@ class HalfPrecision(Method):
 def to_half(layer: nn.Module, stored: str) -> HalfLayer:
     """A linear layer, convolution or embedding with its weight stored as `stored`, float16 or bfloat16."""
     if isinstance(layer, nn.Embedding):
-        return HalfEmbedding(layer.num_embeddings, layer.embedding_dim, stored).set_weight(layer.weight, None)
-    if isinstance(layer, nn.Linear):
-        linear = HalfLinear(layer.in_features, layer.out_features, layer.bias is not None, stored)
-        return linear.set_weight(layer.weight, layer.bias)
-    assert isinstance(layer, nn.Conv2d)
-    conv = HalfConv2d(**conv_arguments(layer), bias=layer.bias is not None, stored=stored)
-    return conv.set_weight(layer.weight, layer.bias)
+        return HalfEmbedding.shaped_like(layer, stored=stored).set_weight(layer.weight, None)
+    assert isinstance(layer, (nn.Linear, nn.Conv2d))
+    shaped = (HalfLinear if isinstance(layer, nn.Linear) else HalfConv2d).shaped_like(layer, stored=stored)
+    return shaped.set_weight(layer.weight, layer.bias)

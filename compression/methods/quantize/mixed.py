@@ -14,9 +14,9 @@ from compression.methods.base import Method
 from compression.methods.quantize.bit_allocation.knapsack import Option, allocate_bits
 from compression.methods.quantize.bit_allocation.latency import fewest_layers, relative_latency
 from compression.methods.quantize.bit_allocation.sensitivity import (
-    empirical_fisher,
     loss_and_quality,
     temporary_weight,
+    weight_fisher,
 )
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
 from compression.methods.quantize.calibration.selection import SKIP_HELP, warn_of_float_recurrent_layers
@@ -145,8 +145,8 @@ class Mixed(Method):
         """What each candidate width costs each layer, with all the others in floats."""
         validation = context.task.validation
         order = torch.randperm(len(validation), generator=torch.Generator().manual_seed(context.seed))
-        examples = validation.take(order[: self.examples]).to(context.device)
-        information = empirical_fisher(model, layers, context, self.calibration_samples)
+        examples = validation.select(order[: self.examples]).to(context.device)
+        information = weight_fisher(model, layers, context, self.calibration_samples)
         in_floats = loss_and_quality(model, examples, context.task)
         costs: Sensitivities = {}
         for name, layer in layers.items():

@@ -1,23 +1,21 @@
-"""The quantized representation of all methods: integer codes, scales, zero points, and layers that hold them.
+"""The low-bit representations of all quantization methods, and layers that store and compute with them.
 
-A quantizer chooses quantization parameters (`QParams`). The layers here store the codes packed at their bit width and
-simulate the integer arithmetic in torch; `deploy.onnx` exports them to what ONNX Runtime computes in integers.
+A method chooses quantization parameters (`QParams`). The layers store their weights as integer codes packed at their
+bit width (layers.py), as a codebook and indices (clustered.py) or as 16-bit floats (half.py), and simulate integer
+arithmetic in torch; `deploy.onnx` exports them to what ONNX Runtime computes in integers.
 """
 
-from compression.nn.quantized.convolution import conv_arguments
-from compression.nn.quantized.layers import (
+from compression.nn.quantized.activations import (
     DYNAMIC,
     TIE_SHIFT,
     ActivationScheme,
     QuantAdd,
     QuantAvgPool2d,
-    QuantConv2d,
-    QuantEmbedding,
     QuantInput,
     Quantize,
-    QuantLinear,
-    QuantWeightLayer,
 )
+from compression.nn.quantized.layers import QuantConv2d, QuantEmbedding, QuantLinear, QuantWeightLayer
+from compression.nn.quantized.low_bit import conv_arguments
 from compression.nn.quantized.packing import pack, unpack
 from compression.nn.quantized.qparams import (
     QParams,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from compression.nn.quantized.convolution import conv_options
+from compression.nn.quantized.low_bit import LowBitConv2d, LowBitLayer, LowBitLinear, frozen_bias
 from compression.nn.quantized.packing import pack, packed_size, unpack
 
 
-class ClusteredLayer(nn.Module):
+class ClusteredLayer(LowBitLayer):
     """Base class of layers whose weight is looked up in a codebook.
 
     Stored are `packed` (uint8, the indices at their bit width) and `codebook` `(2**bits,)`; `weight` holds the values
@@ -21,16 +20,15 @@ class ClusteredLayer(nn.Module):
 
     packed: Tensor
     codebook: Tensor
-    weight: Tensor
 
-    def __init__(self, shape: tuple[int, ...], bits: int, bias: int = 0) -> None:
+    def __init__(self, shape: tuple[int, ...], bias_size: int, bits: int) -> None:
         super().__init__()
         self.bits = bits
         weight = torch.zeros(shape)
         self.register_buffer("packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8))
         self.register_buffer("codebook", torch.zeros(2**bits))
         self.register_buffer("weight", weight, persistent=False)
-        self.bias = nn.Parameter(torch.zeros(bias), requires_grad=False) if bias else None
+        self.bias = frozen_bias(bias_size)
 
     @property
     def indices(self) -> Tensor:
@@ -62,19 +60,14 @@ class ClusteredLayer(nn.Module):
         return f"{'x'.join(map(str, self.weight.shape))}, {2**self.bits} values"
 
 
-class ClusteredLinear(ClusteredLayer):
+class ClusteredLinear(LowBitLinear, ClusteredLayer):
     """`nn.Linear` with shared weights."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, bits: int = 5) -> None:
-        super().__init__((out_features, in_features), bits, out_features if bias else 0)
-        self.in_features, self.out_features = in_features, out_features
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map `(..., in_features)` to `(..., out_features)`."""
-        return F.linear(inputs, self.weight, self.bias)
+        super().__init__(in_features, out_features, bias, bits=bits)
 
 
-class ClusteredConv2d(ClusteredLayer):
+class ClusteredConv2d(LowBitConv2d, ClusteredLayer):
     """`nn.Conv2d` with shared weights."""
 
     def __init__(
@@ -89,10 +82,4 @@ class ClusteredConv2d(ClusteredLayer):
         bias: bool = True,
         bits: int = 8,
     ) -> None:
-        super().__init__((out_channels, in_channels // groups, *kernel_size), bits, out_channels if bias else 0)
-        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map images `(batch, in_channels, height, width)` to feature maps `(batch, out_channels, ...)`."""
-        return F.conv2d(inputs, self.weight, self.bias, **conv_options(self))
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, bits=bits)

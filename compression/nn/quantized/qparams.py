@@ -131,8 +131,10 @@ def require_exact_sums(codes: Tensor, largest_input: int) -> None:
     largest, row = int(magnitudes.max()), int(magnitudes.sum(1).max())
     if 2 * largest * largest_input > MAX_PAIR_SUM:
         raise ValueError(
-            f"weight codes up to {largest} beside activations up to {largest_input} saturate in pairs on CPUs without "
+            f"weight codes up to {largest} with activations up to {largest_input} saturate in pairs on CPUs without "
             f"VNNI; use codes up to {MAX_PAIR_SUM // (2 * largest_input)} (weight_code_range gives them)"
         )
     if row * largest_input > MAX_ROW_SUM:
-        raise ValueError(f"a row of weight codes sums to {row}, which overflows 32 bits beside {largest_input}")
+        raise ValueError(
+            f"a row of weight codes sums to {row}, which overflows 32 bits with activations up to {largest_input}"
+        )

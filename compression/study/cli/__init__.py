@@ -1,4 +1,4 @@
-"""`compression study …`: the commands of participants and of researchers."""
+"""The commands of `compression study`, for participants and researchers."""
 
 from compression.study.cli import participant, researcher
 from compression.study.cli.group import group

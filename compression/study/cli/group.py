@@ -1,12 +1,15 @@
-"""The group that the commands join, and what they share."""
+"""The command group `compression study`, and what its commands share."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from compression.study import texts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.group("study", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -14,9 +17,10 @@ def group() -> None:
     """Take part in the study, or run it: people, time, questionnaires, hand-in, analysis."""
 
 
-def text_of(path: Path) -> str:
-    """What a file says; refused where it cannot be read."""
+def read_text_file(path: Path) -> str:
+    """Return the content of a UTF-8 file. Raises StudyError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise texts.Refused("no_file", file=path, reason=getattr(error, "strerror", "") or "UTF-8?") from error
+        reason = getattr(error, "strerror", "") or "UTF-8?"
+        raise texts.StudyError("no_file", file=path, reason=reason) from error

@@ -1,4 +1,4 @@
-"""Alembic's entry: the migrations run on the connection that `compression.study.store.upgrade` hands over."""
+"""Alembic's entry point: migrates over the connection that `compression.study.database.upgrade` opened."""
 
 from alembic import context
 

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from compression.study.tables import Instant
+from compression.study.tables import UtcDateTime
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -1,1 +1,1 @@
-"""The study in a browser: pages made on the server, which work without JavaScript, by keyboard and on a phone."""
+"""The web app of the study: pages rendered on the server, which need no JavaScript."""

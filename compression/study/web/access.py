@@ -1,4 +1,4 @@
-"""Who visits: one person on this machine, or whoever the MLflow server's logins let in."""
+"""Who may visit: one person on this machine without a login, or the users of the MLflow server."""
 
 from __future__ import annotations
 
@@ -7,88 +7,100 @@ import os
 import secrets
 import tempfile
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import requests
-from fastapi import Request
 from requests.auth import HTTPBasicAuth
-from sqlalchemy.orm import Session
 
-from compression.study import people, store
-from compression.study.tables import Participant
-from compression.study.texts import Refused
+from compression.study import database, participants
+from compression.study.texts import StudyError
 from compression.tracking import server
 from compression.tracking.journal import home
 
-PATIENCE = 10.0  # seconds that the server has to say whether a login is right
-WHO = "/api/2.0/mlflow/users/current"
+if TYPE_CHECKING:
+    from fastapi import Request
+    from sqlalchemy.orm import Session
+
+    from compression.study.tables import Participant
+
+LOGIN_TIMEOUT = 10.0  # seconds that the MLflow server has to check a login
+CURRENT_USER_PATH = "/api/2.0/mlflow/users/current"
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Somebody who is let in."""
+    """Somebody who is logged in."""
 
     login: str
     researcher: bool
 
 
 @dataclass(frozen=True)
-class Alone:
-    """No login: everybody who reaches this machine's own address is this one person."""
+class LocalAccess:
+    """No login: every visitor is this one participant, or a researcher if it is empty. For 127.0.0.1 only."""
 
-    participant: str = ""  # who it is; a researcher if empty
-    local = True
+    participant_id: str = ""
+    is_local = True
 
-    def visitor(self, request: Request) -> Visitor | None:
-        return Visitor(self.participant, researcher=not self.participant)
+    def visitor(self, request: Request) -> Visitor | None:  # noqa: ARG002
+        """Return the visitor, who is the same for every request."""
+        return Visitor(self.participant_id, researcher=not self.participant_id)
 
-    def person(self, opened: Session, visitor: Visitor) -> Participant | None:
-        return people.find(opened, self.participant) if self.participant else None
+    def participant(self, session: Session, visitor: Visitor) -> Participant | None:  # noqa: ARG002
+        """Return the participant; None for a researcher. Raises StudyError if the participant has been deleted."""
+        return participants.find(session, self.participant_id) if self.participant_id else None
 
 
 @dataclass(frozen=True)
-class Logins:
-    """The users of the MLflow server's basic-auth; its administrators and the study's researchers see everybody."""
+class LoginAccess:
+    """The users of the MLflow server `uri` (basic-auth); its administrators and the study's researchers see all."""
 
     uri: str
-    local = False
+    is_local = False
 
     def visitor(self, request: Request) -> Visitor | None:
+        """Return the visitor from the session cookie; None if nobody is logged in."""
         login = request.session.get("login")
         return Visitor(login, bool(request.session.get("researcher"))) if login else None
 
-    def person(self, opened: Session, visitor: Visitor) -> Participant | None:
-        return people.of_login(opened, visitor.login)
+    def participant(self, session: Session, visitor: Visitor) -> Participant | None:
+        """Return the participant with the visitor's login; None if they were not invited."""
+        return participants.find_by_login(session, visitor.login)
 
-    def enter(self, login: str, password: str) -> Visitor:
-        """Ask the MLflow server whether this is one of its users; Refused if not, or if it does not answer."""
+    def log_in(self, login: str, password: str) -> Visitor:
+        """Check a login at the MLflow server. Raises StudyError if it is wrong or the server does not answer."""
         try:
-            proof = HTTPBasicAuth(login.encode(), password.encode())  # bytes: names in Chinese too
-            answer = requests.get(f"{self.uri}{WHO}", auth=proof, timeout=PATIENCE, allow_redirects=False)
+            auth = HTTPBasicAuth(login.encode(), password.encode())  # as text, requests would encode Latin-1 only
+            url = f"{self.uri}{CURRENT_USER_PATH}"
+            response = requests.get(url, auth=auth, timeout=LOGIN_TIMEOUT, allow_redirects=False)
         except requests.RequestException as error:
-            raise Refused("server_away", url=server.redact_uri(self.uri), reason=server.short_reason(error)) from error
-        if answer.status_code in (401, 403):
-            raise Refused("wrong_login")
+            reason = server.short_reason(error)
+            raise StudyError("server_away", url=server.redact_uri(self.uri), reason=reason) from error
+        if response.status_code in (401, 403):
+            raise StudyError("wrong_login")
         try:
-            user = answer.json()["user"]
+            user = response.json()["user"]
         except (ValueError, KeyError, TypeError) as error:
-            raise Refused("server_away", url=server.redact_uri(self.uri), reason=answer.status_code) from error
-        with store.session() as opened:
-            named = store.study(opened).researchers
-        return Visitor(user["username"], user["is_admin"] or user["username"] in named)
+            reason = str(response.status_code)
+            raise StudyError("server_away", url=server.redact_uri(self.uri), reason=reason) from error
+        with database.open_session() as session:
+            researchers = database.load_study(session).researchers
+        return Visitor(user["username"], user["is_admin"] or user["username"] in researchers)
 
 
-Access = Alone | Logins
+Access = LocalAccess | LoginAccess
 
 
-def secret() -> str:
-    """What cookies are signed with: COMPRESSION_STUDY_SECRET, or one that is made once and kept beside the study."""
-    if given := os.environ.get("COMPRESSION_STUDY_SECRET"):
-        return given
+def cookie_secret() -> str:
+    """Return the key that signs cookies: COMPRESSION_STUDY_SECRET, or one that is created once in the lab's folder."""
+    if secret := os.environ.get("COMPRESSION_STUDY_SECRET"):
+        return secret
     path = home() / "study.secret"
     if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=path.parent) as made:  # which only its owner reads
-            made.write(secrets.token_hex(32))
-            made.flush()
-            with contextlib.suppress(FileExistsError):  # another process was first: theirs holds
-                os.link(made.name, path)
+        # A temporary file is readable by its owner only. Linking it is atomic: of two processes, one creates the key.
+        with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(file.name, path)
     return path.read_text()

@@ -1,6 +1,4 @@
-"""What a browser sends: read up to a limit, and only from a page of ours."""
-
-from __future__ import annotations
+"""Submitted forms: read up to a limit, and only with the CSRF token of the session."""
 
 import secrets
 from typing import Annotated
@@ -8,47 +6,50 @@ from urllib.parse import parse_qs
 
 from fastapi import Depends, Request
 
-from compression.study.texts import Refused
+from compression.study.texts import StudyError
 
-MAX_BODY = 512 << 10  # bytes; the longest answers of a whole questionnaire, in Chinese and percent-encoded, fit
+# The longest answers to a whole questionnaire fit: a Chinese character takes nine bytes percent-encoded.
+MAX_BODY_BYTES = 512 << 10
 MAX_FIELDS = 500
 
 
-class TooLong(Refused):
-    """A body that is longer than any form of ours."""
+class BodyTooLargeError(StudyError):
+    """The request body is larger, or has more fields, than any of our forms."""
 
 
-class Forged(Refused):
-    """A form that no page of this visit showed."""
+class CsrfError(StudyError):
+    """The form does not have the CSRF token of the session: another site may have sent it."""
 
 
 class Form(dict[str, list[str]]):
-    """Field -> the values that were sent for it."""
+    """The submitted values by field."""
 
-    def one(self, name: str) -> str:
+    def first(self, name: str) -> str:
+        """Return the first value of the field `name`; empty if there is none."""
         return (self.get(name) or [""])[0]
 
 
-def token(request: Request) -> str:
-    """What proves that a form came from a page of this visit; made at the first page."""
-    return request.session.setdefault("csrf", secrets.token_urlsafe(24))
+def csrf_token(request: Request) -> str:
+    """Return the CSRF token of the session, which is created at the first page."""
+    token: str = request.session.setdefault("csrf", secrets.token_urlsafe(24))
+    return token
 
 
-async def read(request: Request) -> Form:
-    """The fields of a form; TooLong beyond the limit, Forged without the token of this visit."""
+async def read_form(request: Request) -> Form:
+    """Read the form of a request. Raises BodyTooLargeError or CsrfError."""
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY:
-            raise TooLong("body_too_long", most=MAX_BODY >> 10)
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise BodyTooLargeError("body_too_long", most=MAX_BODY_BYTES >> 10)
     try:
         form = Form(parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
-    except ValueError as error:  # UnicodeDecodeError, or too many fields
-        raise TooLong("body_too_long", most=MAX_BODY >> 10) from error
-    known = request.session.get("csrf", "")
-    if not known or not secrets.compare_digest(form.one("csrf").encode(), known.encode()):
-        raise Forged("forged")
+    except ValueError as error:  # not UTF-8, or too many fields
+        raise BodyTooLargeError("body_too_long", most=MAX_BODY_BYTES >> 10) from error
+    token = request.session.get("csrf", "")
+    if not token or not secrets.compare_digest(form.first("csrf").encode(), token.encode()):
+        raise CsrfError("forged")
     return form
 
 
-Sent = Annotated[Form, Depends(read)]
+SubmittedForm = Annotated[Form, Depends(read_form)]

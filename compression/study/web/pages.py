@@ -1,40 +1,46 @@
-"""Pages and the visit they are made for."""
+"""Rendering of pages, and the context of a request: its visitor, the database session, the study."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from sqlalchemy.orm import Session
 
 from compression.reporting.report import format_number
-from compression.study import store, texts
-from compression.study.definition import Study
+from compression.study import database, texts
 from compression.study.questionnaires import MAX_TEXT
-from compression.study.tables import Participant
-from compression.study.texts import Refused, pick, say
+from compression.study.texts import StudyError, localize, translate
 from compression.study.web import forms
-from compression.study.web.access import Access, Visitor
 
-FOLDER = Path(__file__).parent
-ENVIRONMENT = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(FOLDER / "templates"),
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastapi import Request
+    from sqlalchemy.orm import Session
+
+    from compression.study.definition import Study
+    from compression.study.tables import Participant
+    from compression.study.web.access import Access, Visitor
+
+WEB_FOLDER = Path(__file__).parent
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(WEB_FOLDER / "templates"),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-ENVIRONMENT.globals.update(say=say, pick=pick, number=format_number, languages=texts.LANGUAGES, max_text=MAX_TEXT)
+TEMPLATES.globals.update(
+    translate=translate, localize=localize, number=format_number, languages=texts.LANGUAGES, max_text=MAX_TEXT
+)
 
 
-class Elsewhere(Exception):
-    """The visitor belongs on another page first."""
+class RedirectError(Exception):
+    """The visitor has to go to the page `path` first."""
 
     def __init__(self, path: str):
         super().__init__(path)
@@ -43,79 +49,88 @@ class Elsewhere(Exception):
 
 @dataclass(frozen=True)
 class Visit:
-    """A request of somebody who is let in, with the study open."""
+    """A request of a logged-in visitor, with a database session."""
 
     request: Request
     visitor: Visitor
-    opened: Session
-    participant: Participant | None
+    session: Session
+    invited: Participant | None  # None for a researcher, or a user who was not invited
 
     @property
     def study(self) -> Study:
-        return store.study(self.opened)
+        """The study in force."""
+        return database.load_study(self.session)
 
     @property
-    def person(self) -> Participant:
-        """The participant, who has consented; anybody else is sent where they belong."""
-        if self.participant is None:
+    def participant(self) -> Participant:
+        """The participant, who has consented.
+
+        Raises RedirectError for a researcher and before consent, StudyError for a user who was not invited.
+        """
+        if self.invited is None:
             if self.visitor.researcher:
-                raise Elsewhere("/people")
-            raise Refused("not_invited", login=self.visitor.login)
-        if self.participant.consented is None:
-            raise Elsewhere("/consent")
-        return self.participant
+                raise RedirectError("/people")
+            raise StudyError("not_invited", login=self.visitor.login)
+        if self.invited.consented is None:
+            raise RedirectError("/consent")
+        return self.invited
 
 
-def access(request: Request) -> Access:
-    return request.app.state.access
+def get_access(request: Request) -> Access:
+    """Return who may visit the app."""
+    access: Access = request.app.state.access
+    return access
 
 
 @contextlib.contextmanager
-def visit(request: Request) -> Iterator[Visit]:
-    """The visit that a request belongs to; somebody who is not let in goes to the login."""
-    visitor = access(request).visitor(request)
+def open_visit(request: Request) -> Iterator[Visit]:
+    """Yield the visit of a request. Raises RedirectError to the login if nobody is logged in."""
+    access = get_access(request)
+    visitor = access.visitor(request)
     if visitor is None:
-        raise Elsewhere("/login")
-    with store.session() as opened:
-        yield Visit(request, visitor, opened, access(request).person(opened, visitor))
+        raise RedirectError("/login")
+    with database.open_session() as session:
+        yield Visit(request, visitor, session, access.participant(session, visitor))
 
 
 @contextlib.contextmanager
-def research(request: Request) -> Iterator[Visit]:
-    """The same for the researcher's pages, which nobody else sees."""
-    with visit(request) as found:
-        if not found.visitor.researcher:
-            raise Refused("researchers_only")
-        yield found
+def open_researcher_visit(request: Request) -> Iterator[Visit]:
+    """Yield the visit of a researcher. Raises StudyError for anybody else."""
+    with open_visit(request) as visit:
+        if not visit.visitor.researcher:
+            raise StudyError("researchers_only")
+        yield visit
 
 
-def named(request: Request) -> str:
-    """The id of the visiting participant; the study is closed again, for what takes longer than a page."""
-    with visit(request) as found:
-        return found.person.id
+def consenting_id(request: Request) -> str:
+    """Return the participant's id, without keeping a database session open during longer work.
+
+    Raises like `Visit.participant`.
+    """
+    with open_visit(request) as visit:
+        return visit.participant.id
 
 
-def tell(request: Request, sentence: str) -> None:
-    """Say it on the next page that is shown."""
-    request.session["told"] = sentence
+def flash(request: Request, sentence: str) -> None:
+    """Show `sentence` on the next page."""
+    request.session["flash"] = sentence
 
 
-def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
-    """A template, filled in; what comes from outside is escaped."""
-    visitor = access(request).visitor(request)
-    told = request.session.pop("told", "")
-    text = ENVIRONMENT.get_template(template).render(
+def render_page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
+    """Render a template; all values are escaped."""
+    access = get_access(request)
+    html = TEMPLATES.get_template(template).render(
         request=request,
-        visitor=visitor,
-        local=access(request).local,
+        visitor=access.visitor(request),
+        local=access.is_local,
         language=texts.language.get(),
-        csrf=forms.token(request),
-        told=told,
+        csrf=forms.csrf_token(request),
+        flash=request.session.pop("flash", ""),
         **values,
     )
-    return HTMLResponse(text, status)
+    return HTMLResponse(html, status)
 
 
-def to(path: str) -> Response:
-    """Go there: what was sent is not sent again when the page is reloaded."""
+def redirect(path: str) -> Response:
+    """Redirect with status 303, so that reloading the next page does not submit the form again."""
     return RedirectResponse(path, 303)

@@ -1,96 +1,99 @@
-"""A participant's own pages: where they are, the clock, the time sheet, notes, runs."""
+"""A participant's own pages: overview, clock, time sheet, notes, runs."""
 
-from __future__ import annotations
-
+import os
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from compression.reporting import report
-from compression.study import clock, launches, notes, runs, stages, timesheet
-from compression.study.runs import PersonRun
-from compression.study.tables import now
-from compression.study.texts import Refused, pick, say
-from compression.study.web.forms import Sent
-from compression.study.web.links import mlflow_page
-from compression.study.web.pages import Visit, named, page, tell, to, visit
+from compression.study import clock, launches, notes, participant_runs, stages, timesheet
+from compression.study.participant_runs import ParticipantRun
+from compression.study.tables import utc_now
+from compression.study.texts import StudyError, localize, translate
+from compression.study.web.forms import SubmittedForm
+from compression.study.web.pages import Visit, consenting_id, flash, open_visit, redirect, render_page
+from compression.tracking import server
 
 router = APIRouter()
-CHANGES = {"pause": clock.pause, "resume": clock.resume, "stop": clock.stop}
+CLOCK_CHANGES = {"pause": clock.pause, "resume": clock.resume, "stop": clock.stop}
 
 
 @router.get("/")
-def home(request: Request) -> Response:
-    with visit(request) as found:
-        person, study = found.person, found.study
-        finished, current = stages.done(found.opened, person), stages.current(found.opened, person)
-        launched = launches.of_person(person.id)[:1]
-        shown = {"study": study, "task": study.assignments[person.assignment], "finished": finished, "now": current}
-        return page(request, "home.html", 200, **shown, **timer(found), launched=launched)
+def show_home(request: Request) -> Response:
+    """Show the current stage, what to do in it, and the clock."""
+    with open_visit(request) as visit:
+        participant, study = visit.participant, visit.study
+        values: dict[str, Any] = {
+            "study": study,
+            "task": study.assignments[participant.assignment],
+            "finished": stages.completed(visit.session, participant),
+            "now": stages.current(visit.session, participant),
+            "launched": launches.list_launches(participant.id)[:1],
+        }
+        return render_page(request, "home.html", **values, **clock_values(visit))
 
 
-def timer(found: Visit) -> dict[str, Any]:
-    """What the clock's part of a page shows: its state, the rows that are open, the reminder."""
-    read = clock.read(found.opened, found.person)
-    current, study = stages.current(found.opened, found.person), found.study
-    order = [stage.name for stage in study.stages]
-    last = order.index(current.name) if current else len(order)
-    open_rows = [row for stage in study.stages[: last + 1] for row in stage.rows]
-    idle = clock.idle_hours(found.opened, found.person)
-    hours = read.hours(read.row, now()) if read.row else 0.0
+def clock_values(visit: Visit) -> dict[str, Any]:
+    """Return what the clock's part of a page shows: its state and hours, the rows to choose from, an idle warning."""
+    state, study = clock.load(visit.session, visit.participant), visit.study
+    current = stages.current(visit.session, visit.participant)
+    last = study.stages.index(current) if current else len(study.stages)
     return {
-        "clock": read,
-        "rows": {row: pick(study.rows[row].title) for row in open_rows},
-        "idle": idle,
-        "hours": hours,
+        "clock": state,
+        "rows": {row: localize(study.rows[row].title) for stage in study.stages[: last + 1] for row in stage.rows},
+        "idle": clock.idle_hours(visit.session, visit.participant),
+        "hours": state.hours(state.row, utc_now()) if state.row else 0.0,
     }
 
 
 @router.post("/clock")
-def change_clock(request: Request, form: Sent) -> Response:
-    """start (with a row), pause, resume or stop; what is so already stays so."""
-    kind = form.one("change")
-    with visit(request) as found:
-        if kind == "start":
-            clock.start(found.opened, found.person, form.one("row"))
-        elif kind in CHANGES:
-            CHANGES[kind](found.opened, found.person)
+def change_clock(request: Request, form: SubmittedForm) -> Response:
+    """Start (with a row), pause, resume or stop the clock; a second click changes nothing."""
+    change = form.first("change")
+    with open_visit(request) as visit:
+        if change == "start":
+            clock.start(visit.session, visit.participant, form.first("row"))
+        elif change in CLOCK_CHANGES:
+            CLOCK_CHANGES[change](visit.session, visit.participant)
         else:
-            raise Refused("no_page")
-    return to("/")
+            raise StudyError("no_page")
+    return redirect("/")
 
 
 @router.post("/done")
-def finish_stage(request: Request, form: Sent) -> Response:
-    with visit(request) as found:
-        stage = stages.finish_work(found.opened, found.person, form.one("stage"))
-        following = stages.current(found.opened, found.person)
-        title = pick(following.title) if following else "–"
-        tell(request, say("stage_done", stage=pick(stage.title), following=title))
-    return to("/")
+def finish_stage(request: Request, form: SubmittedForm) -> Response:
+    """Complete a stage of work."""
+    with open_visit(request) as visit:
+        stage = stages.finish_work(visit.session, visit.participant, form.first("stage"))
+        following = stages.current(visit.session, visit.participant)
+        title = localize(following.title) if following else "–"
+        flash(request, translate("stage_done", stage=localize(stage.title), following=title))
+    return redirect("/")
 
 
 @router.get("/time")
-def time_sheet(request: Request) -> Response:
-    of_person = runs.of_person(named(request))
-    with visit(request) as found:
-        lines = timesheet.sheet(found.opened, found.person, of_person)
-        log = clock.events(found.opened, found.person)
-        return page(request, "time.html", lines=lines, log=log, other=timesheet.OTHER)
+def show_timesheet(request: Request) -> Response:
+    """Show the time sheet, the clock's events, and the form for corrections."""
+    runs = participant_runs.load_runs(consenting_id(request))
+    with open_visit(request) as visit:
+        lines = timesheet.build_timesheet(visit.session, visit.participant, runs)
+        events = clock.list_events(visit.session, visit.participant)
+        return render_page(request, "time.html", lines=lines, log=events, other=timesheet.OTHER_ROW)
 
 
 @router.post("/time")
-def correct(request: Request, form: Sent) -> Response:
-    with visit(request) as found:
-        row, hours = form.one("row"), number(form.one("hours"))
-        left = clock.correct(found.opened, found.person, row, hours, form.one("reason"))
-    tell(request, say("corrected", row=row, hours=f"{left:.2f}"))
-    return to("/time")
+def correct_hours(request: Request, form: SubmittedForm) -> Response:
+    """Correct the hours of a row."""
+    with open_visit(request) as visit:
+        row, hours = form.first("row"), parse_hours(form.first("hours"))
+        corrected = clock.add_correction(visit.session, visit.participant, row, hours, form.first("reason"))
+    flash(request, translate("corrected", row=row, hours=f"{corrected:.2f}"))
+    return redirect("/time")
 
 
-def number(text: str) -> float:
-    """A number of hours as people write it, 1.5 or 1,5; what is none becomes not-a-number, which nothing takes."""
+def parse_hours(text: str) -> float:
+    """Parse a number with a decimal point or comma; NaN, which `add_correction` rejects, if it is none."""
     try:
         return float(text.strip().replace(",", "."))
     except ValueError:
@@ -99,50 +102,70 @@ def number(text: str) -> float:
 
 @router.get("/notes")
 def show_notes(request: Request) -> Response:
-    with visit(request) as found:
-        kept = notes.preferences(found.opened, found.person)
-        preferred = [(p, notes.shown(found.opened, p)) for p in kept]
-        journal = list(reversed(notes.journal(found.opened, found.person)))
-        return page(request, "notes.html", journal=journal, preferred=preferred, techniques=found.study.techniques)
+    """Show journal and preferences, with forms to add to them."""
+    with open_visit(request) as visit:
+        preferences = notes.current_preferences(visit.session, visit.participant)
+        values: dict[str, Any] = {
+            "journal": list(reversed(notes.list_notes(visit.session, visit.participant))),
+            "preferred": [(p, notes.technique_title(visit.session, p)) for p in preferences],
+            "techniques": visit.study.techniques,
+        }
+        return render_page(request, "notes.html", **values)
 
 
 @router.post("/notes")
-def add_note(request: Request, form: Sent) -> Response:
-    with visit(request) as found:
-        notes.add(found.opened, found.person, form.one("text"), form.one("run"))
-    tell(request, say("note_kept"))
-    return to("/notes")
+def add_note(request: Request, form: SubmittedForm) -> Response:
+    """Add a note to the journal."""
+    with open_visit(request) as visit:
+        notes.add_note(visit.session, visit.participant, form.first("text"), form.first("run"))
+    flash(request, translate("note_kept"))
+    return redirect("/notes")
 
 
 @router.post("/preferences")
-def prefer(request: Request, form: Sent) -> Response:
-    with visit(request) as found:
-        said = (form.one("situation"), form.one("technique"), form.one("why"))
-        notes.prefer(found.opened, found.person, *said)
-    tell(request, say("preference_kept"))
-    return to("/notes")
+def add_preference(request: Request, form: SubmittedForm) -> Response:
+    """Add a preference for a situation."""
+    with open_visit(request) as visit:
+        values = (form.first("situation"), form.first("technique"), form.first("why"))
+        notes.add_preference(visit.session, visit.participant, *values)
+    flash(request, translate("preference_kept"))
+    return redirect("/notes")
 
 
 @router.get("/runs")
 def show_runs(request: Request) -> Response:
-    own = [run for run in runs.of_person(named(request)) if not run.child]
-    shown = [(run, headline(run)) for run in reversed(own)]
-    return page(request, "runs.html", runs=shown)
+    """Show the participant's runs without child runs, newest first."""
+    runs = [run for run in participant_runs.load_runs(consenting_id(request)) if not run.is_child]
+    return render_page(request, "runs.html", runs=[(run, headline_metrics(run)) for run in reversed(runs)])
 
 
-@router.get("/runs/{id}")
-def show_run(request: Request, id: str) -> Response:
-    """One of the visitor's own runs, before and after."""
-    own = {run.id: run for run in runs.of_person(named(request))}
-    if id not in own:
-        raise Refused("no_run")
-    run = own[id]
-    rows = report.comparison_rows({"metrics": run.metrics, "metric": headline(run)["metric"]}) if run.metrics else []
-    return page(request, "run.html", run=run, rows=rows, link=mlflow_page(run))
+@router.get("/runs/{run_id}")
+def show_run(request: Request, run_id: str) -> Response:
+    """Show one of the participant's own runs."""
+    runs = {run.id: run for run in participant_runs.load_runs(consenting_id(request))}
+    if run_id not in runs:
+        raise StudyError("no_run")
+    run = runs[run_id]
+    metric = headline_metrics(run)["metric"]
+    rows = report.comparison_rows({"metrics": run.metrics, "metric": metric}) if run.metrics else []
+    return render_page(request, "run.html", run=run, rows=rows, link=mlflow_url(run))
 
 
-def headline(run: PersonRun) -> dict[str, Any]:
-    """The figures that a list of runs shows: the quality metric before and after, the ratios."""
+def headline_metrics(run: ParticipantRun) -> dict[str, Any]:
+    """Return the metrics for a list of runs: the quality metric's name, its values before and after, the ratios."""
     metric = next((name.removesuffix("_kept") for name in run.metrics if name.endswith("_kept")), "")
-    named = {name: run.metrics.get(name) for name in ("compression_ratio", "speedup")}
-    return {"metric": metric, "before": run.metrics.get(f"{metric}_before"), "after": run.metrics.get(metric), **named}
+    return {
+        "metric": metric,
+        "before": run.metrics.get(f"{metric}_before"),
+        "after": run.metrics.get(metric),
+        "compression_ratio": run.metrics.get("compression_ratio"),
+        "speedup": run.metrics.get("speedup"),
+    }
+
+
+def mlflow_url(run: ParticipantRun) -> str:
+    """Return the run's page in the MLflow UI: at COMPRESSION_MLFLOW_UI, or the tracking server; empty without one."""
+    base = os.environ.get("COMPRESSION_MLFLOW_UI") or server.redact_uri(server.tracking_uri())
+    if not base.startswith(("http://", "https://")):
+        return ""
+    return f"{base.rstrip('/')}/#/experiments/{run.experiment}/runs/{run.id}"

@@ -1,65 +1,68 @@
-"""The researcher's pages: who takes part, and what was found."""
-
-from __future__ import annotations
+"""The researcher's pages: participants and analysis."""
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from compression.reporting.report import data_uri
-from compression.study import analysis, clock, people, pictures, sheets, stages, timesheet
+from compression.study import analysis, clock, csv_export, figures, participants, stages, timesheet
 from compression.study.tables import Participant
-from compression.study.texts import LANGUAGES, Refused, pick, say
-from compression.study.web.forms import Sent
-from compression.study.web.pages import Visit, page, research, tell, to
+from compression.study.texts import LANGUAGES, StudyError, localize, translate
+from compression.study.web.forms import SubmittedForm
+from compression.study.web.pages import Visit, flash, open_researcher_visit, redirect, render_page
 
 router = APIRouter()
 
 
 @router.get("/people")
-def everybody(request: Request) -> Response:
-    with research(request) as found:
-        rows = [_row(found, person) for person in people.everybody(found.opened)]
-        return page(request, "people.html", rows=rows, study=found.study, languages=LANGUAGES)
+def show_participants(request: Request) -> Response:
+    """Show all participants, and the form to invite one."""
+    with open_researcher_visit(request) as visit:
+        rows = [_participant_row(visit, participant) for participant in participants.list_participants(visit.session)]
+        return render_page(request, "people.html", rows=rows, study=visit.study, languages=LANGUAGES)
 
 
-def _row(found: Visit, person: Participant) -> dict[str, str | float]:
-    now, read = stages.current(found.opened, person), clock.read(found.opened, person)
-    stage = pick(now.title) if now else say("all_done")
-    lines = timesheet.sheet(found.opened, person, [])
+def _participant_row(visit: Visit, participant: Participant) -> dict[str, str | float]:
+    stage, state = stages.current(visit.session, participant), clock.load(visit.session, participant)
+    stage_title = localize(stage.title) if stage else translate("all_done")
+    lines = timesheet.build_timesheet(visit.session, participant, [])
     return {
-        "id": person.id,
-        "pseudonym": person.pseudonym,
-        "background": pick(found.study.backgrounds[person.background]),
-        "assignment": pick(found.study.assignments[person.assignment].title),
-        "stage": stage if person.consented else say("no_consent"),
-        "clock": f"{read.row}{'' if read.running else ' ‖'}" if read.row else "",
+        "id": participant.id,
+        "pseudonym": participant.pseudonym,
+        "background": localize(visit.study.backgrounds[participant.background]),
+        "assignment": localize(visit.study.assignments[participant.assignment].title),
+        "stage": stage_title if participant.consented else translate("no_consent"),
+        "clock": f"{state.row}{'' if state.is_running else ' ‖'}" if state.row else "",
         "hours": sum(line.clock_hours for line in lines),
     }
 
 
 @router.post("/people")
-def invite(request: Request, form: Sent) -> Response:
-    with research(request) as found:
-        given = [form.one(name).strip() for name in ("id", "background", "language", "assignment", "login")]
-        person = people.invite(found.opened, *given)
-        task = found.study.assignments[person.assignment]
-        tell(request, say("invited", id=person.id, assignment=pick(task.title), task=task.task, model=task.model))
-    return to("/people")
+def invite(request: Request, form: SubmittedForm) -> Response:
+    """Invite a participant."""
+    with open_researcher_visit(request) as visit:
+        values = [form.first(name).strip() for name in ("id", "background", "language", "assignment", "login")]
+        participant = participants.invite(visit.session, *values)
+        task = visit.study.assignments[participant.assignment]
+        title = localize(task.title)
+        flash(request, translate("invited", id=participant.id, assignment=title, task=task.task, model=task.model))
+    return redirect("/people")
 
 
 @router.get("/analysis")
 def show_analysis(request: Request) -> Response:
-    with research(request) as found:
-        tables = analysis.tables(found.opened)
-    drawn = {name: data_uri(figure) for name, figure in pictures.draw(tables).items()}
-    return page(request, "analysis.html", tables=tables, pictures=drawn)
+    """Show the tables and figures of the analysis."""
+    with open_researcher_visit(request) as visit:
+        tables = analysis.build_tables(visit.session)
+    pictures = {name: data_uri(figure) for name, figure in figures.draw_figures(tables).items()}
+    return render_page(request, "analysis.html", tables=tables, pictures=pictures)
 
 
 @router.get("/analysis/{name}.csv")
-def table(request: Request, name: str) -> Response:
-    with research(request) as found:
-        tables = analysis.tables(found.opened)
+def download_table(request: Request, name: str) -> Response:
+    """Download a table of the analysis as CSV."""
+    with open_researcher_visit(request) as visit:
+        tables = analysis.build_tables(visit.session)
     if name not in tables:
-        raise Refused("no_page")
+        raise StudyError("no_page")
     disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(sheets.text(tables[name]), media_type="text/csv; charset=utf-8", headers=disposition)
+    return Response(csv_export.to_csv(tables[name]), media_type="text/csv; charset=utf-8", headers=disposition)

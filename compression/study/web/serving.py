@@ -1,40 +1,47 @@
-"""Serving the app, with logins to a network or without them to this machine alone."""
+"""Serving the app: to a network behind logins, or without a login to this machine only."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import uvicorn
 
-from compression.study import people, store
-from compression.study.texts import Refused, say
-from compression.study.web.access import Access, Alone, Logins
-from compression.study.web.app import create
+from compression.study import database, participants
+from compression.study.texts import StudyError, translate
+from compression.study.web.access import Access, LocalAccess, LoginAccess
+from compression.study.web.app import create_app
 from compression.tracking import server
 
-HERE = ("127.0.0.1", "localhost", "[::1]", "::1")
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]", "::1")
 
 
-def access(participant: str, researcher: bool, host: str) -> Access:
-    """Who may visit: one named person here, or the logins of the tracking server."""
-    if participant or researcher:
-        if host not in HERE:
-            raise Refused("only_here", host=host)
-        if participant and not researcher:
-            with store.session() as opened:
-                people.find(opened, participant)
-        return Alone("" if researcher else participant)
+def choose_access(participant_id: str, researcher: bool, host: str) -> Access:
+    """Return who may visit: this participant or a researcher, or by default the users of the tracking server.
+
+    Raises StudyError if the participant is unknown, if `host` is not local although there is no login, or if the
+    tracking URI is not a server's.
+    """
+    if participant_id or researcher:
+        if host not in LOCAL_HOSTS:
+            raise StudyError("only_here", host=host)
+        if participant_id and not researcher:
+            with database.open_session() as session:
+                participants.find(session, participant_id)
+        return LocalAccess("" if researcher else participant_id)
     uri = server.tracking_uri().rstrip("/")
     if not uri.startswith(("http://", "https://")):
-        raise Refused("say_who_visits")
-    return Logins(server.redact_uri(uri))
+        raise StudyError("say_who_visits")
+    return LoginAccess(server.redact_uri(uri))
 
 
 def serve(access: Access, host: str, port: int, names: Sequence[str], https: bool) -> None:
-    """Serve until Ctrl-C."""
-    with store.session() as opened:
-        store.newest_definition(opened)  # says at once if there is no study
-    app = create(access, [*names, *HERE], https)
-    print(say("serving", url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
+    """Serve the app until Ctrl-C; `names` are the host names that visitors use. Raises StudyError without a study."""
+    with database.open_session() as session:
+        database.latest_definition(session)
+    app = create_app(access, [*names, *LOCAL_HOSTS], https)
+    print(translate("serving", url=f"http://{host}:{port}"), file=sys.stderr, flush=True)
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False)

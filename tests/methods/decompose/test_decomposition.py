@@ -10,7 +10,7 @@ from torch import nn
 from compression import methods, models
 from compression.deploy import measure
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.models import storage
 from compression.nn import layers, transformer
@@ -54,8 +54,8 @@ def colours_task(**changes):
 @pytest.mark.parametrize("rank", ["evbmf", "energy", "ratio"])
 def test_the_table_has_the_costs_of_the_model(name, rank, model, task, make_context):
     made, record = applied(f"{name}:rank={rank},energy=0.6,ratio=0.3", model, make_context, task)
-    whole, after = rows(record)["whole model"], measure.structure(made, task.example())
-    before = measure.structure(model, task.example())
+    whole, after = rows(record)["whole model"], measure.structure_metrics(made, task.example())
+    before = measure.structure_metrics(model, task.example())
     assert (whole["params before"], whole["params after"]) == (before["params"], after["params"])
     assert (whole["macs before"], whole["macs after"]) == (before["macs"], after["macs"])
     for kind in ("params", "macs"):
@@ -96,14 +96,16 @@ def test_layers_that_would_grow_are_left_alone(name, model, task, make_context):
 def test_a_target_is_met_within_2_percent_of_the_whole_model(name, kind, target, model, task, make_context):
     chain = f"{name}:rank={kind},target={target},round_to=1" + (",rounds=3" if name == "cp" else "")
     made, record = applied(chain, model, make_context, task)
-    reached = measure.structure(made, task.example())[kind] / measure.structure(model, task.example())[kind]
+    after, before = (measure.structure_metrics(m, task.example())[kind] for m in (made, model))
+    reached = after / before
     assert reached == pytest.approx(target, abs=0.02)
     assert not any("instead of" in sentence for sentence in record.warnings)
 
 
 def test_a_target_that_multiples_miss_is_warned_of_with_what_remains(model, task, make_context):
     made, record = applied("tucker:rank=macs,target=0.8,round_to=32", model, make_context, task)
-    reached = measure.structure(made, task.example())["macs"] / measure.structure(model, task.example())["macs"]
+    after, before = (measure.structure_metrics(m, task.example())["macs"] for m in (made, model))
+    reached = after / before
     assert abs(reached - 0.8) > 0.02
     assert any(f"{reached:.1%} of the macs remain instead of 80.0%" in sentence for sentence in record.warnings)
 
@@ -182,7 +184,7 @@ def test_a_decomposed_model_trains_quantizes_reloads_and_deploys(chain, model, t
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    assert parity(made, file, task.test, task.metrics, threads=1).agreement >= 0.998
+    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).agreement >= 0.998
 
 
 def test_channels_of_a_decomposed_model_can_be_pruned_and_the_result_reloads(model, task, make_context, tmp_path):
@@ -220,7 +222,7 @@ def test_torchvisions_networks_are_decomposed_reload_and_deploy(name, chain, mak
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
     file = export(made, task.example(2), tmp_path / "model.onnx")
-    assert parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-4
+    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).max_difference < 1e-4
 
 
 def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context, tmp_path):
@@ -232,7 +234,7 @@ def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context,
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(forward(again, task.example(4)), forward(made, task.example(4)))
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    assert parity(made, file, task.test, task.metrics, threads=1).max_difference < 1e-3
+    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).max_difference < 1e-3
 
 
 def test_a_target_of_macs_leaves_embeddings_alone(make_context):

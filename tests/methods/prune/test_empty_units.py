@@ -3,7 +3,7 @@ import copy
 import torch
 
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.methods.prune.structure.empty_units import remove_empty_units
 from compression.methods.prune.structure.layer_sizes import LayerSize, size_table
 from compression.methods.prune.structure.layer_sizes import layer_sizes as sizes_of
@@ -45,7 +45,7 @@ def test_what_is_cut_reloads_and_exports(tmp_path):
     again = storage.load(storage.save(cut, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(cut, task.test)[0])
     file = export(cut, task.example(4), tmp_path / "model.onnx")
-    assert parity(cut, file, task.test, task.metrics, threads=1).agreement == 1.0
+    assert check_parity(cut, file, task.test, task.compute_metrics, threads=1).agreement == 1.0
 
 
 def test_a_whole_model_is_left_alone():

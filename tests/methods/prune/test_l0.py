@@ -8,7 +8,7 @@ import torch
 
 from compression import models
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.prune import l0
@@ -134,7 +134,7 @@ def test_what_is_cut_answers_as_the_gated_model_did(gated, tmp_path):
     again = storage.load(storage.save(plain, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(plain, task.test)[0])
     file = export(plain, task.example(4), tmp_path / "model.onnx")
-    assert parity(plain, file, task.test, task.metrics, threads=1).agreement == 1.0
+    assert check_parity(plain, file, task.test, task.compute_metrics, threads=1).agreement == 1.0
 
 
 def test_open_gates_change_nothing():

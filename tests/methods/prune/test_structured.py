@@ -7,7 +7,7 @@ from transformers import AutoModelForSequenceClassification
 
 from compression import models
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.prune.structure.costs import count_operations
@@ -113,7 +113,7 @@ def test_what_is_left_exports_with_equal_logits(task, make_context, tmp_path, na
     task, model = (words_task(), tiny_bert()) if name == "bert" else (task, models.build(name, task))
     small, _ = pruned(model, make_context, task, scope=scope)
     file = export(small, task.example(4), tmp_path / "model.onnx")
-    assert parity(small, file, task.test, task.metrics, threads=1).max_difference < 1e-4
+    assert check_parity(small, file, task.test, task.compute_metrics, threads=1).max_difference < 1e-4
 
 
 def test_the_channels_that_stay_are_those_with_the_largest_scores(task, make_context):

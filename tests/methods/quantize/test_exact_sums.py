@@ -17,7 +17,7 @@ from compression.deploy.onnx.export import export
 from compression.nn.quantized import Quantize
 from compression.nn.quantized.qparams import MAX_PAIR_SUM
 from tests.conftest import tiny_bert, tiny_lstm, words_task
-from tests.deploy.graphs import as_run
+from tests.deploy.graphs import optimized_graph
 
 WEIGHTS = {"DynamicQuantizeLSTM": (1, 2)} | dict.fromkeys(("QLinearConv", "QGemm", "QLinearMatMul"), (3,))
 WEIGHTS |= dict.fromkeys(("MatMulInteger", "ConvInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"), (1,))
@@ -35,7 +35,7 @@ def cases():
 
 def weights(path):
     """The integer weights that kernels multiply with, in the graph as it is run."""
-    graph = as_run(path)
+    graph = optimized_graph(path)
     held = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     return {n.input[i]: held[n.input[i]] for n in graph.node for i in WEIGHTS.get(n.op_type, ())}
 

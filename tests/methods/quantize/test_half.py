@@ -7,7 +7,7 @@ from onnx import TensorProto
 from torch import nn
 
 from compression import models
-from compression.deploy.measure import layer_table, structure
+from compression.deploy.measure import layer_table, structure_metrics
 from compression.deploy.onnx.export import export
 from compression.deploy.session import Session
 from compression.errors import UserError
@@ -33,8 +33,8 @@ def test_weights_are_the_nearest_halves_and_answers_follow(dtype, task, make_con
     ours, theirs = predict(found, task.test)[0], predict(context.original, task.test)[0]
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
     assert {row["bits"] for row in layer_table(found, task.example())} == {16}
-    before = structure(context.original, task.example())
-    assert structure(found, task.example()) == before
+    before = structure_metrics(context.original, task.example())
+    assert structure_metrics(found, task.example()) == before
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -25,7 +25,6 @@ from compression.methods.quantize.fake_quant.learned_step import (
 from compression.methods.quantize.fake_quant.ste import sign_ste
 from compression.methods.quantize.graph.execution_trace import ExecutionTrace
 from compression.nn.quantized import QParams, QuantConv2d, QuantLinear
-from compression.nn.quantized.layers import bias_scale
 from compression.tasks.task import predict
 
 
@@ -170,7 +169,7 @@ def test_the_deployed_layer_computes_what_the_training_layer_did(kind, layer):
 
 def assert_equal_but_for_the_bias(made, found, expected):
     """Beside integer inputs a bias is a whole number of steps."""
-    step = bias_scale(made)
+    step = made.bias_scale
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 + (0 if step is None else step.max().item() / 2))
 
 

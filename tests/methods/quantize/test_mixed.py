@@ -8,12 +8,12 @@ from torch import nn
 
 from compression import models
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods import method, parse
 from compression.methods.quantize.bit_allocation.knapsack import Option, allocate_bits
 from compression.methods.quantize.bit_allocation.latency import fewest_layers
-from compression.methods.quantize.bit_allocation.sensitivity import empirical_fisher, temporary_weight
+from compression.methods.quantize.bit_allocation.sensitivity import temporary_weight, weight_fisher
 from compression.methods.quantize.calibration.weights import quantize_dequantize, weight_qparams
 from compression.nn import layers
 from compression.nn.quantized import QuantLinear
@@ -95,9 +95,9 @@ def test_fisher_is_the_mean_of_squared_gradients(task, make_context):
     torch.manual_seed(0)
     model = models.build("mlp", task).eval()
     context = make_context(task, copy.deepcopy(model))
-    one = empirical_fisher(model, {"fc": model.fc}, context, samples=1)["fc"]
+    one = weight_fisher(model, {"fc": model.fc}, context, samples=1)["fc"]
     chosen = torch.randperm(len(task.train), generator=torch.Generator().manual_seed(0))[:1]
-    inputs, targets = next(task.train.take(chosen).batches(1))
+    inputs, targets = next(task.train.select(chosen).batches(1))
     model.zero_grad()
     task.loss(model(inputs), targets).backward()
     torch.testing.assert_close(one, model.fc.weight.grad.square())
@@ -158,4 +158,4 @@ def test_layers_that_lose_most_stay_in_floats_where_there_is_room(task, make_con
     held = sum(row["bytes"] for row in rows)
     assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable_layers(context.original).values())
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    parity(made, file, task.test, task.metrics, threads=1)
+    check_parity(made, file, task.test, task.compute_metrics, threads=1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from compression import models
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.methods import method, parse
 from compression.methods.quantize.fake_quant.folded import (
     AVERAGING_RATE,
@@ -172,4 +172,4 @@ def test_a_bert_is_trained_rounded_and_answers_as_its_file(name, make_context, t
     assert kinds.count(QuantEmbedding) == (3 if name == "qat" else 0)
     assert {"activation-ranges", "weight-ranges"} <= set(context.record.figures)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    parity(made, file, task.test, task.metrics, threads=1)
+    check_parity(made, file, task.test, task.compute_metrics, threads=1)

@@ -7,7 +7,7 @@ from torch import nn
 from compression import methods, models
 from compression.deploy import measure
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import parity
+from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
 from compression.methods.quantize.static import Static, mean_output_error
@@ -15,7 +15,7 @@ from compression.models import storage
 from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
 from tests.conftest import tiny_bert, words_task
-from tests.deploy.graphs import as_run
+from tests.deploy.graphs import optimized_graph
 from tests.methods.quantize.test_folding import model_with_statistics
 
 
@@ -174,7 +174,7 @@ def test_a_bert_with_static_ranges_answers_as_its_file(make_context, tmp_path):
     kinds = [type(m) for m in made.modules()]
     assert (kinds.count(QuantLinear), kinds.count(QuantEmbedding)) == (6 + 2, 3)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    parity(made, file, task.test, task.metrics, threads=1)
+    check_parity(made, file, task.test, task.compute_metrics, threads=1)
 
 
 @pytest.mark.parametrize("chain", ["dynamic", "weight_only:group_size=16", "weight_only:bits=8,granularity=channel"])
@@ -198,8 +198,8 @@ def test_a_skipped_layer_is_the_only_one_that_is_computed_in_floats(skipped, tra
     task, model = trained
     made, _ = apply(Static(skip=skipped, calibration_samples=64), model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    parity(made, file, task.test, task.metrics, threads=1)
-    run = [node.op_type for node in as_run(file).node]
+    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    run = [node.op_type for node in optimized_graph(file).node]
     assert sum(kind in FLOAT_KERNELS for kind in run) == 1, run
     assert run.count("QLinearAdd") == 3
     tables = [measure.layer_table(m, task.example()) for m in (model, made)]
@@ -218,8 +218,8 @@ def test_a_tensor_that_is_quantized_in_several_ways_leaves_no_layer_in_floats(re
     step = step.resolved(task)
     made, _ = apply(step, model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    parity(made, file, task.test, task.metrics, threads=1)
-    run = [node.op_type for node in as_run(file).node]
+    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    run = [node.op_type for node in optimized_graph(file).node]
     assert not {*FLOAT_KERNELS, "Add"} & {*run}, run
     block = made.stages[0][0]
     assert [(type(m).__name__, m.bits) for m in block.conv1][0] == ("Quantize", 8)

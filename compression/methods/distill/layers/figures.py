@@ -25,7 +25,7 @@ def record_feature_maps(context: Context, teacher: nn.Module, student: nn.Module
 
     Layers of a CNN as their activation at each pixel, those of a transformer as their attention; others are left out.
     """
-    example = context.task.validation.take(torch.tensor([0])).to(context.device)
+    example = context.task.validation.select(torch.tensor([0])).to(context.device)
     [(inputs, _)] = example.batches(1)
     map_of = attention_map if transformer.is_transformer(teacher) else activation_map
     maps: dict[str, Tensor | None] = {}

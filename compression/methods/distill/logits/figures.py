@@ -27,7 +27,7 @@ def record_softened_outputs(
     task = context.task
     if task.outputs == 1:
         return
-    few = task.validation.take(torch.arange(min(EXAMPLES, len(task.validation)))).to(context.device)
+    few = task.validation.select(torch.arange(min(EXAMPLES, len(task.validation)))).to(context.device)
     [(inputs, targets)] = few.batches(EXAMPLES)
     *of_teachers, of_student = (forward(model, inputs).float().cpu() for model in (*teachers, student))
     labels = task.labels or [str(i) for i in range(task.outputs)]

@@ -25,7 +25,7 @@ def thinner_copy(teacher: nn.Module, width: float) -> nn.Module:
             f"width={width:.2g} makes thinner copies of the lab's own networks, and a {type(teacher).__name__} is "
             "none; name a model in its place, or take a shallower copy by its number of layers."
         )
-    if storage.reshaped(teacher):
+    if storage.has_changed_structure(teacher):
         raise UserError(
             f"width={width:.2g} makes thinner copies of networks as they were built, and compression changed the "
             "teacher's layers; name a model in its place."

@@ -30,7 +30,7 @@ def example_batches(context: Context, examples: int, size: int = BATCH) -> Itera
     generator = torch.Generator().manual_seed(context.seed)
     chosen = torch.randperm(len(split), generator=generator)[:examples]
     batches = math.ceil(len(chosen) / size)
-    return split.take(chosen).to(context.device).batches(math.ceil(len(chosen) / batches))
+    return split.select(chosen).to(context.device).batches(math.ceil(len(chosen) / batches))
 
 
 def differentiable_copy(model: nn.Module, context: Context, batch_statistics: bool) -> nn.Module:

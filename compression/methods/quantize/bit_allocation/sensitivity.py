@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from compression.nn.gradients import empirical_fisher
 from compression.nn.inputs import forward
 from compression.tasks.task import Split, Task, predict
 
@@ -36,26 +37,21 @@ def temporary_weight(layer: nn.Module, values: Tensor) -> Iterator[None]:
 def loss_and_quality(model: nn.Module, split: Split, task: Task) -> dict[str, float]:
     """The model's mean loss on the examples of `split`, and its value of the task's metric."""
     logits, targets = predict(model.eval(), split)
-    return {"loss": task.loss(logits, targets).item(), "quality": task.metrics(logits, targets)[task.metric]}
+    return {"loss": task.loss(logits, targets).item(), "quality": task.compute_metrics(logits, targets)[task.metric]}
 
 
-def empirical_fisher(
+def weight_fisher(
     model: nn.Module, layers: Mapping[str, nn.Module], context: Context, samples: int
 ) -> dict[str, Tensor]:
-    """Estimate the diagonal of the empirical Fisher information of each layer's weight, in the weight's shape.
+    """Estimate the diagonal of the empirical Fisher information of each layer's weight on `samples` training examples.
 
-    The mean squared gradient over small batches of `samples` training examples, times the size of a batch: the
-    gradient of a mean over b independent examples has 1/b of the variance of one example's.
+    The results have the shapes of the weights.
     """
-    weights = {name: cast("Tensor", layer.weight) for name, layer in layers.items()}
-    total = {name: torch.zeros_like(w) for name, w in weights.items()}
     train = context.task.train.to(context.device)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
-    batches = 0
-    for inputs, targets in train.take(order).batches(FISHER_BATCH):
-        loss = context.task.loss(forward(model.eval(), inputs), targets)
-        gradients = torch.autograd.grad(loss, list(weights.values()), materialize_grads=True)
-        for accumulated, gradient in zip(total.values(), gradients, strict=True):
-            accumulated += len(targets) * gradient.square()
-        batches += 1
-    return {name: accumulated / batches for name, accumulated in total.items()}
+    losses = (
+        (context.task.loss(forward(model.eval(), inputs), targets), len(targets))
+        for inputs, targets in train.select(order).batches(FISHER_BATCH)
+    )
+    weights = [cast("Tensor", layer.weight) for layer in layers.values()]
+    return dict(zip(layers, empirical_fisher(losses, weights), strict=True))

@@ -61,7 +61,7 @@ def calibration_batches(context: Context, samples: int) -> list[Inputs]:
     """Prepared batches of `samples` training examples (all, if there are fewer), chosen by the run's seed."""
     train = context.task.train
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
-    return [inputs for inputs, _ in train.take(chosen).to(context.device).batches(BATCH_SIZE)]
+    return [inputs for inputs, _ in train.select(chosen).to(context.device).batches(BATCH_SIZE)]
 
 
 @torch.no_grad()

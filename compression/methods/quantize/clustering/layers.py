@@ -56,8 +56,7 @@ class SharedLinear(SharedWeight, nn.Linear):
 
     def convert(self) -> ClusteredLinear:
         """The layer with packed indices."""
-        clustered = ClusteredLinear(self.in_features, self.out_features, self.bias is not None, self.bits)
-        return clustered.set_indices(self.index, self.values(), self.bias)
+        return ClusteredLinear.shaped_like(self, bits=self.bits).set_indices(self.index, self.values(), self.bias)
 
 
 class SharedConv2d(SharedWeight, nn.Conv2d):
@@ -74,8 +73,7 @@ class SharedConv2d(SharedWeight, nn.Conv2d):
 
     def convert(self) -> ClusteredConv2d:
         """The layer with packed indices."""
-        clustered = ClusteredConv2d(**conv_arguments(self), bias=self.bias is not None, bits=self.bits)
-        return clustered.set_indices(self.index, self.values(), self.bias)
+        return ClusteredConv2d.shaped_like(self, bits=self.bits).set_indices(self.index, self.values(), self.bias)
 
 
 def share_weight(layer: nn.Linear | nn.Conv2d, bits: int) -> SharedWeight:

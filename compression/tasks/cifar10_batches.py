@@ -1,6 +1,6 @@
-"""CIFAR-10 as its authors publish it and torchvision keeps it: Python pickles.
+"""CIFAR-10 as its authors publish it and torchvision stores it: pickled batches.
 
-A pickle can run any program, so this reader admits nothing but NumPy arrays beside plain values.
+A pickle can run any code, so this reader allows nothing but NumPy arrays and plain values.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 _RECONSTRUCT = np.empty(0).__reduce__()[0]  # its module's name differs between NumPy 1 and 2
 
 
-class _ArraysOnly(pickle.Unpickler):
-    """Refuses every name a pickle may ask for, but those that make up a NumPy array."""
+class _ArrayUnpickler(pickle.Unpickler):
+    """Refuses every global that a pickle may import, except those that make up a NumPy array."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the global `name` of `module`. Raises UnpicklingError if it is not allowed."""
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return getattr(np, name)
         if module in {"numpy.core.multiarray", "numpy._core.multiarray"} and name == "_reconstruct":
@@ -34,13 +35,13 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_batch(file: Path, classes: int = 10) -> tuple[Tensor, Tensor]:
-    """Images uint8 `(n, 3, 32, 32)` and labels int64 `(n,)`, each below `classes`, of one file.
+    """Return the images of a file, uint8 `(n, 3, 32, 32)`, and their labels, int64 `(n,)`, each below `classes`.
 
-    Raises UserError for a file that is damaged or holds anything else.
+    Raises UserError if the file is damaged or holds anything else.
     """
     try:
         with file.open("rb") as opened:
-            content = _ArraysOnly(opened, encoding="bytes").load()
+            content = _ArrayUnpickler(opened, encoding="bytes").load()
         images = torch.from_numpy(content[b"data"].astype(np.uint8, casting="safe")).reshape(-1, 3, 32, 32)
         labels = torch.tensor(content[b"labels"], dtype=torch.long)
         if labels.shape != (len(images),) or torch.any((labels < 0) | (labels >= classes)):

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from compression.errors import UserError
-from compression.tasks.batches import read_batch
-from tests.tasks.made import cifar_batches, pictures
+from compression.tasks.cifar10_batches import read_batch
+from tests.tasks.data_files import cifar_batches, random_images
 
 
 def test_a_batch_gives_images_channels_first_and_labels(tmp_path):
     images, labels = read_batch(cifar_batches(tmp_path / "b") / "data_batch_2")
-    wanted, wanted_labels = pictures(12, seed=1)
+    wanted, wanted_labels = random_images(12, seed=1)
     assert torch.equal(images, torch.from_numpy(wanted).permute(0, 3, 1, 2))
     assert labels.tolist() == wanted_labels
 
