@@ -47,6 +47,7 @@ ROOMS = (
         "files",
         "extras",
         "params",
+        "registry",
         "nn",
         "models",
         "artifacts",

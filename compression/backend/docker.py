@@ -110,6 +110,7 @@ def _data_volumes(env: dict[str, str]) -> list[str]:
 def _parameter_volumes(launch: Launch) -> list[str]:
     """Files and folders named by parameters, read-only, where the entry point will look for them."""
     texts = [value.removeprefix("@") for value in launch.params.values()]
+    texts += [text.rpartition(":")[0] for text in texts if ".py:" in text]  # task=./mine.py:make
     paths = [(Path(launch.folder, text).resolve(), _path_in_container(text)) for text in texts]
     return [f"{source}:{target}:ro" for source, target in paths if source.exists() and target != PROJECT_FOLDER]
 

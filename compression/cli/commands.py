@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compression import __version__, methods
+from compression import __version__, methods, models, tasks
 from compression.cli.options import CONTEXT, FieldCommand, LazyGroup, pick
 from compression.errors import UserError
 from compression.runs.settings import Settings
-from compression.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -93,7 +92,7 @@ def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
     if bool(run) == bool(task):
         raise UserError("report takes run ids or a task: --run ID [--run ID …], or --task NAME.")
     if task:
-        page, table = survey.write_survey(task, pick(survey.Budget, given), output)
+        page, table = survey.write_survey(tasks.short_name(task), pick(survey.Budget, given), output)
         click.echo(table)
     else:
         page = comparison.write_page(run, output)
@@ -153,13 +152,26 @@ def tune_options() -> Sequence[type]:
 
 
 def overview() -> str:
-    """List the methods by family, and the tasks, for the end of the help."""
+    """List the methods by family, the tasks and the models, those of installed packages too, for the help's end."""
     lines = [f"  {name:<10} {', '.join(methods.of_family(name))}" for name in methods.FAMILIES]
-    tasks = ", ".join(TASKS)
-    return "\n".join(["\b", "Methods, by family:", *lines, "", f"Tasks: {tasks}"])
+    paragraphs = (
+        f"Tasks: {', '.join((*tasks.TASKS, *tasks.FORMS))}",
+        f"Models for images: {', '.join(models.IMAGE_MODELS)}",
+        f"Models for text: {', '.join(models.TEXT_MODELS)}, or a name of the Hugging Face hub, or a folder",
+    )
+    return "\n\n".join(["\n".join(["\b", "Methods, by family:", *lines]), *paragraphs])
 
 
-@click.group(context_settings=CONTEXT, epilog=overview())
+class Lab(click.Group):
+    """The group of all commands; the end of its help is made when it is shown: it looks into installed packages."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write methods, tasks and models."""
+        self.epilog = overview()
+        super().format_epilog(ctx, formatter)
+
+
+@click.group(cls=Lab, context_settings=CONTEXT)
 @click.version_option(__version__)
 def cli() -> None:
     """Compress a neural network, measure it honestly before and after, keep everything in MLflow."""

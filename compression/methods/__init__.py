@@ -1,17 +1,20 @@
 """The registry of methods. A new one is its file and its line here; nothing else names it.
 
-The values are `module:class`, so that listing the names imports none of them.
+The values are `module:class`, so that listing the names imports none of them. Installed packages bring more by entry
+points of the group `compression.methods`, each named `<family>.<name>`.
 """
 
 from __future__ import annotations
 
-import importlib
 import itertools
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from compression import params
 from compression.errors import UserError
 from compression.methods.recipe import numbered, written
+from compression.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +30,7 @@ FAMILIES = {
     "decompose": "factorize layers into smaller ones",
 }
 
-METHODS = {
+_OWN = {
     "finetune": "train.finetune:Finetune",
     "response": "distill.response:Response",
     "decoupled": "distill.decoupled:Decoupled",
@@ -65,11 +68,14 @@ METHODS = {
     "tucker": "decompose.tucker:Tucker",
     "cp": "decompose.cp:Cp",
 }
+METHODS = Registry(
+    "method", {name: f"{__name__}.{place}" for name, place in _OWN.items()}, "compression.methods", FAMILIES
+)
 
 
 def family(name: str) -> str:
-    """The family of a method: the folder of its file."""
-    return METHODS[name].partition(".")[0]
+    """The family of a method: the folder of its file, or the one that its package names."""
+    return _OWN[name].partition(".")[0] if name in _OWN else METHODS.kind(name)
 
 
 def of_family(wanted: str) -> list[str]:
@@ -80,16 +86,30 @@ def of_family(wanted: str) -> list[str]:
 def method(name: str) -> type[Method]:
     """The class of a method; UserError listing the names for one that does not exist."""
     if name not in METHODS:
-        raise UserError(f"There is no method {name!r}; there are {', '.join(METHODS)}.")
-    module, _, cls = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+        raise METHODS.unknown(name)
+    found: type[Method] = METHODS.load(name)
+    if name not in _OWN and getattr(found, "family", "") != family(name):
+        raise UserError(f"The method {name!r} ({METHODS[name]}) has to be a Method with family = {family(name)!r}.")
     return found
+
+
+def class_names() -> dict[str, str]:
+    """The names of the methods' classes, each with the name of its method: Structured -> structured."""
+    return {place.partition(":")[2]: name for name, place in METHODS.items()}
 
 
 def name_of(step: Method) -> str:
     """The name under which the class of `step` is registered."""
-    place = f"{type(step).__module__}:{type(step).__qualname__}".removeprefix(f"{__name__}.")
-    return next(name for name, known in METHODS.items() if known == place)
+    cls = type(step)
+    place = f"{cls.__module__}:{cls.__qualname__}"
+    return next(name for name, known in METHODS.items() if known == place or _is_brought(name, cls))
+
+
+def _is_brought(name: str, cls: type[Method]) -> bool:
+    """Whether `name` is that of `cls` in the package that brings it, which may define it in another module."""
+    return (
+        name not in _OWN and METHODS[name].partition(".")[0] == cls.__module__.partition(".")[0] and method(name) is cls
+    )
 
 
 def labels(steps: Sequence[Method]) -> list[str]:
@@ -136,3 +156,14 @@ def check_task(steps: Sequence[Method], task: Task) -> None:
     for step in steps:
         if step.requires == "text" and task.takes_images:
             raise UserError(f"{name_of(step)} works on transformers alone, and {task.name} has images.")
+
+
+class _Registry(ModuleType):
+    """The package itself, which can be called: `compression.methods()`."""
+
+    def __call__(self) -> dict[str, type[Method]]:
+        """All methods by name; each is a dataclass whose fields are its options."""
+        return {name: method(name) for name in METHODS}
+
+
+sys.modules[__name__].__class__ = _Registry

@@ -1,18 +1,19 @@
 """The models by name; building one from its name, or again from its spec.
 
 Every model carries `spec`, a dictionary that JSON can hold: `rebuild(spec)` makes the same architecture
-without its weights, so that no checkpoint ever needs pickle.
+without its weights, so that no checkpoint ever needs pickle. Installed packages bring more models by entry points of
+the group `compression.models`, each named `image.<name>` or `text.<name>`.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compression.errors import UserError
+from compression.registry import Registry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
@@ -46,8 +47,68 @@ class TaskInterface(Protocol):
         """The tokenizer of a text task."""
 
 
+OWN = "own"  # the builder of a model that comes from somebody's own code
+
+
+class OwnSpec(dict[str, Any]):
+    """The spec of a model from somebody's own code, with the function that makes such a model."""
+
+    def __init__(self, make: Callable[[], nn.Module], entries: Mapping[str, Any]) -> None:
+        super().__init__(entries)
+        self.make = make
+
+    def __or__(self, entries: Mapping[str, Any]) -> OwnSpec:  # type: ignore[override]
+        return OwnSpec(self.make, {**self, **entries})
+
+    def __deepcopy__(self, memo: Any) -> OwnSpec:
+        return OwnSpec(self.make, self)
+
+
+def with_spec(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
+    """The model with a spec: the one that it has, that of its transformers config, or one as `adopt` gives it."""
+    if "builder" in (getattr(model, "spec", None) or {}):
+        return model
+    if hasattr(model, "config") and type(model).__module__.startswith("transformers."):
+        from compression.models import huggingface
+
+        spec = {"builder": "huggingface", "config": model.config.to_dict()}
+        if type(rebuild(spec)) is type(model):
+            return huggingface.attach_spec(model)
+    return adopt(model, model, input_shape)
+
+
+def adopt(model: nn.Module, like: nn.Module | Callable[[], nn.Module], input_shape: Sequence[int] = ()) -> nn.Module:
+    """Give a model of somebody's own code the spec by which it is stored: `like` is such a model, or makes one.
+
+    `input_shape` is that of one input, if the model takes a single tensor.
+    """
+    entries = {"builder": OWN, "class": type(model).__qualname__, "arguments": {"input_shape": list(input_shape)}}
+    model.spec = OwnSpec(factory(like), entries)  # type: ignore[assignment]
+    return model
+
+
+def factory(like: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+    """The function that makes a model of the architecture of `like`, or `like` itself if it is such a function."""
+    import copy
+
+    from torch import nn
+
+    if not isinstance(like, nn.Module):
+        return like
+    pristine = copy.deepcopy(like).cpu()
+    return lambda: reset_parameters(copy.deepcopy(pristine))
+
+
+def reset_parameters(model: nn.Module) -> nn.Module:
+    """Give every layer that can initialise itself new random weights, in place."""
+    for module in model.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+    return model
+
+
 # Name -> "module:function"; a module is imported, and torch with it, when one of its models is built.
-IMAGE_MODELS: dict[str, str] = {
+_IMAGE_MODELS = {
     "resnet8": "compression.models.resnet:resnet8",
     "resnet18": "compression.models.resnet:resnet18",
     "resnet20": "compression.models.resnet:resnet20",
@@ -61,8 +122,10 @@ IMAGE_MODELS: dict[str, str] = {
     "vgg16": "compression.models.torchvision:vgg16",
     "resnet50": "compression.models.torchvision:resnet50",
 }
-TEXT_MODELS: dict[str, str] = {"lstm": "compression.models.lstm:lstm"}
-MODELS = IMAGE_MODELS | TEXT_MODELS
+_TEXT_MODELS = {"lstm": "compression.models.lstm:lstm"}
+IMAGE_MODELS = Registry("model", _IMAGE_MODELS, "compression.models", ["image"])
+TEXT_MODELS = Registry("model", _TEXT_MODELS, "compression.models", ["text"])
+MODELS = Registry("model", _IMAGE_MODELS | _TEXT_MODELS, "compression.models", ["image", "text"])
 
 
 def build(name: str, task: TaskInterface) -> nn.Module:
@@ -99,7 +162,8 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
         from compression.models import huggingface
 
         return huggingface.build_from_config(spec["config"])
-    return _build_own(spec["builder"], spec["arguments"])
+    model = _make_own(spec) if spec["builder"] == OWN else _build_own(spec["builder"], spec["arguments"])
+    return model if "modular" not in spec else _with_modules(model, spec["modular"])
 
 
 def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
@@ -120,6 +184,24 @@ def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
     return torch.zeros(n, *arguments["input_shape"])
 
 
+def _make_own(spec: Mapping[str, Any]) -> nn.Module:
+    if not isinstance(spec, OwnSpec):
+        raise UserError(
+            f"This model is a {spec['class']} of somebody's own code, which is not stored: give a function that makes "
+            "one, compression.load(FOLDER, like=make_model), or use the folder's model.onnx or model.pt2."
+        )
+    return adopt(spec.make(), spec.make, spec["arguments"]["input_shape"])
+
+
+def _with_modules(model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
+    """Replace the functions of the model by modules, as a quantizer did before the model was stored."""
+    import torch
+
+    from compression.nn.modular import trace_modular
+
+    return trace_modular(model, torch.zeros(2, *image_shape))
+
+
 def _choices(suitable: Mapping[str, str]) -> str:
     """List the models that a task can have, as part of a sentence."""
     more = " or any Hugging Face hub name or folder" if suitable is TEXT_MODELS else ""
@@ -133,7 +215,6 @@ def _build_own(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             f"There is no model {name!r}; the models for images are {_choices(IMAGE_MODELS)}; "
             f"those for text {_choices(TEXT_MODELS)}."
         )
-    module, function = MODELS[name].split(":")
-    model: nn.Module = getattr(importlib.import_module(module), function)(**arguments)
+    model: nn.Module = MODELS.load(name)(**arguments)
     model.spec = {"builder": name, "arguments": dict(arguments)}  # type: ignore[assignment]
     return model

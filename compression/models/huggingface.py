@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from compression.errors import UserError, first_line
-from compression.models import hub
+from compression.models import classes, hub
+from compression.models.conv1d import linearize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,59 +36,108 @@ Loaded = TypeVar("Loaded")
 
 # Attention maps, head pruning and counting MACs all need attention as plain torch operators, not as a fused kernel.
 ATTENTION = "eager"
+# The share of a model's embeddings that its tokenizer has words for, at least: embeddings are padded by up to 2% (Phi).
+# For a folder without a tokenizer, transformers makes one of a handful of special tokens.
+MIN_VOCABULARY = 0.9
 
 
 def load_pretrained(name: str, task: TaskInterface) -> nn.Module:
     """Load the pretrained model `name` in float32, with a new classifier if it has none.
 
-    Its inputs are `input_ids`, `attention_mask` and possibly `token_type_ids`, each `(batch, length)`; its output
-    holds `logits` `(batch, outputs)`. Raises UserError if the model cannot be loaded, or is a classifier with another
-    number of outputs than the task.
+    Its inputs are those of `input_names`, each `(batch, length)`; its output holds `logits` `(batch, outputs)`, in the
+    order of the task's labels whatever the order in the model's `id2label`. Raises UserError if the model cannot be
+    loaded, reads another vocabulary than the task's texts are written in, or is a classifier of other classes.
     """
     config = _load_config(name)
     _check_outputs(name, config, task)
+    _check_vocabulary(name, config, task)
+    names = _class_names(name, config)
     config.num_labels = task.outputs
     config.problem_type = "regression" if task.outputs == 1 else "single_label_classification"
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: i for i, label in enumerate(task.labels)}
-    load: Callable[..., PreTrainedModel] = AutoModelForSequenceClassification.from_pretrained
-    return _attach_spec(_load(name, load, config=config, attn_implementation=ATTENTION, dtype=torch.float32))
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = AutoModelForSequenceClassification.from_pretrained
+    options = {"config": config, "attn_implementation": ATTENTION, "dtype": torch.float32}
+    model, report = _load(name, load, output_loading_info=True, **options)
+    if task.labels and all(key.startswith(f"{model.base_model_prefix}.") for key in report["missing_keys"]):
+        classes.match_outputs(model, names, task, name, zero_inputs(config, 2))
+    return attach_spec(model)
 
 
 def build_from_config(config: Mapping[str, Any]) -> nn.Module:
     """Build a model with new random weights from the config in its spec; needs no network."""
     build: Callable[..., PreTrainedModel] = AutoModelForSequenceClassification.from_config
-    return _attach_spec(build(AutoConfig.for_model(**config), attn_implementation=ATTENTION))
+    return attach_spec(build(AutoConfig.for_model(**config), attn_implementation=ATTENTION))
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model `name`, set to pad on the right.
 
-    Raises UserError if it cannot be loaded, or has no padding token.
+    Raises UserError if it cannot be loaded, has no padding token, or is not the model's own.
     """
     load: Callable[..., PreTrainedTokenizerBase] = AutoTokenizer.from_pretrained
     tokenizer = _load(name, load)
+    if not _fills_embeddings(len(tokenizer), _load_config(name)):
+        raise UserError(
+            f"{name} has no tokenizer of its own: the one that is found knows {len(tokenizer)} words, and the model "
+            f"{_vocabulary_size(_load_config(name))}; put the tokenizer's files (tokenizer.json, …) next to its config."
+        )
     if tokenizer.pad_token is None:
         raise UserError(f"The tokenizer of {name} has no padding token; choose an encoder such as BERT.")
     tokenizer.padding_side = "right"
     return tokenizer
 
 
+def read_vocabulary(name: str) -> dict[str, int]:
+    """Return the tokens of the tokenizer of `name` and their ids. Raises UserError if it cannot be loaded."""
+    load: Callable[..., PreTrainedTokenizerBase] = AutoTokenizer.from_pretrained
+    return _load(name, load).get_vocab()
+
+
 def input_names(name: str) -> set[str]:
-    """Return the names of the inputs of the model `name`: its tokenizer may make more than it takes.
+    """Return the names of the inputs of the model `name` that a tokenizer makes.
 
     Raises UserError if its config cannot be loaded.
     """
-    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(_load_config(name))]  # typed as a tuple
-    return set(inspect.signature(model_class.forward).parameters)
+    return set(_input_names(_load_config(name), token_types=2))
+
+
+def max_length(name: str) -> int | None:
+    """Return how many tokens the model `name` has positions for; None if it counts none.
+
+    Raises UserError if its config cannot be loaded.
+    """
+    config = _load_config(name)
+    with torch.device("meta"):  # without weights: 0.5 s at most
+        build: Callable[..., PreTrainedModel] = AutoModelForSequenceClassification.from_config
+        model = build(config)
+    embeddings = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and "relative" not in n}
+    limits = [  # RoBERTa and its like count positions from the row after that of padding
+        table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+        for place, table in embeddings.items()
+        if "position" in place
+    ]
+    stated = getattr(config, "max_position_embeddings", None) or -1  # -1: any length, for XLNet
+    return min([*limits, *([stated] if stated > 0 else [])], default=None)
 
 
 def zero_inputs(config: Any, n: int, length: int = 8) -> dict[str, Tensor]:
     """Return `n` texts of `length` times token 0, as tensors `(n, length)`, for a model with `config`."""
-    names = ["input_ids", *(["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else [])]
-    ids = {name: torch.zeros(n, length, dtype=torch.int64) for name in names}
-    return ids | {"attention_mask": torch.ones(n, length, dtype=torch.int64)}
+    fill = {"attention_mask": 1}
+    return {name: torch.full((n, length), fill.get(name, 0)) for name in _input_names(config, token_types=0)}
+
+
+def _input_names(config: PretrainedConfig, token_types: int) -> list[str]:
+    """Return which of a tokenizer's outputs a model takes; `token_types` is their number if `config` states none."""
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", token_types) < 2:
+        names.remove("token_type_ids")
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return names
+    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]  # typed as a tuple
+    taken = inspect.signature(model_class.forward).parameters
+    return [name for name in names if name in taken]
 
 
 def _load_config(name: str) -> PretrainedConfig:
@@ -105,6 +155,44 @@ def _check_outputs(name: str, config: PretrainedConfig, task: TaskInterface) -> 
     is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
     if is_classifier and config.num_labels != task.outputs:
         raise UserError(f"{name} has {config.num_labels} outputs; {task.name} needs {task.outputs}.")
+
+
+def _vocabulary_size(config: PretrainedConfig) -> int:
+    """Return how many tokens have an embedding; 0 for a model without a vocabulary, which reads characters."""
+    return getattr(config.get_text_config(), "vocab_size", None) or 0
+
+
+def _fills_embeddings(words: int, config: PretrainedConfig) -> bool:
+    """Whether a tokenizer of so many words may be that of a model with `config`."""
+    return words >= MIN_VOCABULARY * _vocabulary_size(config)
+
+
+def _check_vocabulary(name: str, config: PretrainedConfig, task: TaskInterface) -> None:
+    """Raise UserError if the task's texts are written in token ids that mean other words to the model."""
+    if task.tokenizer is None:
+        return
+    own, words = read_vocabulary(name), task.tokenizer.get_vocab()
+    if own != words if _fills_embeddings(len(own), config) else not _fills_embeddings(len(words), config):
+        raise UserError(
+            f"{name} reads another vocabulary than the tokenizer that {task.name} was loaded with; take models of one "
+            f"vocabulary, or give model={name}."
+        )
+
+
+def _class_names(name: str, config: PretrainedConfig) -> list[str]:
+    """Return the names of a classifier's outputs. Raises UserError if `id2label` and `label2id` contradict."""
+    named: dict[Any, Any] = config.id2label or {}
+    names = [str(named.get(i, f"LABEL_{i}")) for i in range(len(named))]
+    places = {str(label): int(i) for label, i in (config.label2id or {}).items()}
+    if sorted(places.values()) != list(range(len(names))) or classes.class_numbers(list(places)) is not None:
+        return names
+    inverse = sorted(places, key=places.__getitem__)
+    if inverse != names and classes.class_numbers(names) is None:
+        raise UserError(
+            f"The config of {name} contradicts itself: id2label names the classes {', '.join(names)}, and label2id "
+            f"{', '.join(inverse)}; correct its config.json."
+        )
+    return inverse
 
 
 def _load(name: str, load: Callable[..., Loaded], **arguments: Any) -> Loaded:
@@ -137,8 +225,9 @@ def _not_found_message(name: str, error: Exception) -> str:
     )
 
 
-def _attach_spec(model: PreTrainedModel) -> nn.Module:
-    """Set the model's `spec`, and return it."""
+def attach_spec(model: PreTrainedModel) -> nn.Module:
+    """Make its layers those that the lab knows, set the model's `spec`, and return it."""
+    linearize(model)
     # Through JSON, so that the spec equals what is read back from a file (JSON's keys are strings).
     config = json.loads(model.config.to_json_string(use_diff=False))
     del config["_name_or_path"]  # a folder on this machine, which means nothing on another

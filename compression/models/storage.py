@@ -18,10 +18,13 @@ from torch import nn
 
 from compression import models
 from compression.errors import UserError, first_line
+from compression.models import conv1d
 from compression.nn import layers
+from compression.nn.graph import replace_module
+from compression.nn.modular import Modularized
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
 
@@ -46,14 +49,16 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     spec = current_spec(model)
+    fresh = models.rebuild(spec)
     content = {
         "format": FORMAT_VERSION,
         "spec": spec,
-        "changes": structural_changes(models.rebuild(spec), model),
+        "changes": structural_changes(fresh, model),
         "about": metadata,
     }
     try:
-        safetensors.torch.save_model(model, str(folder / WEIGHTS_FILE))
+        with conv1d.as_stored(model, conv1d.linearized(fresh)):
+            safetensors.torch.save_model(model, str(folder / WEIGHTS_FILE))
         (folder / STRUCTURE_FILE).write_text(json.dumps(content, indent=1))
         if (config := getattr(model, "config", None)) is not None:
             config.save_pretrained(folder)  # so that transformers' from_pretrained reads the folder too
@@ -62,16 +67,20 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     return folder
 
 
-def load(folder: Path) -> nn.Module:
+def load(folder: Path, like: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a model that `save` wrote, on the CPU, in eval mode.
 
-    Raises UserError if a file is missing or damaged.
+    `like` makes the model before it was compressed, or is one, where that is of somebody's own code. Raises UserError
+    if a file is missing or damaged, or without the `like` that it takes.
     """
     try:
         content = json.loads((folder / STRUCTURE_FILE).read_text())
-        model = models.rebuild(content["spec"])
+        spec = content["spec"]
+        model = models.rebuild(models.OwnSpec(models.factory(like), spec) if like is not None else spec)
+        linearized = conv1d.linearized(model)
         apply_changes(model, content["changes"])
-        safetensors.torch.load_model(model, str(folder / WEIGHTS_FILE))
+        with conv1d.as_stored(model, linearized):
+            safetensors.torch.load_model(model, str(folder / WEIGHTS_FILE))
         for name in content["changes"]["masked"]:  # masks are not stored: what is zero was masked
             layer = model.get_submodule(name)
             layers.set_mask(layer, layers.weight(layer) != 0)
@@ -91,7 +100,7 @@ def read_metadata(folder: Path) -> dict[str, Any]:
 
 def current_spec(model: nn.Module) -> dict[str, Any]:
     """Return the spec to rebuild `model` from, for Hugging Face models with the config as pruning has changed it."""
-    config = getattr(model, "config", None)
+    config = None if isinstance(getattr(model, "spec", None), models.OwnSpec) else getattr(model, "config", None)
     return models.spec_of(model) if config is None else {"builder": "huggingface", "config": config.to_dict()}
 
 
@@ -132,7 +141,7 @@ def _add_changes(path: str, fresh: nn.Module | None, model: nn.Module, changes: 
     if type(model) is nn.Sequential and type(fresh) is not nn.Sequential:
         changes["modules"][path] = SEQUENTIAL  # what a decomposition puts in place of a layer; its factors follow
         fresh = nn.Sequential()
-    if type(fresh) is not type(model):
+    if type(fresh) is not type(model) and not (isinstance(fresh, Modularized) and isinstance(model, Modularized)):
         raise TypeError(f"{path or 'the model'}: a {type(model).__name__} cannot be described; see layers.STORABLE")
     attributes = plain_attributes(model)
     if attributes != plain_attributes(fresh):
@@ -170,10 +179,18 @@ def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
         delattr(model.get_submodule(parent), name)
     for path, description in changes["modules"].items():
         arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()}
-        model.set_submodule(path, classes[description["class"]](**arguments))
+        _put(model, path, classes[description["class"]](**arguments))
     for path, attributes in changes["attributes"].items():
         for name, value in attributes.items():
             setattr(model.get_submodule(path), name, value)
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path`, and under all other names of the module that is there, if one is."""
+    if path in dict(model.named_modules(remove_duplicate=False)):
+        replace_module(model, path, module)
+    else:
+        model.set_submodule(path, module)
 
 
 class _PyfuncModel:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a named module: its positional inputs and its output (None while it has not returned yet)."""
+    """One call of a named module: its inputs, first those by position, and its output (None before it returns)."""
 
     name: str
     module: nn.Module
@@ -40,18 +40,22 @@ def on_forward(
     in place (`nn.ReLU(inplace=True)`) would change the recorded inputs.
     """
 
-    def after_call(name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        return function(Call(name, module, inputs, output))
+    def after_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+        return function(Call(name, module, (*inputs, *named.values()), output))
 
-    def before_call(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        return function(Call(name, module, inputs))
+    def before_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        changed = function(Call(name, module, (*inputs, *named.values())))
+        if changed is None:
+            return None
+        values = changed if isinstance(changed, tuple) else (changed,)
+        return values[: len(inputs)], dict(zip(named, values[len(inputs) :], strict=True))
 
     with contextlib.ExitStack() as hooks:
         for name, module in modules.items():
             if before:
-                handle = module.register_forward_pre_hook(partial(before_call, name))
+                handle = module.register_forward_pre_hook(partial(before_call, name), with_kwargs=True)
             else:
-                handle = module.register_forward_hook(partial(after_call, name))
+                handle = module.register_forward_hook(partial(after_call, name), with_kwargs=True)
             hooks.callback(handle.remove)
         yield
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+
+from compression.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +23,22 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return the model's logits `(batch, outputs)`, for images as one tensor or text as named tensors."""
+    """Return the model's logits `(batch, outputs)`, for images as one tensor or text as named tensors.
+
+    A model returns them as they are, under the name `logits`, or as the first of several outputs. Raises UserError if
+    it does neither.
+    """
     outputs = model(**inputs) if isinstance(inputs, dict) else model(inputs)
-    logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+    logits = outputs
+    if isinstance(outputs, Mapping):
+        logits = outputs.get("logits")
+    elif hasattr(outputs, "logits"):
+        logits = outputs.logits
+    elif isinstance(outputs, (tuple, list)) and outputs:
+        logits = outputs[0]
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"{type(model).__name__} returns a {type(outputs).__name__} without logits: a model has to return them as "
+            "a tensor, under the name logits, or as the first of several outputs."
+        )
     return logits

@@ -94,7 +94,8 @@ def comparable_runs(runs: Sequence[RunRecord], task: str) -> tuple[list[RunRecor
     compared = [run for run in runs if "compression_ratio" in run.metrics]
     on_all_data = [run for run in compared if "limited" not in run.tags]
     if not compared:
-        raise UserError(f"There is no finished run on {task} that compressed anything.")
+        more = " The runs on a file's text are those on text/NAME, without the file's suffix." if task == "text" else ""
+        raise UserError(f"There is no finished run on {task} that compressed anything.{more}")
     return on_all_data or compared, not on_all_data
 
 

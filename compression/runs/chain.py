@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compression import methods, tracking
 from compression.deploy.measure import Measurement, add_timings, measure_model
-from compression.runs import baseline, conclusion, loading, machine
+from compression.runs import baseline, conclusion, coverage, loading, machine
 from compression.runs.job import Job, started
 
 if TYPE_CHECKING:
@@ -31,13 +31,8 @@ def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
         baseline.validate_first_step(job, steps[0])
         job = baseline.with_baseline(job)
         original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
-        runner = ChainRunner(job, steps, baseline.make_context(job, original), [])
-        runner.measure(original)
-        model = copy.deepcopy(original).requires_grad_(True)
-        original.to(job.machine.device)
-        for number in range(1, len(steps) + 1):
-            model = runner.run_step(number, model)
-        return runner.conclude(job, steps, model)
+        content, _ = ChainRunner(job, steps, baseline.make_context(job, original), []).run()
+        return content
 
 
 def train(settings: Settings, step: Method) -> dict[str, Any]:
@@ -56,12 +51,16 @@ def evaluate(settings: Settings) -> dict[str, Any]:
 def apply_step(step: Method, model: nn.Module, context: Context) -> tuple[nn.Module, float]:
     """Apply `step`; the model after it and the seconds it took.
 
-    Everything is seeded anew at each step, so that a step gives the same whatever came before it: a measurement,
-    or the same model read back from a cache.
+    What share of the parameters it reached is recorded. Everything is seeded anew at each step, so that a step gives
+    the same whatever came before it: a measurement, or the same model read back from a cache.
     """
+    before = coverage.layer_states(model)
     machine.seed(context.seed)
     began = time.perf_counter()
-    return step.apply(model, context).eval(), time.perf_counter() - began
+    made = step.apply(model, context).eval()
+    seconds = time.perf_counter() - began
+    coverage.record(step, methods.name_of(step), before, made, context.record)
+    return made, seconds
 
 
 @dataclass
@@ -73,6 +72,19 @@ class ChainRunner:
     context: Context
     measured: list[Measurement]  # of the original, then of the model after each step so far
     seconds: float = 0.0  # spent in the steps
+
+    def run(self) -> tuple[dict[str, Any], nn.Module]:
+        """Apply all steps to a copy of the context's original model, and measure before the first and after each.
+
+        The content of comparison.json, and the compressed model.
+        """
+        original = self.context.original
+        self.measure(original)
+        model = copy.deepcopy(original).requires_grad_(True)
+        original.to(self.job.machine.device)
+        for number in range(1, len(self.steps) + 1):
+            model = self.run_step(number, model)
+        return self.conclude(self.job, self.steps, model), model
 
     def run_step(self, number: int, model: nn.Module) -> nn.Module:
         """Apply step `number`, counted from 1, and measure the model after it."""
@@ -96,7 +108,7 @@ class ChainRunner:
             for name, value in self.job.tags("step", [step]).items():
                 run.tag(name, value)
             job = replace(self.job, run=run, stage="step")
-            job.resolved([step])
+            job.log_fields([step])
             yield job, replace(staged, child=job.stage_run)  # the step's own stages are its child runs
 
     def measure(self, model: nn.Module) -> None:

@@ -38,6 +38,19 @@ def conclude(
     return results.keep(job.run, job.task, model.cpu(), measured, metrics, metadata(job, steps))
 
 
+def commands(job: Job, stage: str, steps: Sequence[Method]) -> dict[str, str]:
+    """The commands that repeat a run; of one that was called from Python, what was called."""
+    if not job.settings.task:
+        return {
+            "command": f"compression.{stage}({job.model_name}, {methods.text(steps)!r}, task)",
+            "project_command": "",
+        }
+    return {
+        "command": command.line(job.settings, stage, steps),
+        "project_command": command.project_line(job.settings, stage, steps),
+    }
+
+
 def metadata(job: Job, steps: Sequence[Method]) -> dict[str, Any]:
     """What is kept beside the metrics: who, what, and the commands that repeat it."""
     stage = "compress" if job.stage == "step" else job.stage
@@ -46,11 +59,11 @@ def metadata(job: Job, steps: Sequence[Method]) -> dict[str, Any]:
         "run": job.run.id,
         "task": job.task.name,
         "labels": job.task.labels,
+        "normalization": job.task.normalization.described() if job.task.normalization else {},
         "model": job.model_name,
         "steps": methods.text(steps),
         "step_labels": methods.labels(steps),
         "participant": job.settings.person,
-        "command": command.line(job.settings, stage, steps),
-        "project_command": command.project_line(job.settings, stage, steps),
+        **commands(job, stage, steps),
         "machine": job.machine.facts(),
     }

@@ -37,7 +37,7 @@ class Job:
 
     def child(self, name: str, tags: dict[str, str]) -> AbstractContextManager[tracking.Run]:
         """Open a child run."""
-        return tracking.start_child_run(self.run, name, tags) if self.machine.main else tracking.NullRun.start()
+        return self.run.child(name, tags)
 
     def stage_run(self, name: str) -> AbstractContextManager[tracking.Run]:
         """Open a child run for a stage within a step."""
@@ -49,36 +49,66 @@ class Job:
         return run_tags(self.settings, stage, steps) | limited
 
     def resolved(self, steps: Sequence[Method]) -> list[Method]:
-        """The steps with the task's training defaults filled in; logs the fields of each that have an effect."""
-        filled = [step.resolved(self.task) for step in steps]
-        for name, step in zip(methods.labels(filled), filled, strict=True):
-            prefix, inactive = f"{name}." if len(filled) > 1 else "", step.inactive()
-            texts, given = params.texts(step), params.texts(step, changed=True)
-            self.run.params({prefix + field: text for field, text in texts.items() if field not in inactive})
+        """The steps with the task's training defaults filled in; logs them, and warns of fields without effect."""
+        for name, step in zip(methods.labels(steps), steps, strict=True):
+            given, inactive = params.texts(step, changed=True), step.inactive()
             if unused := [f"{field}={given[field]}" for field in given if field in inactive]:
                 self.run.warn(f"{name}: {', '.join(unused)} has no effect with the other fields as they are.")
+        filled = [step.resolved(self.task) for step in steps]
+        self.log_fields(filled)
         return filled
+
+    def log_fields(self, steps: Sequence[Method]) -> None:
+        """Log the fields of each step that have an effect."""
+        for name, step in zip(methods.labels(steps), steps, strict=True):
+            prefix, inactive = f"{name}." if len(steps) > 1 else "", step.inactive()
+            self.run.params({prefix + field: t for field, t in params.texts(step).items() if field not in inactive})
 
 
 @contextlib.contextmanager
-def started(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> Iterator[Job]:
-    """Start a run, load its task and log its parameters; whatever fails within fails the run."""
+def started(
+    settings: Settings, stage: str, steps: Sequence[Method] = (), task: Task | None = None, folder: Path | None = None
+) -> Iterator[Job]:
+    """Start a run, load its task and log its parameters; whatever fails within fails the run.
+
+    `task` is one that is loaded already. With a `folder`, the run is tracked nowhere, and what it leaves is there.
+    """
     here = machine.prepare(settings)
-    name = settings.run_name or " ".join([*map(methods.name_of, steps), settings.task])
+    task_name = task.name if task else tasks.short_name(settings.task, settings.data)
+    name = settings.run_name or " ".join([*map(methods.name_of, steps), task_name])
     known = run_tags(settings, stage, steps)
-    with start_run(here, name, known, settings.experiment) as run:
+    opened = contextlib.nullcontext(tracking.LocalRun(folder)) if folder else None
+    with opened or start_run(here, name, known, settings.experiment) as run:
         settings.observer.started(run, settings.person)
         if settings.baseline and not settings.model:
             settings = replace(settings, model=loading.built_name(settings.baseline))
-        task = tasks.load(settings.task, data=settings.data, limit=settings.limit, model=settings.model)
+        task = task or load_task(settings)
         methods.check_task(steps, task)
         if task.is_limited:
             run.tag("limited", str(settings.limit))
             run.warn(f"Only {settings.limit} examples were used: these are not the figures of {task.name}.")
         run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())
+        if task.description:
+            run.tag("data", task.description)
+            if here.main:
+                tracking.notify(task.description)
         run.dataset(task.name, task.source, task.digest, stage)
         yield Job(settings, task, here, run, stage)
         settings.observer.ended(run, settings.person, known.get("method", stage))
+
+
+def load_task(settings: Settings) -> Task:
+    """Load the task that the settings name."""
+    return tasks.load(
+        settings.task,
+        data=settings.data,
+        limit=settings.limit,
+        model=settings.model,
+        text_columns=settings.text_columns,
+        label_column=settings.label_column,
+        mean=settings.mean,
+        std=settings.std,
+    )
 
 
 def start_run(
@@ -96,7 +126,7 @@ def run_tags(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> di
     tags = {
         "participant": settings.person,
         "stage": stage,
-        "task": settings.task,
+        "task": tasks.short_name(settings.task, settings.data),
         "method": "+".join(map(methods.name_of, steps)),
         "family": "+".join(dict.fromkeys(s.family for s in steps)),
         "resumed_from": settings.resume,

@@ -24,7 +24,21 @@ class Settings:
     baseline: str = param(
         "", "trained model to start from: runs:/…, models:/…, a folder or a hub name; found or trained if empty"
     )
-    data: str = param("", "folder with the data; if empty: COMPRESSION_DATA, the hub, or the mirror in HF_ENDPOINT")
+    data: str = param(
+        "", "folder or file with the data; if empty: COMPRESSION_DATA, the hub, or the mirror in HF_ENDPOINT"
+    )
+    text_columns: tuple[str, ...] = param(
+        (), "column of a table with the text, or the two of a pair; found by usual names"
+    )
+    label_column: str = param("", "column of a table with the labels; found by its name if it is a usual one")
+    mean: tuple[float, ...] = param(
+        (),
+        "mean of images, of each channel or of all, for pixels in [0, 1]; the task's own if empty",
+        interval="[0, 1]",
+    )
+    std: tuple[float, ...] = param(
+        (), "their standard deviation, likewise: with it, somebody else's trained weights fit", interval="(0, 1]"
+    )
     limit: int | None = param(None, "use only this many examples of each split, for a quick look", interval="[1, inf)")
     seed: int = param(0, "random seed", interval="[0, 2147483647]")
     device: str = param("auto", "device to train on", choices=("auto", "cpu", "cuda"))

@@ -1,29 +1,41 @@
-"""The tasks by name, and loading one.
+"""The tasks by name, and loading one: the lab's own, those of packages, of the hub, and of somebody's own code.
 
 Each name maps to "module:function"; the module is imported when its task is loaded, so that the command line
-lists the tasks without waiting for torch.
+lists the tasks without waiting for torch. Packages bring more by entry points of the group `compression.tasks`.
 """
 
 from __future__ import annotations
 
-import importlib
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression.errors import UserError
+from compression.registry import Registry
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from compression.tasks.task import Task
 
 _GLUE = ("sst2", "cola", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli")
 _IMAGE_FOLDERS = ("imagefolder", "imagefolder/32", "imagefolder/64", "imagefolder/128")  # image side; default 224
+_TEXT = ("text", "text/regression")  # classes or numbers by the labels themselves, or whole numbers as numbers
 
-TASKS: dict[str, str] = {
-    "digits": "compression.tasks.digits:digits",
-    "cifar10": "compression.tasks.cifar10:cifar10",
-    **{f"glue/{name}": "compression.tasks.glue:glue" for name in _GLUE},
-    **dict.fromkeys(_IMAGE_FOLDERS, "compression.tasks.imagefolder:imagefolder"),
-}
+TASKS = Registry(
+    "task",
+    {
+        "digits": "compression.tasks.digits:digits",
+        "cifar10": "compression.tasks.cifar10:cifar10",
+        **{f"glue/{name}": "compression.tasks.glue:glue" for name in _GLUE},
+        **dict.fromkeys(_IMAGE_FOLDERS, "compression.tasks.imagefolder:imagefolder"),
+        **dict.fromkeys(_TEXT, "compression.tasks.text_files:text"),
+    },
+    "compression.tasks",
+)
+FORMS = ("hub/OWNER/NAME", "FILE.py:FUNCTION", "PACKAGE.MODULE:FUNCTION")  # of the names that TASKS cannot list
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -31,22 +43,83 @@ class TaskRequest:
     """Which task to load, and how. Empty strings and None stand for the task's defaults."""
 
     name: str
-    data: str = ""  # the folder with the data
+    data: str = ""  # the folder with the data, or the file
     limit: int | None = None  # the largest number of examples in each split
     model: str = ""  # the model whose tokenizer encodes the text
+    text_columns: tuple[str, ...] = ()  # of tables: the text, or pair of texts
+    label_column: str = ""  # of tables
+    mean: tuple[float, ...] = ()  # of images: of all channels or of each, for pixels in [0, 1]
+    std: tuple[float, ...] = ()
 
 
-def load(name: str, *, data: str = "", limit: int | None = None, model: str = "") -> Task:
+def load(
+    name: str,
+    *,
+    data: str = "",
+    limit: int | None = None,
+    model: str = "",
+    text_columns: Sequence[str] = (),
+    label_column: str = "",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Task:
     """Load the task `name`. Its splits are the same whatever the seed of the run, so that runs can be compared.
 
-    `data` is the folder with the data, `limit` the largest number of examples in each split, and `model` the model
-    whose tokenizer encodes the text. Raises UserError for an unknown name, a limit below 1, and data that cannot be
-    found or read.
+    `data` is the folder with the data, or the file, `limit` the largest number of examples in each split, and `model`
+    the model whose tokenizer encodes the text. `text_columns` and `label_column` name the columns of a table that do
+    not have a usual name; `mean` and `std` normalize images otherwise than the task does. Raises UserError for an unknown name, a limit below 1, data that cannot be found or read, and
+    code of others that fails.
     """
-    if name not in TASKS:
-        raise UserError(f"There is no task {name!r}; the tasks are {', '.join(TASKS)}.")
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} is out of range; it takes a whole number of examples, 1 or more.")
-    module, function = TASKS[name].split(":")
-    task: Task = getattr(importlib.import_module(module), function)(TaskRequest(name, data, limit, model))
+    request = TaskRequest(name, data, limit, model, tuple(text_columns), label_column, tuple(mean), tuple(std))
+    if (mean or std) and (name in _TEXT or name.startswith(("glue/", "hub/")) or is_code(name)):
+        raise UserError(f"mean and std normalize the images of the lab's own tasks; {name} has no use for them.")
+    if is_code(name):
+        from compression.tasks import code
+
+        return code.load(request)
+    if (text_columns or label_column) and name in TASKS.own and name not in _TEXT:
+        raise UserError(f"text_columns and label_column are for text and hub/NAME; {name} has its own columns.")
+    if name.startswith("hub/"):
+        from compression.tasks.hub_dataset import hub_dataset
+
+        return hub_dataset(request)
+    if name not in TASKS:
+        raise _unknown(name)
+    make = TASKS.load(name)
+    if name not in TASKS.own:
+        from compression.tasks import code
+
+        return code.make_task(make, request, TASKS[name])
+    task: Task = make(request)
     return task
+
+
+def is_code(name: str) -> bool:
+    """Whether `name` is a function of somebody's own code: `./mine.py:make` or `package.module:make`."""
+    return ":" in name
+
+
+def short_name(name: str, data: str = "") -> str:
+    """Return the name that runs on a task have: without the folders of code, with the name of a text file's data.
+
+    `./work/mine.py:make` is `mine:make`; `text` with the data `work/reviews.csv` is `text/reviews`.
+    """
+    if is_code(name):
+        place, _, function = name.rpartition(":")
+        return f"{Path(place).stem if place.endswith('.py') else place.rpartition('.')[2]}:{function}"
+    if name in _TEXT and data:
+        path = Path(data).resolve()
+        stem = path.stem if path.suffix.lower() in _TABLES else path.name
+        return f"{name}/" + re.sub(r"[^\w.-]+", "-", stem)
+    return name
+
+
+def _unknown(name: str) -> UserError:
+    """Return the refusal of a name that is no task's."""
+    if Path(name).suffix.lower() in _TABLES:
+        return UserError(f"{name} is data, and not a task: give task=text and data={name}.")
+    if name.endswith(".py"):
+        return UserError(f"{name} is a file, and a task is a function of it: task={name}:make, say.")
+    return UserError(f"There is no task {name!r}; the tasks are {', '.join((*TASKS, *FORMS))}.")

@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from compression.errors import UserError, first_line
 from compression.tasks import TaskRequest, cifar10_batches, tables
 from compression.tasks.cache import Tensors, cached
-from compression.tasks.images import normalize, random_crop, random_flip
+from compression.tasks.images import Normalization, random_crop, random_flip, to_rgb
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.sources import PublicDataset, SplitFiles, find_dataset
 from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
@@ -33,7 +33,7 @@ DATASET = PublicDataset(
     other_names={"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
 )
 # Mean and standard deviation of the training images' channels, for pixels in [0, 1].
-prepare = partial(normalize, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
+prepare = Normalization(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616))
 
 
 def cifar10(request: TaskRequest) -> Task:
@@ -41,9 +41,10 @@ def cifar10(request: TaskRequest) -> Task:
 
     Raises UserError if the data cannot be found or is damaged.
     """
+    normalization = prepare.requested(request)
     dataset = find_dataset(DATASET, request.data)
-    tensors = cached(f"cifar10-{dataset.fingerprint()[:32]}", partial(decode, dataset.files))
-    whole, tested = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"], prepare) for s in DATASET.splits)
+    tensors = cached(f"cifar10-2-{dataset.fingerprint()[:32]}", partial(decode, dataset.files))
+    whole, tested = (Split(tensors[f"{s}.images"], tensors[f"{s}.labels"], normalization) for s in DATASET.splits)
     train, validation = (whole.select(part[: request.limit]) for part in train_validation_indices(len(whole)))
     test = tested.select(fixed_permutation(len(tested))[: request.limit])
     return Task(
@@ -71,7 +72,8 @@ def cifar10(request: TaskRequest) -> Task:
         input_shape=(3, SIDE, SIDE),
         augment=augment,
         source=dataset.source,
-        digest=splits_digest([train, validation, test]),
+        normalization=normalization,
+        digest=splits_digest([train, validation, test], normalization, prepare),
         is_limited=request.limit is not None,
     )
 
@@ -109,4 +111,4 @@ def _decode_image(encoded: bytes) -> np.ndarray:
     with Image.open(io.BytesIO(encoded)) as image:
         if image.size != (SIDE, SIDE):  # NumPy would broadcast a single pixel over all
             raise ValueError(f"it has {image.width}x{image.height} pixels, not {SIDE}x{SIDE}")
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(to_rgb(image))

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from compression.errors import UserError
-from compression.tasks.images import normalize
+from compression.tasks.images import Normalization
 from compression.tasks.metrics import accuracy, cross_entropy
 from compression.tasks.splits import SPLIT_SEED, splits_digest
 from compression.tasks.task import Split, Task
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compression.tasks import TaskRequest
 
 SHAPE = (1, 8, 8)
-prepare = partial(normalize, mean=(0.3053,), std=(0.3761,))  # of all images, for pixels in [0, 1]
+prepare = Normalization(mean=(0.3053,), std=(0.3761,))  # of all images, for pixels in [0, 1]
 
 
 def digits(request: TaskRequest) -> Task:
@@ -31,9 +31,10 @@ def digits(request: TaskRequest) -> Task:
     """
     if request.data:
         raise UserError("The digits come with scikit-learn; leave data= empty.")
+    normalization = prepare.requested(request)
     images, targets = load_digits(return_X_y=True)
     pixels = np.rint(images * (255 / 16)).astype(np.uint8).reshape(-1, *SHAPE)
-    whole = Split(torch.from_numpy(pixels), torch.from_numpy(targets).long(), prepare)
+    whole = Split(torch.from_numpy(pixels), torch.from_numpy(targets).long(), normalization)
     parts = [torch.from_numpy(part)[: request.limit] for part in _split_indices(targets)]
     train, validation, test = map(whole.select, parts)
     return Task(
@@ -59,8 +60,9 @@ def digits(request: TaskRequest) -> Task:
             "label_smoothing": 0.0,
         },
         input_shape=SHAPE,
+        normalization=normalization,
         source="scikit-learn's digits",
-        digest=splits_digest([train, validation, test]),
+        digest=splits_digest([train, validation, test], normalization, prepare),
         is_limited=request.limit is not None,
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from compression.errors import UserError
 from compression.models import TEXT_MODELS
 from compression.tasks import TaskRequest, metrics, tables
 from compression.tasks.cache import Tensors, cached
@@ -24,6 +25,7 @@ from compression.tasks.text import TableTokenizer, load_table_tokenizer, trim_pa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -44,6 +46,7 @@ class Corpus:
     compute_metrics: Callable[[Tensor, Tensor], dict[str, float]] = metrics.accuracy
     test: str = "validation"  # the published split that is our test split
     mismatched: str = ""  # a second one, of other genres than the training data
+    interval: tuple[float, float] | None = None  # of the labels of a regression
 
 
 CORPORA = {
@@ -51,7 +54,7 @@ CORPORA = {
     "cola": Corpus(("sentence",), ("unacceptable", "acceptable"), "matthews_correlation", metrics.matthews_correlation),
     "mrpc": Corpus(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), "f1", metrics.f1),
     "qqp": Corpus(("question1", "question2"), ("not_duplicate", "duplicate"), "f1", metrics.f1),
-    "stsb": Corpus(("sentence1", "sentence2"), (), "pearson", metrics.correlations),
+    "stsb": Corpus(("sentence1", "sentence2"), (), "pearson", metrics.correlations, interval=(0, 5)),
     "mnli": Corpus(
         ("premise", "hypothesis"),
         ("entailment", "neutral", "contradiction"),
@@ -132,13 +135,21 @@ def _make_tensors(files: SplitFiles, corpus: Corpus, tokenizer: TableTokenizer, 
 
 def _split_tables(files: SplitFiles, corpus: Corpus, limit: int | None) -> dict[str, pa.Table]:
     """Return the rows of each of our splits, at most `limit`."""
-    published = {s: tables.read_tables(parts, list(corpus.columns), corpus.labels) for s, parts in files.items()}
+    published = {split: _read_split(parts, corpus) for split, parts in files.items()}
+    if len(published["train"]) < 2:
+        raise UserError(f"{files['train'][0]} holds one example; two or more are needed, to train and to validate.")
     train, validation = train_validation_indices(len(published["train"]))
     chosen = {"train": (published["train"], train), "validation": (published["train"], validation)}
     for split, name in (("test", corpus.test), ("mismatched", corpus.mismatched)):
         if name in published:
             chosen[split] = (published[name], fixed_permutation(len(published[name])))
     return {split: table.take(rows[:limit].numpy()) for split, (table, rows) in chosen.items()}
+
+
+def _read_split(files: list[Path], corpus: Corpus) -> pa.Table:
+    """Read the texts and labels of a published split."""
+    table = tables.read_tables(files, list(corpus.columns), corpus.labels, corpus.interval)
+    return tables.require_texts(table, corpus.columns, files[0] if len(files) == 1 else files[0].parent)
 
 
 def _make_splits(tensors: Tensors, input_names: tuple[str, ...]) -> dict[str, Split]:

@@ -110,7 +110,7 @@ def _download(dataset: PublicDataset) -> SplitFiles:
 
     if not hub.is_reachable():
         datasets.config.HF_HUB_OFFLINE = True  # read at each call
-    loaded = datasets.load_dataset(dataset.repository, dataset.subfolders[0], keep_in_memory=False)
+    loaded = datasets.load_dataset(dataset.repository, dataset.subfolders[0] or None, keep_in_memory=False)
     if missing := set(dataset.splits) - set(loaded):
         raise FileNotFoundError(f"{dataset.repository} has no split {' and '.join(sorted(missing))}")
     splits = [split for split in (*dataset.splits, *dataset.optional_splits) if split in loaded]

@@ -9,9 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compression.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from compression.tasks.images import Normalization
     from compression.tasks.task import Split
 
 SPLIT_SEED = 0  # independent of the seed of a run
@@ -24,14 +27,26 @@ def fixed_permutation(n: int) -> Tensor:
 
 
 def train_validation_indices(n: int) -> tuple[Tensor, Tensor]:
-    """Divide `n` examples into train and validation: a tenth, at most 5,000, is for validation."""
+    """Divide `n` examples into train and validation: a tenth, at most 5,000, is for validation.
+
+    Raises UserError if there are fewer than two.
+    """
+    if n < 2:
+        raise UserError(
+            f"The training data holds {n or 'no'} example; a task takes two or more, to train and validate."
+        )
     order, held_out = fixed_permutation(n), min(max(n // 10, 1), 5000)
     return order[held_out:], order[:held_out]
 
 
-def splits_digest(splits: Iterable[Split]) -> str:
-    """Return a SHA-256 over names, shapes, types and bytes of all tensors, cut to 16 hexadecimal digits."""
-    total = hashlib.sha256()
+def splits_digest(
+    splits: Iterable[Split], normalization: Normalization | None = None, default: Normalization | None = None
+) -> str:
+    """Return a SHA-256 over names, shapes, types and bytes of all tensors, cut to 16 hexadecimal digits.
+
+    A `normalization` other than the task's `default` counts too: with it, the examples are others for a model.
+    """
+    total = hashlib.sha256(b"" if normalization == default else repr(normalization).encode())
     for split in splits:
         inputs = split.inputs if isinstance(split.inputs, dict) else {"": split.inputs}
         for name, tensor in [*sorted(inputs.items()), ("targets", split.targets)]:

@@ -3,27 +3,54 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from compression.errors import UserError, first_line
+from compression.models.classes import match_names, name_key
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 
-def read_tables(files: list[Path], columns: list[str], labels: tuple[str, ...]) -> pa.Table:
-    """Read `columns` and the column `label` of all files into one table.
+def read_tables(
+    files: list[Path], columns: list[str], labels: tuple[str, ...], interval: tuple[float, float] | None = None
+) -> pa.Table:
+    """Read `columns` and the column `label` of all files into one table, with labels as int64, or float64 for numbers.
 
-    Raises UserError, with the file's name, if a file cannot be read, lacks a column, or holds other classes than
-    `labels` (empty for regression), as the data of another task does.
+    Labels are class numbers, or names in the order of `labels` or any other: a file that names its classes is matched
+    by these names. Without `labels`, they are numbers, in `interval` if there is one. Raises UserError, with the file's
+    name, if a file cannot be read, lacks a column or a value, or holds other classes, as the data of another task does;
+    and if there are no rows.
     """
-    return pa.concat_tables([_read_table(file, [*columns, "label"], labels) for file in files])
+    table = pa.concat_tables([_read_table(file, [*columns, "label"], labels, interval) for file in files])
+    if not len(table):
+        raise UserError(f"{' and '.join(map(str, files))} holds no examples.")
+    return table
 
 
-def _read_table(file: Path, columns: list[str], labels: tuple[str, ...]) -> pa.Table:
+def require_texts(table: pa.Table, columns: Sequence[str], file: Path | str) -> pa.Table:
+    """Return `table` with `columns` as strings. Raises UserError if one holds something else, or lacks a text."""
+    for name in columns:
+        values = table.column(name)
+        if pa.types.is_dictionary(values.type):  # a pandas Categorical
+            values = values.cast(values.type.value_type)
+        if values.null_count:
+            row = values.is_null().to_pylist().index(True)
+            raise UserError(f"{file} has no {name} in {values.null_count} of its rows (the first is row {row}).")
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)) and len(values):
+            raise UserError(f"The column {name} of {file} holds {values.type} values; it needs texts.")
+        table = table.set_column(table.column_names.index(name), name, values.cast(pa.string()))
+    return table
+
+
+def _read_table(
+    file: Path, columns: list[str], labels: tuple[str, ...], interval: tuple[float, float] | None
+) -> pa.Table:
     """Read and check one file."""
     try:
         table = _read_arrow(file, columns) if file.suffix == ".arrow" else _read_parquet(file, columns)
@@ -31,9 +58,15 @@ def _read_table(file: Path, columns: list[str], labels: tuple[str, ...]) -> pa.T
         raise UserError(f"{file} is not an intact {file.suffix[1:]} file: {first_line(error)}.") from error
     if missing := set(columns) - set(table.column_names):
         raise UserError(f"{file} has no column {' and '.join(sorted(missing))}; it needs {', '.join(columns)}.")
-    if (stored := _class_names(table)) and labels and stored != labels:
+    stored = _class_names(table)
+    if stored and labels and match_names(stored, labels) is None:
         raise UserError(f"{file} holds the classes {', '.join(stored)}; the task has {', '.join(labels)}.")
-    _check_labels(file, table.column("label"), len(labels))
+    values = table.column("label").to_pylist()
+    if labels:
+        column = pa.array(_class_indices(file, values, stored or labels, labels), pa.int64())
+    else:
+        column = pa.array(_numbers(file, values, interval), pa.float64())
+    table = table.set_column(table.column_names.index("label"), "label", column)
     return table.replace_schema_metadata()  # without metadata, which must be equal for tables to be joined
 
 
@@ -52,12 +85,43 @@ def _read_arrow(file: Path, columns: list[str]) -> pa.Table:
 
 def _class_names(table: pa.Table) -> tuple[str, ...]:
     """Return the class names that the hub's libraries write into a file's metadata; empty if there are none."""
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    return tuple(metadata.get("info", {}).get("features", {}).get("label", {}).get("names", ()))
+    try:
+        metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        return tuple(metadata.get("info", {}).get("features", {}).get("label", {}).get("names", ()))
+    except (ValueError, AttributeError, TypeError):  # somebody else's metadata
+        return ()
 
 
-def _check_labels(file: Path, labels: pa.ChunkedArray, classes: int) -> None:
-    """Raise UserError for a missing label or, if `classes` is not 0, one outside 0 to classes-1."""
-    values = labels.unique().to_pylist()
-    if labels.null_count or (classes and not all(label in range(classes) for label in values)):
-        raise UserError(f"{file} has examples without a label, or labels outside 0 to {classes - 1}.")
+def _class_indices(file: Path, values: list[Any], names: Sequence[str], labels: Sequence[str]) -> list[int]:
+    """Return the place in `labels` of each value: a number of one of `names`, 1, 1.0 or "1", or a name itself.
+
+    Raises UserError for a missing label, or one that is neither.
+    """
+    order = match_names(names, labels)
+    assert order is not None
+    places = {number: order.index(number) for number in range(len(names))}
+    known: dict[Any, int] = places | {str(number): place for number, place in places.items()}
+    known |= {name_key(label): place for place, label in enumerate(labels)}
+    keys = [name_key(value) if isinstance(value, str) else value for value in values]
+    if wrong := sorted({str(key) for key in keys if key not in known}):
+        raise UserError(
+            f"{file} has examples without a label, or labels outside 0 to {len(labels) - 1}: {', '.join(wrong[:3])} "
+            f"is none of {', '.join(labels)}."
+        )
+    return [known[key] for key in keys]
+
+
+def _numbers(file: Path, values: list[Any], interval: tuple[float, float] | None) -> list[float]:
+    """Return labels that are numbers, or texts of numbers. Raises UserError for any other."""
+    low, high = interval or (-math.inf, math.inf)
+    numbers = []
+    for row, value in enumerate(values):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not (math.isfinite(number) and low <= number <= high):
+            limits = f" from {low:g} to {high:g}" if interval else ""
+            raise UserError(f"{file} has the label {value} in row {row}; it needs a number{limits} for every example.")
+        numbers.append(number)
+    return numbers

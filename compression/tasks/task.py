@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from compression.tasks.images import Normalization
+
 
 @torch.inference_mode()
 def predict(model: nn.Module, split: Split, batch_size: int = 500) -> tuple[Tensor, Tensor]:
@@ -88,8 +90,10 @@ class Task:
     training: dict[str, Any]  # default hyperparameters
     from_scratch: dict[str, Any] = field(default_factory=dict)  # those that differ for models that are not pretrained
     input_shape: tuple[int, ...] = ()  # (channels, height, width) for images
+    normalization: Normalization | None = None  # of images that are stored as uint8
     augment: Callable[[Any, torch.Generator], Any] | None = None  # varies a batch of stored inputs at random
     source: str = ""  # where the data came from, in words
+    description: str = ""  # how somebody's own data was read, in a sentence that the run tells
     digest: str = ""  # a checksum of the data: equal digests mean equal examples
     is_limited: bool = False  # whether the splits were cut to the first `limit` examples: metrics are not comparable
     further_test_splits: dict[str, Split] = field(default_factory=dict)  # their metric is called <metric>_<name>
@@ -105,5 +109,9 @@ class Task:
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
     def example(self, n: int = 1) -> Inputs:
-        """Return the first `n` test inputs, prepared, on the CPU: for export, counting and timing."""
-        return next(self.test.to("cpu").batches(n))[0]
+        """Return the first `n` test inputs, prepared, on the CPU: for export, counting and timing.
+
+        The test split starts again if it has fewer: with `limit=1`, all are the same.
+        """
+        rows = torch.arange(n) % len(self.test)
+        return next(self.test.select(rows).to("cpu").batches(n))[0]

@@ -31,10 +31,11 @@ class TableTokenizer:
 
     tokenizer: PreTrainedTokenizerBase
     input_names: tuple[str, ...]  # the tokenizer's outputs that the model takes
+    max_length: int = MAX_LENGTH  # tokens; longer texts are truncated
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over everything that determines the tensors of a text."""
-        total = hashlib.sha256(repr((self.input_names, MAX_LENGTH)).encode())
+        total = hashlib.sha256(repr((self.input_names, self.max_length)).encode())
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(Path(folder).iterdir()):
@@ -44,7 +45,8 @@ class TableTokenizer:
     def tokenize(self, table: pa.Table, columns: tuple[str, ...]) -> Tensors:
         """Return tensors `(rows, longest)` of the text, or pair of texts, in `columns`.
 
-        Token ids are int32; attention mask and token types are uint8.
+        Token ids are int32; attention mask and token types are uint8. For a model without an attention mask, which
+        reads padding too, all texts are padded to the same length, so that no text depends on its batch.
         """
         chunks = [self._tokenize(rows, columns) for rows in table.to_batches(max_chunksize=CHUNK_ROWS)]
         longest = max(chunk["input_ids"].shape[1] for chunk in chunks)
@@ -55,7 +57,14 @@ class TableTokenizer:
     def _tokenize(self, rows: pa.RecordBatch, columns: tuple[str, ...]) -> Tensors:
         """Tokenize some rows, padded to the longest of them."""
         texts = [rows.column(name).to_pylist() for name in columns]
-        encoded = self.tokenizer(*texts, truncation=True, max_length=MAX_LENGTH, padding=True, return_tensors="np")
+        encoded = self.tokenizer(
+            *texts,
+            truncation=True,
+            max_length=self.max_length,
+            padding=True if "attention_mask" in self.input_names else "max_length",
+            return_attention_mask=True,  # also if the tokenizer's config does not list it
+            return_tensors="np",
+        )
         dtypes = {name: torch.int32 if name == "input_ids" else torch.uint8 for name in self.input_names}
         return {name: torch.from_numpy(encoded[name]).to(dtype) for name, dtype in dtypes.items()}
 
@@ -72,12 +81,14 @@ def load_table_tokenizer(model: str, default: str) -> TableTokenizer:
     """
     if model in TEXT_MODELS:
         return TableTokenizer(huggingface.load_tokenizer(default), ("input_ids", "attention_mask"))
-    tokenizer, input_names = huggingface.load_tokenizer(model), huggingface.input_names(model)
-    return TableTokenizer(tokenizer, tuple(name for name in tokenizer.model_input_names if name in input_names))
+    tokenizer, taken = huggingface.load_tokenizer(model), huggingface.input_names(model)
+    names = [name for name in (*tokenizer.model_input_names, "attention_mask") if name in taken]
+    limits = (MAX_LENGTH, tokenizer.model_max_length, huggingface.max_length(model) or MAX_LENGTH)
+    return TableTokenizer(tokenizer, tuple(dict.fromkeys(names)), min(limits))
 
 
 def trim_padding(inputs: Inputs) -> Inputs:
-    """Return a batch as int64, cut to its longest example."""
+    """Return a batch as int64, cut to its longest example if it has an attention mask."""
     assert isinstance(inputs, dict)
-    longest = int(inputs["attention_mask"].sum(1).max())
+    longest = int(inputs["attention_mask"].sum(1).max()) if "attention_mask" in inputs else None
     return {name: tensor[:, :longest].long() for name, tensor in inputs.items()}

@@ -7,7 +7,8 @@ raise UserError if it does not answer.
 
 from compression.tracking.delivery import sync, undelivered_runs
 from compression.tracking.journal import home
-from compression.tracking.lifecycle import fail_joined_run, start_child_run, start_run
+from compression.tracking.lifecycle import fail_joined_run, start_run
+from compression.tracking.local_run import CompressionWarning, LocalRun
 from compression.tracking.null_run import NullRun
 from compression.tracking.records import (
     RunRecord,
@@ -23,9 +24,11 @@ from compression.tracking.records import (
     write_mlmodel,
 )
 from compression.tracking.run import Run, notify, run_folder
-from compression.tracking.server import check_server, redact_uri, tracking_uri
+from compression.tracking.server import check_server, is_configured, redact_uri, tracking_uri
 
 __all__ = [
+    "CompressionWarning",
+    "LocalRun",
     "NullRun",
     "Run",
     "RunRecord",
@@ -37,6 +40,7 @@ __all__ = [
     "finished_runs",
     "get_run",
     "home",
+    "is_configured",
     "mark_failed",
     "metric_history",
     "notify",
@@ -44,7 +48,6 @@ __all__ = [
     "redact_uri",
     "register_model",
     "run_folder",
-    "start_child_run",
     "start_run",
     "sync",
     "tracking_uri",

@@ -190,7 +190,7 @@ def _open_run(folder: Path, tags: Mapping[str, str], logged_params: Mapping[str,
         notify(f"{uri} does not accept entries ({reason}); the run continues and keeps them in {folder}.")
 
     outbox = Outbox(journal, sender, lambda: clean_up(sender, journal), on_unavailable)
-    run = Run(sender.metadata["id"] or folder.name, folder, outbox, tags, logged_params)
+    run = Run(sender.metadata["id"] or folder.name, folder, outbox, tags, logged_params, start_child_run)
     try:
         with _full_disk_as_user_error(folder):
             yield run

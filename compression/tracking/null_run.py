@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from compression.tracking.run import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
 
 
 class NullRun(Run):
@@ -26,6 +27,10 @@ class NullRun(Run):
         """Yield a null run whose scratch folder lasts as long as the block."""
         with tempfile.TemporaryDirectory() as folder:
             yield cls(Path(folder))
+
+    def child(self, name: str, tags: Mapping[str, str]) -> AbstractContextManager[NullRun]:  # noqa: ARG002
+        """Open a child that discards everything, too."""
+        return NullRun.start()
 
     def _ignore(self, *args: Any, **kwargs: Any) -> None:
         pass

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from compression.tracking.journal import home, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
 
     from matplotlib.figure import Figure
 
@@ -56,12 +57,20 @@ def run_folder(run_id: str) -> Path:
 class Run:
     """Logs to one MLflow run: a `compression.training.context.RunLogger`, with methods for whole runs besides.
 
+    `open_child` starts a child run of a run, with a name and tags.
+
     Every method returns as soon as its entries are on disk, whatever the server does. Raises UserError, naming the
     folder, if the disk is full. `tags` and `logged_params` (names) are those that the run at the server has already.
     """
 
     def __init__(
-        self, id: str, folder: Path, outbox: Outbox, tags: Mapping[str, str], logged_params: Collection[str]
+        self,
+        id: str,
+        folder: Path,
+        outbox: Outbox,
+        tags: Mapping[str, str],
+        logged_params: Collection[str],
+        open_child: Callable[[Run, str, Mapping[str, str]], AbstractContextManager[Run]] | None = None,
     ) -> None:
         self.id = id
         self.folder = folder  # scratch: checkpoints live here
@@ -69,9 +78,14 @@ class Run:
         self.warnings: list[str] = []
         self.curves: dict[str, list[tuple[int, float]]] = {}  # metric -> (step, value), of those logged with a step
         self.tags = dict(tags)
-        self._outbox, self._note = outbox, tags.get(NOTE_TAG, "")
+        self._outbox, self._note, self._open_child = outbox, tags.get(NOTE_TAG, ""), open_child
         self._logged_params = set(logged_params)
         self._nonfinite: set[str] = set()  # metrics that a warning was given for
+
+    def child(self, name: str, tags: Mapping[str, str]) -> AbstractContextManager[Run]:
+        """Open a child run."""
+        assert self._open_child is not None
+        return self._open_child(self, name, tags)
 
     def params(self, values: Mapping[str, Any]) -> None:
         """Log parameters as text. Skips those that the run has already, for example from `mlflow run -P`.

@@ -49,6 +49,11 @@ def tracking_uri() -> str:
     return uri if path == uri else f"{SQLITE}{Path(path).absolute()}"
 
 
+def is_configured() -> bool:
+    """Whether a tracking URI or an experiment was chosen: by mlflow's functions, or by environment variables."""
+    return mlflow.is_tracking_uri_set() or "MLFLOW_EXPERIMENT_NAME" in os.environ
+
+
 def redact_uri(uri: str) -> str:
     """Return `uri` without user and password."""
     scheme, slashes, rest = uri.partition("://")

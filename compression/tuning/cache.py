@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import compression
-from compression import methods, params, tracking
+from compression import methods, models, params, tracking
 from compression.files import file_sha256
 from compression.models import storage
 
@@ -38,6 +38,7 @@ class StepCache:
 
     folder: Path
     start: str  # digest of everything but the steps
+    like: nn.Module | None = None  # the model before the steps, where it is of somebody's own code
 
     def find(self, steps: Sequence[Method]) -> tuple[nn.Module, float] | None:
         """Return the model after `steps` and how long they took (s), or None if there is no entry."""
@@ -45,7 +46,7 @@ class StepCache:
         if entry is None or not entry.exists():
             return None
         entry.touch()  # its time of change is that of its last use: see `evict`
-        return storage.load(entry), storage.read_metadata(entry)["seconds"]
+        return storage.load(entry, self.like), storage.read_metadata(entry)["seconds"]
 
     def save(self, steps: Sequence[Method], model: nn.Module, seconds: float) -> None:
         """Store the model after `steps`, which took `seconds`."""
@@ -71,7 +72,8 @@ def open_cache(job: Job, original: nn.Module) -> StepCache:
     """Return the cache for steps applied to `original` in `job`."""
     facts = job.machine.facts()
     start = [job.task.name, job.task.digest, job.settings.seed, facts, source_digest(), weights_digest(original)]
-    return StepCache(tracking.home() / "steps", digest(start))
+    is_own = models.spec_of(original)["builder"] == models.OWN
+    return StepCache(tracking.home() / "steps", digest(start), original if is_own else None)
 
 
 def step_key(step: Method) -> list[Any] | None:

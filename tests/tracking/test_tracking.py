@@ -228,7 +228,7 @@ def test_the_run_of_mlflow_run_is_joined_once_and_its_parameters_stay(client, mo
     with tracking.start_run("ours", {"stage": "distill"}) as run:
         run.params({"temperature": 4.0, "alpha": 0.9})
         run.warn("Careful.")
-        with tracking.start_child_run(run, "below", {"stage": "train"}) as below:
+        with run.child("below", {"stage": "train"}) as below:
             below.metrics({"x": 1.0})
     assert run.id == made.info.run_id
     seen = client.get_run(run.id)
@@ -244,7 +244,7 @@ def test_the_run_of_mlflow_run_is_joined_once_and_its_parameters_stay(client, mo
 
 def test_the_experiment_follows_the_argument_then_the_environment_then_mlflow(client, monkeypatch):
     def experiment(name=""):
-        with tracking.start_run(experiment=name) as run, tracking.start_child_run(run) as below:
+        with tracking.start_run(experiment=name) as run, run.child("", {}) as below:
             pass
         ids = {client.get_run(r.id).info.experiment_id for r in (run, below)}
         assert len(ids) == 1
@@ -535,9 +535,9 @@ def outage(tmp_path_factory):
                 assert crashing.stdout.readline() == "said all\n"
                 crashing.kill()
                 crashing.wait()
-                with tracking.start_child_run(ends, "below") as below:
+                with ends.child("below", {}) as below:
                     log_something(below, range(5))
-                    with tracking.start_child_run(below, "deep") as deep:
+                    with below.child("deep", {}) as deep:
                         deep.metrics({"x": 1.0})
                     (below.artifact_folder / "model").mkdir()
                     (below.artifact_folder / "model" / "weights").write_text("w")

@@ -62,10 +62,10 @@ class OnnxLinear(nn.Module):
         self.input, self.weight = _input_module(source), _weight_module(source)
         self.bias, self.float_bias = _bias_module(source), OnnxConstant(source.bias)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        bias = self.bias if inputs.ndim == 2 else self.float_bias
-        return F.linear(self.input(inputs), self.weight(), bias())
+        bias = self.bias if input.ndim == 2 else self.float_bias
+        return F.linear(self.input(input), self.weight(), bias())
 
 
 class OnnxConv2d(nn.Module):
@@ -76,9 +76,9 @@ class OnnxConv2d(nn.Module):
         self.input, self.weight = _input_module(source), _weight_module(source)
         self.bias, self.product = _bias_module(source), product_function(source)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(batch, in_channels, height, width)` to `(batch, out_channels, ...)`."""
-        return self.product(self.input(inputs), self.weight(), self.bias())
+        return self.product(self.input(input), self.weight(), self.bias())
 
 
 def _bias_module(source: QuantLinear | QuantConv2d) -> nn.Module:
@@ -117,11 +117,11 @@ class OnnxDynamicLinear(nn.Module):
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero_point", weight.zero_point)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        codes, scale, zero_point = dynamic_quantize(inputs)
+        codes, scale, zero_point = dynamic_quantize(input)
         operands = (codes, self.codes(), zero_point, self.zero_point)
-        sums = onnx_op("MatMulInteger", *operands, dtype=torch.int32, shape=(*inputs.shape[:-1], self.outputs))
+        sums = onnx_op("MatMulInteger", *operands, dtype=torch.int32, shape=(*input.shape[:-1], self.outputs))
         return _add_bias(sums.to(torch.float32) * (scale * self.scale), self.bias())
 
 
@@ -140,17 +140,17 @@ class OnnxEmbedding(nn.Module):
         self.register_buffer("scale", source.scale)
         self.register_buffer("zero_point", source.zero_point)
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """Look up `indices` of any shape: float32 `(..., embedding_dim)`."""
-        codes = F.embedding(indices, self.codes()).to(torch.float32)
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up `input` of any shape: float32 `(..., embedding_dim)`."""
+        codes = F.embedding(input, self.codes()).to(torch.float32)
         if self.group_size:
             padded = F.pad(codes, (0, self.padding)) if self.padding else codes
             codes = torch.unflatten(padded, -1, (-1, self.group_size))
         if self.offset:
             codes = codes + self.offset
         if self.zero_point is not None:
-            codes = codes - self.look_up_qparams(indices, self.zero_point).to(torch.float32)
-        values = codes * self.look_up_qparams(indices, self.scale)
+            codes = codes - self.look_up_qparams(input, self.zero_point).to(torch.float32)
+        values = codes * self.look_up_qparams(input, self.scale)
         values = values.flatten(-2) if self.group_size else values
         return values[..., : -self.padding] if self.padding else values
 
@@ -190,10 +190,10 @@ class OnnxMatMulNBits(nn.Module):
         stored = [] if source.qscheme == "symmetric" else [OnnxConstant(pack(zero_points, source.bits))]
         self.zero_points = nn.ModuleList(stored)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        operands = (inputs, self.packed, self.scale, *(constant() for constant in self.zero_points))
-        shape = (*inputs.shape[:-1], self.attributes["N"])
+        operands = (input, self.packed, self.scale, *(constant() for constant in self.zero_points))
+        shape = (*input.shape[:-1], self.attributes["N"])
         name = "com.microsoft::MatMulNBits"
         outputs = onnx_op(name, *operands, dtype=torch.float32, shape=shape, version=1, **self.attributes)
         return _add_bias(outputs, self.bias())
@@ -220,9 +220,9 @@ class OnnxHalf(nn.Module):
         self.bias = OnnxConstant(None if source.bias is None else source.bias.data)
         self.weight, self.product = OnnxWiden(source.weight.data), product_function(source)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute the layer's outputs, in the shapes of the source."""
-        return self.product(inputs, self.weight(), self.bias())
+        return self.product(input, self.weight(), self.bias())
 
 
 class OnnxClustered(nn.Module):
@@ -232,9 +232,9 @@ class OnnxClustered(nn.Module):
         super().__init__()
         self.weight, self.bias, self.product = codebook_weight(source), source.bias, product_function(source)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Compute the layer's outputs, in the shapes of the source."""
-        return self.product(inputs, self.weight(), self.bias)
+        return self.product(input, self.weight(), self.bias)
 
 
 class OnnxAdd(nn.Module):
@@ -256,9 +256,9 @@ class OnnxAvgPool2d(nn.Module):
         super().__init__()
         self.input, self.output_size = quantize_module(source.input), source.output_size
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Pool `(batch, channels, height, width)` to `(batch, channels, *output_size)`."""
-        images = self.input(inputs)
+        images = self.input(input)
         if self.output_size not in (1, (1, 1)):
             return F.adaptive_avg_pool2d(images, self.output_size)
         return onnx_op("GlobalAveragePool", images, dtype=torch.float32, shape=(*images.shape[:2], 1, 1))

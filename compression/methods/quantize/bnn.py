@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from compression.methods.quantize.fake_quant.base import FakeQuantTraining
 from compression.methods.quantize.fake_quant.layers import FakeQuantLayer, InputFakeQuantize, WeightFakeQuantize
 from compression.methods.quantize.fake_quant.ste import sign_ste
+from compression.nn.graph import replace_module
+from compression.nn.layers import PRUNABLE
 from compression.nn.quantized import TIE_SHIFT, QParams, code_range
 from compression.params import param
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from compression.methods.quantize.graph.execution_trace import ExecutionTrace
+    from compression.nn.graph import Graph, Node
 
 STEP = 2.0  # from -1 to +1
+POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten)
+RESHAPING = (torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape)
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,13 @@ class Bnn(FakeQuantTraining):
         """Signs, those of the weight with a scale for each output."""
         return ScaledSignWeight(), SignInput() if self.binary_inputs else nn.Identity()
 
-    def prepare(self, model: nn.Module, trace: ExecutionTrace, inner: Mapping[str, nn.Module]) -> None:
+    def prepare(self, model: nn.Module, graph: Graph, inner: Mapping[str, nn.Module]) -> None:
         """Remove the ReLUs before binary inputs."""
-        for relu, layer in trace.layer_after_relu.items() if self.binary_inputs else []:
-            if layer in inner:
-                model.set_submodule(relu, nn.Identity())
+        if not self.binary_inputs:
+            return
+        for node in graph.nodes:
+            if isinstance(node.target, nn.ReLU) and next_layers(graph, node).intersection(inner):
+                replace_module(model, node.name, nn.Identity())
 
     @torch.no_grad()
     def after_step(self, model: nn.Module) -> None:
@@ -49,6 +55,19 @@ class Bnn(FakeQuantTraining):
         for module in model.modules():
             if isinstance(module, FakeQuantLayer) and isinstance(module.weight_fake_quant, ScaledSignWeight):
                 module.weight.clamp_(-1, 1)
+
+
+def next_layers(graph: Graph, relu: Node) -> set[str]:
+    """Names of the layers that are given what `relu` makes, as it is, pooled or reshaped."""
+    found: set[str] = set()
+    reached = [relu]
+    while reached:
+        for reader in graph.readers(reached.pop().outputs[0]):
+            if isinstance(reader.target, PRUNABLE):
+                found.add(reader.name)
+            elif isinstance(reader.target, POOLING) or reader.target in RESHAPING:
+                reached.append(reader)
+    return found
 
 
 class ScaledSignWeight(WeightFakeQuantize):

@@ -12,6 +12,7 @@ from compression.methods.base import Method
 from compression.methods.quantize.calibration.selection import SKIP_HELP, is_quantizable, select_layers
 from compression.methods.quantize.clustering import huffman_file
 from compression.methods.quantize.clustering.layers import SharedWeight, share_weight
+from compression.nn.graph import replace_module
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.recurrent import Gates
 from compression.params import group, param
@@ -51,13 +52,13 @@ class Cluster(Method):
         model = model.to(context.device)
         for name, layer in self.select_layers(model).items():
             bits = self.bits if isinstance(layer, nn.Linear) else self.conv_bits
-            model.set_submodule(name, share_weight(layer, bits))
+            replace_module(model, name, share_weight(layer, bits))
         training = self.training_for(context.task)
         rate = (training.learning_rate or 0.0) * self.centroid_rate
         model = fit(model, context, training, parameter_groups=lambda trained: parameter_groups(trained, rate))
         for name, module in list(model.named_modules()):
             if isinstance(module, SharedWeight):
-                model.set_submodule(name, module.convert())
+                replace_module(model, name, module.convert())
         write_coded_file(model, context)
         return model
 

@@ -10,6 +10,7 @@ from torch import nn
 from compression.errors import UserError
 from compression.methods.quantize.calibration.scheme import WeightQuantization
 from compression.methods.quantize.calibration.selection import warn_of_float_recurrent_layers
+from compression.nn.graph import replace_module
 from compression.nn.layers import weight
 from compression.nn.quantized import DYNAMIC, QuantEmbedding, QuantLinear
 from compression.nn.recurrent import BiLSTM
@@ -39,10 +40,10 @@ class Dynamic(WeightQuantization):
         for name, layer in layers.items():
             if isinstance(layer, nn.Linear):
                 qparams = self.weight_qparams(weight(layer), 8)
-                model.set_submodule(name, QuantLinear.from_float(layer, qparams, DYNAMIC))
+                replace_module(model, name, QuantLinear.from_float(layer, qparams, DYNAMIC))
             elif isinstance(layer, nn.Embedding):
                 qparams = self.weight_qparams(weight(layer), None)
-                model.set_submodule(name, QuantEmbedding.from_float(layer, qparams))
+                replace_module(model, name, QuantEmbedding.from_float(layer, qparams))
         warn_of_float_recurrent_layers(model, context.record)
         return model
 

@@ -11,6 +11,7 @@ from torch import nn
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.calibration.selection import SKIP_HELP, is_quantizable, select_layers
+from compression.nn.graph import replace_module
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLayer, HalfLinear
 from compression.nn.recurrent import Gates
 from compression.params import param
@@ -43,7 +44,7 @@ class HalfPrecision(Method):
             half = to_half(found[name], TORCH_NAMES[self.dtype])
             if not bool(torch.isfinite(half.weight).all()):
                 raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")
-            model.set_submodule(name, half)
+            replace_module(model, name, half)
         return model
 
 

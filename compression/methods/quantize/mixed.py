@@ -24,7 +24,9 @@ from compression.methods.quantize.calibration.weights import quantize_dequantize
 from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, sums_and_poolings
 from compression.methods.quantize.static import Static
+from compression.nn.graph import replace_module
 from compression.nn.layers import count_macs, weight
+from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
 from compression.params import param
@@ -107,13 +109,13 @@ class Mixed(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Measure the sensitivities, choose the widths, and quantize."""
-        model = model.to(context.device).eval()
-        fold_batch_norms(model)
-        swap_pools_and_relus(model)
+        batches = calibration_batches(context, self.calibration_samples)
+        model = modularize(model.to(context.device).eval(), batches[0])
+        fold_batch_norms(model, batches[0])
+        swap_pools_and_relus(model, batches[0])
         layers = self.static(8).select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         sensitivities = self.measure_sensitivities(model, layers, context)
-        batches = calibration_batches(context, self.calibration_samples)
         statistics = self.observe(model, layers, batches, context)
 
         def quantized(widths: dict[str, int]) -> nn.Module:
@@ -221,11 +223,11 @@ class Mixed(Method):
             module = model.get_submodule(name)
             bits = widths.get(name, FLOAT_BITS if hasattr(module, "weight") else 8)
             if bits != FLOAT_BITS:
-                model.set_submodule(name, self.static(bits).quantized(module, of_inputs))
+                replace_module(model, name, self.static(bits).quantized(module, of_inputs))
         for name, bits in widths.items():
             module = model.get_submodule(name)
             if isinstance(module, nn.Embedding) and bits != FLOAT_BITS:
-                model.set_submodule(name, QuantEmbedding.from_float(module, self.weight_qparams(module, bits)))
+                replace_module(model, name, QuantEmbedding.from_float(module, self.weight_qparams(module, bits)))
         return model
 
     def record_widths(

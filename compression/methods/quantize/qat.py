@@ -21,10 +21,11 @@ from compression.methods.quantize.fake_quant.folded import (
     fold_and_fake_quantize,
     freeze,
 )
-from compression.methods.quantize.graph.execution_trace import ExecutionTrace
-from compression.methods.quantize.graph.folding import swap_pools_and_relus
+from compression.methods.quantize.graph.folding import foldable_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import float_input_qparams, requantize_inputs, sums_and_poolings
+from compression.nn.graph import record_graph, replace_module
 from compression.nn.layers import weight
+from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.params import group, param
 from compression.training.hyperparameters import Training
@@ -72,47 +73,48 @@ class Qat(CalibratedQuantization):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Calibrate, train with fake quantization, and convert to integers."""
-        model = model.to(context.device)
-        swap_pools_and_relus(model)
+        batches = calibration_batches(context, self.calibration_samples)
+        model = modularize(model.to(context.device), batches[0])
+        swap_pools_and_relus(model, batches[0])
         layers = self.select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
-        self.insert_fake_quantization(model, {n: m for n, m in layers.items() if n not in embeddings}, context)
+        self.insert_fake_quantization(model, {n: m for n, m in layers.items() if n not in embeddings}, context, batches)
 
         def on_step(step: int, steps: int) -> None:
             freeze(model, observers=step >= self.freeze_observers * steps, norms=step >= self.freeze_norm * steps)
 
         model = fit(model, context, self.training, on_step=on_step)
-        batches = calibration_batches(context, self.calibration_samples)
         self.record_figures(model, context, batches)
         for name, module in list(model.named_modules()):
             if isinstance(module, (FoldedFakeQuantLayer, FakeQuantAdd, FakeQuantAvgPool2d)):
-                model.set_submodule(name, module.convert())
+                replace_module(model, name, module.convert())
         for name, embedding in embeddings.items():
             qparams = self.weight_qparams(weight(embedding), None)
-            model.set_submodule(name, QuantEmbedding.from_float(embedding, qparams))
+            replace_module(model, name, QuantEmbedding.from_float(embedding, qparams))
         return requantize_inputs(model.to(context.device), float_input_qparams(model, batches), batches[0])
 
-    def insert_fake_quantization(self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context) -> None:
+    def insert_fake_quantization(
+        self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context, batches: Sequence[Inputs]
+    ) -> None:
         """Replace `layers`, sums and mean poolings by fake-quantized ones, in place; batch norms move into the layers.
 
         The order of replacement is that of the first forward pass.
         """
         between = sums_and_poolings(model)
-        batches = calibration_batches(context, self.calibration_samples)
-        trace = ExecutionTrace.record(model, batches[0])
+        norms = foldable_norms(record_graph(model, batches[0]))
         for name, statistics in observe_inputs(model, {**layers, **between}, batches).items():
             inputs = [self.input_fake_quant(model.get_submodule(name), of_input) for of_input in statistics]
             if name in between:
-                model.set_submodule(name, fake_quantize_sum_or_pooling(between[name], inputs))
+                replace_module(model, name, fake_quantize_sum_or_pooling(between[name], inputs))
                 continue
-            norm_name = trace.norm_after_layer.get(name)
+            norm_name = norms.get(name)
             norm = cast("BatchNorm", model.get_submodule(norm_name)) if norm_name else None
             layer = cast("nn.Linear | nn.Conv2d", layers[name])
-            folded = fold_and_fake_quantize(layer, norm, self.current_qparams, inputs[0])
-            model.set_submodule(name, folded.to(context.device))
             if norm_name:
-                model.set_submodule(norm_name, nn.Identity())
+                replace_module(model, norm_name, nn.Identity())
+            folded = fold_and_fake_quantize(layer, norm, self.current_qparams, inputs[0])
+            replace_module(model, name, folded.to(context.device))
 
     def input_fake_quant(self, module: nn.Module, statistics: ActivationStatistics) -> RangeFakeQuantize:
         """The fake quantization of an input of a layer, sum or pooling."""

@@ -22,7 +22,9 @@ from compression.methods.quantize.graph.requantize import (
     requantize_inputs,
     sums_and_poolings,
 )
+from compression.nn.graph import replace_module
 from compression.nn.layers import Add, weight
+from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.params import param
 
@@ -49,25 +51,25 @@ class Static(CalibratedQuantization):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Rewrite the float model, calibrate, and replace its layers."""
-        model = model.to(context.device).eval()
-        fold_batch_norms(model)
-        swap_pools_and_relus(model)
+        batches = calibration_batches(context, self.calibration_samples)
+        model = modularize(model.to(context.device).eval(), batches[0])
+        fold_batch_norms(model, batches[0])
+        swap_pools_and_relus(model, batches[0])
         if self.equalize:
-            equalize(model)
+            equalize(model, batches[0])
         layers = self.select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
         replaced = {name: m for name, m in layers.items() if name not in embeddings} | sums_and_poolings(model)
-        batches = calibration_batches(context, self.calibration_samples)
         observed = observe_inputs(model, replaced | float_layers(model), batches)
         statistics = {name: of_inputs for name, of_inputs in observed.items() if name in replaced}
         skipped = {name: of_inputs for name, of_inputs in observed.items() if name not in replaced}
         self.record_figures(model, statistics, context)
         for name, of_inputs in statistics.items():
-            model.set_submodule(name, self.quantized(replaced[name], of_inputs))
+            replace_module(model, name, self.quantized(replaced[name], of_inputs))
         for name, embedding in embeddings.items():
             qparams = self.weight_qparams(weight(embedding), None)
-            model.set_submodule(name, QuantEmbedding.from_float(embedding, qparams))
+            replace_module(model, name, QuantEmbedding.from_float(embedding, qparams))
         return requantize_inputs(model.to(context.device), self.float_input_qparams(skipped), batches[0])
 
     def activation_qparams(self, statistics: ActivationStatistics, bits: int) -> QParams:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from compression.methods.quantize.calibration.scheme import WeightQuantization
+from compression.nn.graph import replace_module
 from compression.nn.layers import weight
 from compression.nn.quantized import QuantEmbedding, QuantLinear
 from compression.nn.recurrent import Gates
@@ -37,7 +38,7 @@ class WeightOnly(WeightQuantization):
         for name, layer in layers.items():
             qparams = self.weight_qparams(weight(layer), None)
             if isinstance(layer, nn.Linear):
-                model.set_submodule(name, QuantLinear.from_float(layer, qparams))
+                replace_module(model, name, QuantLinear.from_float(layer, qparams))
             elif isinstance(layer, nn.Embedding):
-                model.set_submodule(name, QuantEmbedding.from_float(layer, qparams))
+                replace_module(model, name, QuantEmbedding.from_float(layer, qparams))
         return model

@@ -127,6 +127,6 @@ class QuantAvgPool2d(nn.Module):
         made.input = Quantize.from_qparams(activation)
         return made
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Pool `(batch, channels, height, width)` to `(batch, channels, *output_size)`."""
-        return F.adaptive_avg_pool2d(self.input(inputs), self.output_size)
+        return F.adaptive_avg_pool2d(self.input(input), self.output_size)

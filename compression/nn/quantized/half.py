@@ -73,6 +73,6 @@ class HalfEmbedding(LowBitEmbedding, HalfLayer):
     def __init__(self, num_embeddings: int, embedding_dim: int, stored: str = "float16") -> None:
         super().__init__(num_embeddings, embedding_dim, stored=stored)
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """Look up `indices` of any shape: float32 `(..., embedding_dim)`."""
-        return super().forward(indices).float()
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up `input` of any shape: float32 `(..., embedding_dim)`."""
+        return super().forward(input).float()

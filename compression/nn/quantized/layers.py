@@ -225,9 +225,9 @@ class QuantLinear(LowBitLinear, QuantWeightLayer):
         self.activation, self.activation_bits = activation, activation_bits
         self.input = _input_module(activation, activation_bits)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Quantize the inputs and map `(..., in_features)` to `(..., out_features)`."""
-        return super().forward(self.input(inputs))
+    def forward(self, input: Tensor) -> Tensor:
+        """Quantize the input and map `(..., in_features)` to `(..., out_features)`."""
+        return super().forward(self.input(input))
 
 
 class QuantConv2d(LowBitConv2d, QuantWeightLayer):
@@ -255,9 +255,9 @@ class QuantConv2d(LowBitConv2d, QuantWeightLayer):
         self.activation, self.activation_bits = activation, activation_bits
         self.input = _input_module(activation, activation_bits)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Quantize images `(batch, in_channels, height, width)` and map them to `(batch, out_channels, ...)`."""
-        return super().forward(self.input(inputs))
+        return super().forward(self.input(input))
 
 
 class QuantEmbedding(LowBitEmbedding, QuantWeightLayer):

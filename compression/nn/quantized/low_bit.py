@@ -70,9 +70,9 @@ class LowBitLinear(LowBitLayer):
         super().__init__((out_features, in_features), out_features if bias else 0, **storage)
         self.in_features, self.out_features = in_features, out_features
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
-        return F.linear(inputs, self.float_weight(), self.bias)
+        return F.linear(input, self.float_weight(), self.bias)
 
 
 class LowBitConv2d(LowBitLayer):
@@ -97,9 +97,9 @@ class LowBitConv2d(LowBitLayer):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map images `(batch, in_channels, height, width)` to feature maps `(batch, out_channels, ...)`."""
-        return F.conv2d(inputs, self.float_weight(), self.bias, **conv_options(self))
+        return F.conv2d(input, self.float_weight(), self.bias, **conv_options(self))
 
 
 class LowBitEmbedding(LowBitLayer):
@@ -111,6 +111,6 @@ class LowBitEmbedding(LowBitLayer):
         super().__init__((num_embeddings, embedding_dim), 0, **storage)
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
 
-    def forward(self, indices: Tensor) -> Tensor:
-        """Look up `indices` of any shape: `(..., embedding_dim)`."""
-        return F.embedding(indices, self.weight)
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up `input` of any shape: `(..., embedding_dim)`."""
+        return F.embedding(input, self.weight)

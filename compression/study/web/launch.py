@@ -14,6 +14,7 @@ from compression.study import launches
 from compression.study.texts import StudyError, translate
 from compression.study.web.forms import Form, SubmittedForm, read_form
 from compression.study.web.pages import Visit, consenting_id, get_access, open_visit, redirect, render_page
+from compression.tasks import is_code
 
 router = APIRouter()
 # The settings that participants choose; the others (device, output, …) are up to the server.
@@ -96,10 +97,12 @@ def parse_fields(fields: list[Field], form: Form, problems: dict[str, str]) -> d
 
 
 def reject_paths(form: Form) -> None:
-    """Raise StudyError if a value could be a path: the run would read the server's files on a participant's behalf."""
+    """Raise StudyError for a value that could be a path, or code: a run would use the server's files for a participant."""
     for name, values in form.items():
         if any(value.strip().startswith(("/", ".", "~", "@", "\\")) or ".." in value for value in values):
             raise StudyError("no_server_files", name=name)
+    if is_code(form.first("task")):  # a function of any module would run there
+        raise StudyError("no_server_files", name="task")
 
 
 def command_arguments(method: str, form: Form, values: dict[str, Any], settings_values: dict[str, Any]) -> list[str]:

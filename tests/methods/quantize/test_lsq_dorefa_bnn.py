@@ -1,7 +1,6 @@
 """Fake-quantization training: the gradients against the formulas of the papers, and the conversion of layers."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from compression.deploy.onnx.export import export
 from compression.deploy.session import Session
 from compression.errors import UserError
 from compression.methods import build, method, parse
-from compression.methods.quantize.bnn import ScaledSignWeight, SignInput, scaled_sign
+from compression.methods.quantize.bnn import ScaledSignWeight, SignInput, next_layers, scaled_sign
 from compression.methods.quantize.dorefa import MeanSignWeight, TanhWeight, UnitInput, mean_sign, quantize_unit
 from compression.methods.quantize.fake_quant.layers import convert, fake_quantized, is_foldable
 from compression.methods.quantize.fake_quant.learned_step import (
@@ -23,7 +22,8 @@ from compression.methods.quantize.fake_quant.learned_step import (
     quantize_with_step,
 )
 from compression.methods.quantize.fake_quant.ste import sign_ste
-from compression.methods.quantize.graph.execution_trace import ExecutionTrace
+from compression.methods.quantize.graph.folding import foldable_norms
+from compression.nn.graph import record_graph
 from compression.nn.quantized import QParams, QuantConv2d, QuantLinear
 from compression.tasks.task import predict
 
@@ -63,14 +63,22 @@ def test_lsq_rounds_to_multiples_of_its_step():
     assert found.tolist() == [-2.0, -0.5, 0.5, 1.5]
 
 
-def test_the_first_step_is_that_of_the_paper():
-    assert initial_step(torch.tensor([1.0, -3.0]), 4).item() == pytest.approx(2 * 2 / math.sqrt(4))
+def test_the_first_step_has_the_least_squared_error():
+    values = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    step = initial_step(values, -8, 7)
+
+    def error(step):
+        return ((values / step).round().clamp(-8, 7) * step - values).square().mean()
+
+    assert error(step) <= min(error(step * factor) for factor in (0.5, 0.8, 0.9, 1.1, 1.25, 2.0))
+    assert initial_step(torch.tensor([0.5, -1.0, 1.5]), -4, 3).item() == pytest.approx(0.5)
+    assert initial_step(torch.zeros(3), -4, 3).item() > 0
 
 
 def test_a_learned_step_input_is_signed_if_some_values_are_negative():
     positive, signed = LearnedStepInput(3), LearnedStepInput(3)
-    positive(torch.rand(4, 3))
-    signed(torch.randn(4, 3))
+    positive.initialize(torch.rand(4, 3))
+    signed.initialize(torch.randn(4, 3))
     assert (positive.low, positive.high) == (0, 7)
     assert (signed.low, signed.high) == (-4, 3)
     assert (positive.qparams().zero_point, signed.qparams().zero_point) == (0, 4)
@@ -137,7 +145,7 @@ def test_weights_of_a_binary_layer_stay_within_one(task, make_context):
     model = models.build("digits_cnn", task)
     binary = method("bnn")()
     context = make_context(task, copy.deepcopy(model))
-    binary.insert_fake_quantization(model, ExecutionTrace.record(model, task.example(8)))
+    binary.insert_fake_quantization(model, record_graph(model, task.example(8)), task.example(8))
     with torch.no_grad():
         model.stages[1].conv.weight.fill_(3.0)
     binary.after_step(model)
@@ -150,7 +158,9 @@ def test_weights_of_a_binary_layer_stay_within_one(task, make_context):
 
 def fake_quantizers(kind, layer):
     if kind == "lsq":
-        return learned_steps(layer, 3, 4)
+        weight, of_input = learned_steps(layer, 3, 4)
+        of_input.initialize(torch.randn(64, 3))
+        return weight, of_input
     if kind == "bnn":
         return ScaledSignWeight(), SignInput()
     return (TanhWeight(3) if kind == "dorefa" else MeanSignWeight()), UnitInput(4)
@@ -255,11 +265,12 @@ def test_layers_are_skipped_by_name_and_edges_left_in_floats(task, make_context)
 
 
 def test_the_order_of_a_model_is_that_in_which_it_runs(task):
-    trace = ExecutionTrace.record(models.build("resnet8", task), task.example(2))
-    assert trace.layers[0] == "stem.conv"
-    assert trace.layers[-1] == "fc"
-    assert trace.layer_after_relu["stem.relu"] == "stages.0.0.conv1"
-    assert trace.norm_after_layer["stages.1.0.shortcut.conv"] == "stages.1.0.shortcut.bn"
+    graph = record_graph(models.build("resnet8", task), task.example(2))
+    layers = [node.name for node in graph.nodes if isinstance(node.target, (nn.Conv2d, nn.Linear))]
+    assert (layers[0], layers[-1]) == ("stem.conv", "fc")
+    [relu] = graph.calls("stem.relu")
+    assert next_layers(graph, relu) == {"stages.0.0.conv1"}  # and a residual sum
+    assert foldable_norms(graph)["stages.1.0.shortcut.conv"] == "stages.1.0.shortcut.bn"
 
 
 def test_a_learned_weight_of_eight_bits_uses_codes_that_add_up_exactly():

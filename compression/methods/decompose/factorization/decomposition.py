@@ -20,6 +20,7 @@ from compression.methods.decompose.factorization.costs import (
 )
 from compression.methods.decompose.factorization.spectrum import Spectrum, round_rank
 from compression.nn import layers
+from compression.nn.graph import replace_module
 from compression.nn.inputs import map_inputs
 from compression.nn.selection import resolve_names
 from compression.params import param
@@ -190,7 +191,7 @@ class Decomposition(Method):
         """Replace a layer by its factors, in the device and precision of its weight; returns the relative error."""
         weight = layers.weight(candidate.layer)
         made, error, warning = self.factorize(candidate.layer, ranks, context.seed)
-        model.set_submodule(candidate.name, made.to(weight.device, weight.dtype))
+        replace_module(model, candidate.name, made.to(weight.device, weight.dtype))
         if warning:
             context.record.warn(f"{candidate.name}: {warning}")
         return error

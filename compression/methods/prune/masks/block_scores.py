@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from compression.methods.prune.masks.scores import intersect_mask
 from compression.nn import layers
+from compression.nn.graph import replace_module
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,10 +99,10 @@ class ScoredLayer(nn.Module):
         super().__init__()
         self.layer, self.scores, self.grid = layer, scores, grid
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The layer's outputs with the masked weight."""
         weight = cast("Tensor", self.layer.weight) * self.grid.expand(self.scores())
-        outputs: Tensor = functional_call(self.layer, {"weight": weight}, (inputs,))
+        outputs: Tensor = functional_call(self.layer, {"weight": weight}, (input,))
         return outputs
 
 
@@ -118,7 +119,7 @@ def attach_scores(
         sizes = torch.stack([grid.sum_blocks(unpruned(modules[name])) for name, grid in group]).sum(0).long()
         scores = BlockScores(sizes, sum(grid.shape.numel() for _, grid in group), initial)
         for name, grid in group:
-            model.set_submodule(name, ScoredLayer(modules[name], scores, grid))
+            replace_module(model, name, ScoredLayer(modules[name], scores, grid))
         group_scores.append(scores)
     return group_scores
 
@@ -134,7 +135,7 @@ def detach_scores(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, ScoredLayer):
             intersect_mask(module.layer, module.grid.expand(module.scores.keep))
-            model.set_submodule(name, module.layer)
+            replace_module(model, name, module.layer)
     return model
 
 

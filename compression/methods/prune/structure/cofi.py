@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compression.methods.prune.structure.hard_concrete import Gates, open_probability
 from compression.nn import transformer
+from compression.nn.graph import replace_module
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,9 +96,9 @@ class GatedLinear(nn.Module):
         super().__init__()
         self.layer, self.before, self.after = layer, before, after
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The gated outputs."""
-        outputs: Tensor = self.layer(inputs if self.before is None else inputs * self.before())
+        outputs: Tensor = self.layer(input if self.before is None else input * self.before())
         return outputs if self.after is None else outputs * self.after()
 
 
@@ -108,13 +109,13 @@ class GatedNorm(nn.Module):
         super().__init__()
         self.layer, self.after = layer, after
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The normalised and gated inputs."""
-        gate, inputs = self.after(), inputs.float()
+    def forward(self, input: Tensor) -> Tensor:
+        """The normalised and gated input."""
+        gate, input = self.after(), input.float()
         is_open = (gate > 0).float()
         count = is_open.sum().clamp_min(1)
-        mean = (inputs * is_open).sum(-1, keepdim=True) / count
-        centred = inputs - mean
+        mean = (input * is_open).sum(-1, keepdim=True) / count
+        centred = input - mean
         variance = (centred.square() * is_open).sum(-1, keepdim=True) / count
         normed = centred * (variance + self.layer.eps).rsqrt() * self.layer.weight + self.layer.bias
         gated: Tensor = normed * gate
@@ -153,12 +154,14 @@ def attach_gates(model: nn.Module, gates: EncoderGates) -> None:
     blocks, norms, linears = transformer.blocks(model), list(hidden_norms(model)), list(hidden_linears(model))
     for i, block in enumerate(blocks):
         heads = RepeatedGates(cast("Gates", gates.heads[i]), block.head_size)
-        model.set_submodule(names[id(block.output)], GatedLinear(block.output, heads, SingleGate(gates.attention, i)))
-        model.set_submodule(names[id(block.down)], GatedLinear(block.down, gates.neurons[i], SingleGate(gates.ffn, i)))
+        replace_module(model, names[id(block.output)], GatedLinear(block.output, heads, SingleGate(gates.attention, i)))
+        replace_module(
+            model, names[id(block.down)], GatedLinear(block.down, gates.neurons[i], SingleGate(gates.ffn, i))
+        )
     for norm in norms:
-        model.set_submodule(names[id(norm)], GatedNorm(norm, gates.hidden))
+        replace_module(model, names[id(norm)], GatedNorm(norm, gates.hidden))
     for linear in linears:
-        model.set_submodule(names[id(linear)], GatedLinear(linear, None, gates.hidden))
+        replace_module(model, names[id(linear)], GatedLinear(linear, None, gates.hidden))
 
 
 def hidden_norms(model: nn.Module) -> Iterator[nn.LayerNorm]:
@@ -185,7 +188,7 @@ def detach_gates(model: nn.Module, gates: EncoderGates, values: Sequence[Tensor]
     for name, module in list(model.named_modules()):
         if isinstance(module, (GatedLinear, GatedNorm)):
             fold_gates(module)
-            model.set_submodule(name, module.layer)
+            replace_module(model, name, module.layer)
     attention, ffn, hidden, *rest = [(z > 0).nonzero().flatten().tolist() for z in values]
     for i in range(len(gates.heads)):
         cut_attention(model, i, rest[i] if i in attention else [])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compression.methods.base import Method
 from compression.methods.quantize.calibration import figures, observers
 from compression.methods.quantize.calibration.observers import OBSERVERS
-from compression.methods.quantize.calibration.selection import SKIP_HELP, select_layers
+from compression.methods.quantize.calibration.selection import SKIP_HELP, is_quantizable, select_layers
 from compression.methods.quantize.calibration.weights import weight_qparams
 from compression.nn.layers import Add, weight
 from compression.params import param
@@ -67,8 +67,15 @@ class WeightQuantization(Method):
         figures.record_weights(record, {n: (v, self.weight_qparams(v, activation_bits)) for n, v in values.items()})
 
     def select_layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
-        """The layers of exactly these classes by name, except the skipped ones; raises UserError if none are left."""
-        found = {name: module for name, module in model.named_modules() if type(module) in kinds}
+        """The layers of exactly these classes by name, except the skipped ones; raises UserError if none are left.
+
+        Convolutions that pad with anything but zeros have no integer form, and are left out.
+        """
+        found = {
+            name: module
+            for name, module in model.named_modules()
+            if type(module) in kinds and (is_quantizable(module) or not isinstance(module, nn.Conv2d))
+        }
         class_names = ", ".join(kind.__name__ for kind in kinds)
         return {name: found[name] for name in select_layers(model, found, self.skip, class_names)}
 

@@ -50,9 +50,9 @@ class SharedLinear(SharedWeight, nn.Linear):
         nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self._share(layer, bits)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `(…, outputs)` for inputs `(…, inputs)`."""
-        return F.linear(inputs, self.values()[self.index], self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs `(…, outputs)` for input `(…, inputs)`."""
+        return F.linear(input, self.values()[self.index], self.bias)
 
     def convert(self) -> ClusteredLinear:
         """The layer with packed indices."""
@@ -66,9 +66,9 @@ class SharedConv2d(SharedWeight, nn.Conv2d):
         nn.Conv2d.__init__(self, **conv_arguments(layer), bias=layer.bias is not None, device="meta")
         self._share(layer, bits)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `(batch, outputs, height, width)` for inputs `(batch, inputs, height, width)`."""
-        outputs: Tensor = self._conv_forward(inputs, self.values()[self.index], self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs `(batch, outputs, height, width)` for input `(batch, inputs, height, width)`."""
+        outputs: Tensor = self._conv_forward(input, self.values()[self.index], self.bias)
         return outputs
 
     def convert(self) -> ClusteredConv2d:

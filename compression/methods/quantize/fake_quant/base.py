@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, cast
 
-import torch
 from torch import nn
 
 from compression.errors import UserError
 from compression.methods.base import Method
-from compression.methods.quantize.calibration.activations import calibration_batches
+from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
 from compression.methods.quantize.calibration.figures import record_trained_ranges
 from compression.methods.quantize.calibration.selection import (
     SKIP_HELP,
@@ -30,11 +29,12 @@ from compression.methods.quantize.fake_quant.layers import (
     fake_quantized,
     is_foldable,
 )
-from compression.methods.quantize.fake_quant.learned_step import learned_steps
-from compression.methods.quantize.graph.execution_trace import ExecutionTrace
-from compression.methods.quantize.graph.folding import swap_pools_and_relus
+from compression.methods.quantize.fake_quant.learned_step import LearnedStepInput, learned_steps
+from compression.methods.quantize.graph.folding import foldable_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import quantize_residuals
-from compression.nn.inputs import Inputs, forward
+from compression.nn.graph import Graph, record_graph, replace_module
+from compression.nn.layers import PRUNABLE
+from compression.nn.modular import modularize
 from compression.params import group, param
 from compression.training.hyperparameters import Training
 from compression.training.loop import fit
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from compression.methods.quantize.fake_quant.norms import BatchNorm
+    from compression.nn.inputs import Inputs
     from compression.training.context import Context
 
 SAMPLES = 512  # training examples that calibrate sums and poolings after the training
@@ -70,7 +71,7 @@ class FakeQuantTraining(Method):
         """The fake quantization of the weight and the input of a layer that is neither the first nor the last."""
         raise NotImplementedError
 
-    def prepare(self, model: nn.Module, trace: ExecutionTrace, inner: Mapping[str, nn.Module]) -> None:
+    def prepare(self, model: nn.Module, graph: Graph, inner: Mapping[str, nn.Module]) -> None:
         """Change what else has to be changed before training; `inner` are the layers between first and last."""
 
     def after_step(self, model: nn.Module) -> None:
@@ -78,33 +79,40 @@ class FakeQuantTraining(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Train with fake quantization and convert to integers."""
-        model = model.to(context.device)
-        swap_pools_and_relus(model)
         inputs = next(context.task.train.to(context.device).batches(256))[0]
-        trace = ExecutionTrace.record(model, inputs)
+        model = modularize(model.to(context.device), inputs)
+        swap_pools_and_relus(model, inputs)
+        graph = record_graph(model, inputs)
         warn_of_float_recurrent_layers(model, context.record)
-        self.insert_fake_quantization(model, trace)
-        with torch.no_grad():  # learned steps of inputs start from the first values that they meet
-            forward(model.eval(), inputs)
+        self.insert_fake_quantization(model, graph, inputs)
         model = fit(model, context, self.training, on_step=lambda *_: self.after_step(model))
         batches = calibration_batches(context, SAMPLES)
         record_figures(model, context, batches)
-        return quantize_residuals(convert_layers(model, trace), batches)
+        return quantize_residuals(convert_layers(model, foldable_norms(graph)), batches)
 
-    def insert_fake_quantization(self, model: nn.Module, trace: ExecutionTrace) -> None:
-        """Replace the layers that are not skipped by fake-quantized ones, in place."""
-        found = [name for name in trace.layers if is_quantizable(model.get_submodule(name))]
+    def insert_fake_quantization(self, model: nn.Module, graph: Graph, inputs: Inputs) -> None:
+        """Replace the layers that are not skipped by fake-quantized ones, in place.
+
+        Learned steps of a layer's inputs start from what it is given in all its calls on the prepared batch `inputs`.
+        """
+        called = [node.name for node in graph.nodes if isinstance(node.target, PRUNABLE)]
+        found = [name for name in dict.fromkeys(called) if is_quantizable(model.get_submodule(name))]
         selected = select_layers(model, found, self.skip)
-        edges = {trace.layers[0], trace.layers[-1]}
+        edges = {called[0], called[-1]}
         inner = {name: model.get_submodule(name) for name in selected if name not in edges}
-        self.prepare(model, trace, inner)
+        self.prepare(model, graph, inner)
+        observed = observe_inputs(model, {name: model.get_submodule(name) for name in selected}, [inputs])
         for name in selected:
             layer = cast("nn.Linear | nn.Conv2d", model.get_submodule(name))
-            if name in inner:
-                model.set_submodule(name, fake_quantized(layer, *self.fake_quantizers(layer)))
-            elif self.edge_bits:
-                quantizers = learned_steps(layer, self.edge_bits, self.edge_bits)
-                model.set_submodule(name, fake_quantized(layer, *quantizers))
+            if name not in inner and not self.edge_bits:
+                continue
+            is_inner = name in inner
+            quantizers = (
+                self.fake_quantizers(layer) if is_inner else learned_steps(layer, self.edge_bits, self.edge_bits)
+            )
+            if isinstance(quantizers[1], LearnedStepInput):
+                quantizers[1].initialize(observed[name][0].sample)
+            replace_module(model, name, fake_quantized(layer, *quantizers))
 
 
 def record_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
@@ -119,16 +127,19 @@ def record_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]
     record_trained_ranges(context.record, model, weights, inputs, batches)
 
 
-def convert_layers(model: nn.Module, trace: ExecutionTrace) -> nn.Module:
-    """Convert every fake-quantized layer to integers, in place, and fold the batch norms into them where possible."""
+def convert_layers(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
+    """Convert every fake-quantized layer to integers, in place, and fold the batch norms into them where possible.
+
+    `norms` are the names of the batch norms that `foldable_norms` found, by their layers.
+    """
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, FakeQuantLayer):
             continue
-        norm_name = trace.norm_after_layer.get(name)
+        norm_name = norms.get(name)
         norm = cast("BatchNorm", model.get_submodule(norm_name)) if norm_name else None
         if norm_name and norm is not None and is_foldable(layer, norm):
-            model.set_submodule(name, convert(layer, norm))
-            model.set_submodule(norm_name, nn.Identity())
+            replace_module(model, name, convert(layer, norm))
+            replace_module(model, norm_name, nn.Identity())
         else:
-            model.set_submodule(name, convert(layer))
+            replace_module(model, name, convert(layer))
     return model

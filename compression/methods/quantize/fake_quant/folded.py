@@ -161,10 +161,10 @@ class FoldedFakeQuantLayer(Freezable):
         """The layer's outputs without its bias."""
         raise NotImplementedError
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The outputs of the layer and its norm."""
         factors = self.factors()
-        outputs = self.compute(self.input_fake_quant(inputs), self._rounded(self.folded_weight()))
+        outputs = self.compute(self.input_fake_quant(input), self._rounded(self.folded_weight()))
         if factors is not None:
             outputs = outputs / self._per_channel(factors)
         if self.bias is not None:

@@ -51,9 +51,9 @@ class FakeQuantLinear(nn.Linear):
         super().__init__(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         _adopt(self, layer, weight_fake_quant, input_fake_quant)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `(…, outputs)` for inputs `(…, inputs)`."""
-        return F.linear(self.input_fake_quant(inputs), self.weight_fake_quant(self.weight), self.bias)
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs `(…, outputs)` for input `(…, inputs)`."""
+        return F.linear(self.input_fake_quant(input), self.weight_fake_quant(self.weight), self.bias)
 
 
 class FakeQuantConv2d(nn.Conv2d):
@@ -66,10 +66,10 @@ class FakeQuantConv2d(nn.Conv2d):
         super().__init__(**conv_arguments(layer), bias=layer.bias is not None, device="meta")
         _adopt(self, layer, weight_fake_quant, input_fake_quant)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs `(batch, outputs, height, width)` for inputs `(batch, inputs, height, width)`."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Outputs `(batch, outputs, height, width)` for input `(batch, inputs, height, width)`."""
         weight = self.weight_fake_quant(self.weight)
-        outputs: Tensor = self._conv_forward(self.input_fake_quant(inputs), weight, self.bias)
+        outputs: Tensor = self._conv_forward(self.input_fake_quant(input), weight, self.bias)
         return outputs
 
 

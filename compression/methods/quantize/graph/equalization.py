@@ -6,45 +6,51 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from compression.methods.quantize.graph.tracing import module_calls, sole_producer
+from compression.nn.graph import Graph, Node, record_graph
 
 if TYPE_CHECKING:
-    from torch import fx
+    from compression.nn.inputs import Inputs
 
 # f(s x) = s f(x) for s > 0 in every channel, so a channel's scale can move across.
-HOMOGENEOUS = (nn.ReLU, nn.Identity, nn.Dropout, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout)
+HOMOGENEOUS_ON_IMAGES = (*HOMOGENEOUS, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout2d)
+HOMOGENEOUS_FUNCTIONS = (F.relu, torch.relu, torch.Tensor.relu, torch.Tensor.relu_)
 ROUNDS = 20  # over all pairs; it converges in a handful
 
 
-def equalize(model: nn.Module) -> list[tuple[str, str]]:
+def equalize(model: nn.Module, example: Inputs) -> list[tuple[str, str]]:
     """Equalize the ranges of the channels between neighbouring layers, in place; the pairs of their names.
 
-    Nagel et al. 2019, eq. 11. Fold batch norms first. Raises UserError where torch.fx cannot follow the model.
+    Nagel et al. 2019, eq. 11. Fold batch norms first; `example` is a prepared batch.
     """
-    pairs = _pairs(model)
+    pairs = _pairs(record_graph(model, example))
     for _ in range(ROUNDS):
         for first, second in pairs:
             equalize_pair(model.get_submodule(first), model.get_submodule(second))  # type: ignore[arg-type]
     return pairs
 
 
-def _pairs(model: nn.Module) -> list[tuple[str, str]]:
+def _pairs(graph: Graph) -> list[tuple[str, str]]:
     """Pairs of layers with nothing between them but homogeneous functions."""
     pairs = []
-    for node, second in module_calls(model):
-        if isinstance(second, nn.Linear) or (isinstance(second, nn.Conv2d) and second.groups == 1):
-            producer = _weighted_producer(node, model)
-            if producer and type(producer[1]) is type(second):
-                pairs.append((str(producer[0].target), str(node.target)))
+    for node in graph.nodes:
+        second = node.target
+        if type(second) is nn.Linear or (type(second) is nn.Conv2d and second.groups == 1):
+            first = _weighted_source(graph, node)
+            if first and type(first.target) is type(second) and graph.only_call(node.name):
+                pairs.append((first.name, node.name))
     return pairs
 
 
-def _weighted_producer(node: fx.Node, model: nn.Module) -> tuple[fx.Node, nn.Module] | None:
-    """The layer whose output reaches `node` through homogeneous functions alone."""
-    while producer := sole_producer(node, model, HOMOGENEOUS):
-        node = producer[0]
-    return sole_producer(node, model, (nn.Linear, nn.Conv2d))
+def _weighted_source(graph: Graph, node: Node) -> Node | None:
+    """The layer, called once, whose output reaches `node` through homogeneous functions and goes nowhere else."""
+    between = HOMOGENEOUS_ON_IMAGES if type(node.target) is nn.Conv2d else HOMOGENEOUS
+    source = graph.source(node)
+    while source and (type(source.target) in between or source.target in HOMOGENEOUS_FUNCTIONS):
+        source = graph.source(source)
+    return source if source and graph.only_call(source.name) else None
 
 
 @torch.no_grad()

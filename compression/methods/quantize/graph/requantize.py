@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 from compression.methods.quantize.calibration.activations import observe_inputs
 from compression.methods.quantize.calibration.observers import activation_qparams, minmax, representable_range
 from compression.methods.quantize.calibration.scheme import SUM_BITS
-from compression.nn.hooks import Call, on_forward, record_calls
-from compression.nn.inputs import Inputs, forward
+from compression.nn.graph import Graph, Value, record_graph, replace_module
 from compression.nn.layers import Add
 from compression.nn.quantized import QParams, QuantAdd, QuantAvgPool2d, QuantInput, Quantize, QuantWeightLayer
 
@@ -24,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.nn.inputs import Inputs
 
 
 def float_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -47,7 +46,7 @@ def quantize_residuals(model: nn.Module, batches: Sequence[Inputs]) -> nn.Module
     modules = sums_and_poolings(model)
     for name, statistics in observe_inputs(model, modules, batches).items():
         qparams = [_minmax_qparams(of_input) for of_input in statistics]
-        model.set_submodule(name, quantize_sum_or_pooling(modules[name], qparams))
+        replace_module(model, name, quantize_sum_or_pooling(modules[name], qparams))
     return requantize_inputs(model, float_input_qparams(model, batches), batches[0])
 
 
@@ -79,57 +78,51 @@ def requantize_inputs(model: nn.Module, qparams: Mapping[str, QParams], inputs: 
 
     One forward pass on the prepared `inputs` shows which layers these are.
     """
+    graph = record_graph(model.eval(), inputs)
     quantizers: dict[str, nn.Module] = {
-        name: QuantInput.from_scheme(qparams[name]) for name in _float_layers_behind_integers(model, inputs)
+        name: QuantInput.from_scheme(qparams[name]) for name in _float_layers_behind_integers(model, graph)
     }
-    for name, quantizer in (quantizers | _common_quantizers(model, inputs)).items():
+    for name, quantizer in (quantizers | _common_quantizers(model, graph)).items():
         parts = OrderedDict(input=quantizer, layer=model.get_submodule(name))
-        model.set_submodule(name, nn.Sequential(parts))
+        replace_module(model, name, nn.Sequential(parts))
     return model
 
 
-def _float_layers_behind_integers(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The float layers that run on images or rows after a layer of integers has run."""
-    modules, in_floats = dict(model.named_modules()), float_layers(model)
-    integers = {
-        n for n, m in modules.items() if isinstance(m, QuantWeightLayer) and getattr(m, "activation", "") == "affine"
-    }
-    if not integers or not in_floats:
-        return []
-    found: dict[str, None] = {}  # an ordered set
-    integers_ran = False
-
-    def note(call: Call) -> None:
-        nonlocal integers_ran
-        integers_ran = integers_ran or call.name in integers
-        if integers_ran and call.name in in_floats and call.inputs[0].ndim != 3:
-            found[call.name] = None
-
-    watched = {name: modules[name] for name in integers | in_floats.keys()}
-    with torch.no_grad(), on_forward(watched, note, before=True):
-        forward(model.eval(), inputs)
+def _float_layers_behind_integers(model: nn.Module, graph: Graph) -> list[str]:
+    """The float layers that run on images or rows with anything that a layer of integers has a part in."""
+    in_floats, found = float_layers(model), {}
+    affected: set[Value] = set()
+    for node in graph.nodes:
+        if affected.intersection(node.inputs):
+            affected.update(node.outputs)
+            if node.name in in_floats and len(node.inputs[0].shape) != 3:
+                found[node.name] = None
+        if getattr(node.target, "activation", "") == "affine":
+            affected.update(node.outputs)
     return list(found)
 
 
-def _common_quantizers(model: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
-    """Quantizers to put before the layers of integers that share a tensor with others that quantize it differently."""
-    own: dict[str, list[Quantize]] = {}  # quantizers of a module's inputs
-    for name, module in model.named_modules():
-        source = getattr(module, "input", None)
-        if isinstance(module, QuantAdd):
-            own[name] = [module.left, module.right]
-        elif isinstance(module, QuantWeightLayer) and isinstance(source, Quantize) and source.qscheme == "affine":
-            own[name] = [source]
-    with torch.no_grad(), record_calls({name: model.get_submodule(name) for name in own}) as calls:
-        forward(model.eval(), inputs)
-    # By the identity of a tensor, which `calls` keep alive; sequences are left out, for their kernels give floats.
-    users: dict[int, dict[str, Quantize]] = {}
-    for name, tensors in {call.name: call.inputs for call in calls}.items():
-        for tensor, quantizer in zip(tensors, own[name], strict=True):
-            if tensor.ndim != 3:
-                users.setdefault(id(tensor), {})[name] = quantizer
-    sums = {name for name, quantizers in own.items() if len(quantizers) == 2}
+def _common_quantizers(model: nn.Module, graph: Graph) -> dict[str, nn.Module]:
+    """Quantizers to put before the layers of integers that share a tensor with others that quantize it differently.
+
+    Sequences are left out, for their kernels give floats.
+    """
+    users: dict[Value, dict[str, Quantize]] = {}
+    for node in graph.nodes:
+        for value, quantizer in zip(node.inputs, input_quantizers(node.target), strict=False):
+            if len(value.shape) != 3:
+                users.setdefault(value, {})[node.name] = quantizer
+    sums = {name for name, module in model.named_modules() if isinstance(module, QuantAdd)}
     return {name: made for sharing in users.values() for name, made in _unify(sharing, sums).items()}
+
+
+def input_quantizers(module: object) -> list[Quantize]:
+    """The quantizers of the inputs of a residual sum or a layer of integers; of anything else, none."""
+    if isinstance(module, QuantAdd):
+        return [module.left, module.right]
+    source = getattr(module, "input", None)
+    is_affine = isinstance(module, QuantWeightLayer) and isinstance(source, Quantize) and source.qscheme == "affine"
+    return [source] if is_affine else []
 
 
 def _unify(users: Mapping[str, Quantize], sums: set[str]) -> dict[str, nn.Module]:
