@@ -129,7 +129,7 @@ def compress(model: nn.Module | str, recipe: Recipe, task: Task | str, **setting
     methods.check_order(steps)
     with _opened(model, task, "compress", steps, settings) as opened:
         steps = opened.job.resolved(steps)
-        context = baseline.make_context(opened.job, opened.original)
+        context = baseline.make_context(opened.job, opened.original, steps)
         steps[0].check(opened.original, context)
         content, compressed = chain.ChainRunner(opened.job, steps, context, []).run()
         return opened.result(compressed, content)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from compression import params
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import nn
 
@@ -31,12 +32,23 @@ class Method(metaclass=params.Flat):
     needs_finetune: ClassVar[bool] = False  # the model is of use only once a finetune step came after
     requires: ClassVar[str] = ""  # "text": works on transformers alone, and refuses others in one sentence
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let `apply` tell its context the method's fields: checkpoints keep them, see `training.conditions`."""
+        super().__init_subclass__(**kwargs)
+        if "apply" in vars(cls):
+            cls.apply = _under_own_fields(cls.apply)  # type: ignore[method-assign]
+
     def __post_init__(self) -> None:
         params.check(self)
 
     def inactive(self) -> frozenset[str]:
         """The fields that have no effect with the others as they are: neither logged nor searched by tuning."""
         return params.inactive(self)
+
+    def active_values(self) -> dict[str, Any]:
+        """The values of the fields that have an effect, by name."""
+        inactive = self.inactive()
+        return {name: value for name, value in params.values(self).items() if name not in inactive}
 
     @property
     def reinitializes(self) -> bool:
@@ -66,3 +78,14 @@ class Method(metaclass=params.Flat):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """The compressed model."""
         raise NotImplementedError
+
+
+def _under_own_fields(apply: Callable[[Any, nn.Module, Context], nn.Module]) -> Any:
+    """`apply` of a method, in a context whose conditions have the method and its fields."""
+
+    @functools.wraps(apply)
+    def apply_under_own_fields(self: Method, model: nn.Module, context: Context) -> nn.Module:
+        values = self.resolved(context.task).active_values()
+        return apply(self, model, context.under({"method": type(self).__name__, **values}))
+
+    return apply_under_own_fields

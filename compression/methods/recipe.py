@@ -50,8 +50,9 @@ def _entry(step: Any, path: Path) -> tuple[str, dict[str, Any]]:
         return step, {}
     if isinstance(step, dict) and len(step) == 1:
         [(name, given)] = step.items()
-        if isinstance(given or {}, dict):
-            return str(name), {str(field): value for field, value in (given or {}).items()}
+        fields = {} if given is None else given
+        if isinstance(fields, dict):
+            return str(name), {str(field): value for field, value in fields.items()}
     raise UserError(f"{path} holds {step!r}, which is no step; {SHAPE}.")
 
 

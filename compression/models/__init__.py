@@ -122,6 +122,7 @@ _IMAGE_MODELS = {
     "vgg16": "compression.models.torchvision:vgg16",
     "resnet50": "compression.models.torchvision:resnet50",
 }
+TRAINING_WORDS = "words of the training data"  # the name of a tokenizer that was made of them
 _TEXT_MODELS = {"lstm": "compression.models.lstm:lstm"}
 IMAGE_MODELS = Registry("model", _IMAGE_MODELS, "compression.models", ["image"])
 TEXT_MODELS = Registry("model", _TEXT_MODELS, "compression.models", ["text"])
@@ -144,6 +145,11 @@ def build(name: str, task: TaskInterface) -> nn.Module:
         return _build_own(name, {"outputs": task.outputs, "vocabulary": len(task.tokenizer), "width": 1.0})
     from compression.models import huggingface
 
+    if task.tokenizer is not None and task.tokenizer.name_or_path == TRAINING_WORDS:
+        raise UserError(
+            f"{name} reads the tokens of its own tokenizer, and the texts of {task.name} are encoded for a model of the "
+            f"lab: give model={name}, and the lab's model as the student."
+        )
     return huggingface.load_pretrained(name, task)
 
 

@@ -26,12 +26,14 @@ log = logging.getLogger(__name__)
 _NUMBERED = re.compile(r"(?:labels?|class(?:es)?|category)?[\W_]*(\d+)", re.IGNORECASE)
 
 
-def name_key(name: str) -> str:
-    """Return what counts of a class name in comparisons: letters and digits, whatever their case and accents' form.
+def folded(name: str) -> str:
+    """Return a name in a form that is the same whatever its case, its accents' encoding, and blanks around it."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
-    A number keeps its sign and its point.
-    """
-    text = unicodedata.normalize("NFKC", name).casefold().strip()
+
+def name_key(name: str) -> str:
+    """Return what counts of a class name in comparisons: letters and digits; a number keeps its sign and its point."""
+    text = folded(name)
     return text if re.fullmatch(r"[-+]?[\d.]+", text) else re.sub(r"[\W_]+", "", text) or text
 
 
@@ -40,7 +42,7 @@ def match_names(names: Sequence[str], labels: Sequence[str]) -> list[int] | None
 
     Compares whole names, and if they differ, their keys: `NOT ENTAILMENT` is `not_entailment`.
     """
-    for key in (str, name_key):
+    for key in (str, folded, name_key):
         places = {key(name): place for place, name in enumerate(names)}
         wanted = [key(label) for label in labels]
         if len(places) == len(names) == len(set(wanted)) and places.keys() == set(wanted):

@@ -219,11 +219,11 @@ class _Recorder(TorchFunctionMode):
         return output
 
 
-class _Unseen(TorchDispatchMode):
+class _Unseen(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations that no public function of torch called: those of scripted functions, for example."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.recorder = recorder
 
     def __torch_dispatch__(

@@ -148,8 +148,8 @@ def _module_for(node: fx.Node, trained: fx.Node, values: Mapping[fx.Node, Any]) 
     tensors = [each for each in node.all_input_nodes if isinstance(values[each], Tensor)]
     if node.op not in ("call_function", "call_method") or not tensors or node.args[: len(tensors)] != tuple(tensors):
         return None
-    others = [values[a] if isinstance(a, fx.Node) else a for a in node.args[len(tensors) :]]
-    options = {name: values[v] if isinstance(v, fx.Node) else v for name, v in node.kwargs.items()}
+    others: list[Any] = [values[a] if isinstance(a, fx.Node) else a for a in node.args[len(tensors) :]]
+    options: dict[str, Any] = {name: values[v] if isinstance(v, fx.Node) else v for name, v in node.kwargs.items()}
     if node.target in DROPOUTS and len(tensors) == 1:
         return _dropout_module(node, trained)
     shapes = [tuple(values[tensor].shape) for tensor in tensors]
@@ -178,6 +178,8 @@ def _kernel(kernel_size: Any, *others: Any, **options: Any) -> tuple[int, int]:
 def _dropout_module(node: fx.Node, trained: fx.Node) -> nn.Module | None:
     """Dropout that is active in training alone; None for one that is always active or never."""
     names = ("p", "training", "inplace")
+    options: dict[str, Any]
+    in_training: dict[str, Any]
     options, in_training = (dict(zip(names, n.args[1:], strict=False)) | n.kwargs for n in (node, trained))
     if (options.get("training", True), in_training.get("training", True)) != (False, True):
         return None

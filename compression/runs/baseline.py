@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compression import methods, models, tracking
-from compression.runs import conclusion, loading
-from compression.runs.job import resume_folder
+from compression.runs import conclusion, loading, resume
 from compression.training.context import Context
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from compression.methods.base import Method
     from compression.runs.job import Job
 
 
-def make_context(job: Job, original: nn.Module) -> Context:
-    """The context in which the methods of a job are applied; `original` is the model before the first step."""
+def make_context(job: Job, original: nn.Module, steps: Sequence[Method] = ()) -> Context:
+    """The context in which `steps` are applied in a job; `original` is the model before the first of them."""
     return Context(
         task=job.task,
         original=original,
@@ -32,7 +33,8 @@ def make_context(job: Job, original: nn.Module) -> Context:
         load=lambda spec: loading.open_model(resolve(job, spec), job.task),
         build=lambda spec: loading.open_model(spec, job.task),
         child=job.stage_run,
-        resume=resume_folder(job.settings),
+        resume=resume.checkpoint_folder(job.settings),
+        conditions=resume.run_conditions(job, steps),
     )
 
 
@@ -84,9 +86,10 @@ def train_child(job: Job, name: str) -> str:
 def train(job: Job, step: Method) -> dict[str, Any]:
     """Train the job's model from its start, and measure it; the content of comparison.json."""
     [step] = job.resolved([step])
+    resume.require_same_command(job, [step])
     began = time.perf_counter()
     model = loading.open_model(job.model_name, job.task)
-    model = step.apply(model, make_context(job, model))
+    model = step.apply(model, make_context(job, model, [step]))
     seconds = time.perf_counter() - began
     job.run.tag("model", job.model_name)
     job.run.tag("data_digest", job.task.digest)

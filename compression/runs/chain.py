@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from compression import methods, tracking
 from compression.deploy.measure import Measurement, add_timings, measure_model
-from compression.runs import baseline, conclusion, coverage, loading, machine
+from compression.runs import baseline, conclusion, coverage, loading, machine, resume
 from compression.runs.job import Job, started
 
 if TYPE_CHECKING:
@@ -28,10 +28,11 @@ def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
     methods.check_order(steps)
     with started(settings, "compress", steps) as job:
         steps = job.resolved(steps)
+        resume.require_same_command(job, steps)
         baseline.validate_first_step(job, steps[0])
         job = baseline.with_baseline(job)
         original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
-        content, _ = ChainRunner(job, steps, baseline.make_context(job, original), []).run()
+        content, _ = ChainRunner(job, steps, baseline.make_context(job, original, steps), []).run()
         return content
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compression import methods, params, tasks, tracking
-from compression.errors import UserError
-from compression.runs import loading, machine
+from compression.runs import loading, machine, resume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -80,6 +79,7 @@ def started(
     opened = contextlib.nullcontext(tracking.LocalRun(folder)) if folder else None
     with opened or start_run(here, name, known, settings.experiment) as run:
         settings.observer.started(run, settings.person)
+        resume.require_resumable(settings, stage)
         if settings.baseline and not settings.model:
             settings = replace(settings, model=loading.built_name(settings.baseline))
         task = task or load_task(settings)
@@ -132,16 +132,3 @@ def run_tags(settings: Settings, stage: str, steps: Sequence[Method] = ()) -> di
         "resumed_from": settings.resume,
     }
     return {name: value for name, value in tags.items() if value}
-
-
-def resume_folder(settings: Settings) -> Path | None:
-    """The folder with the checkpoints of the run to resume; UserError if it is not on this machine."""
-    if not settings.resume:
-        return None
-    folder = tracking.run_folder(settings.resume)
-    if not any(folder.glob("*.pt")):
-        raise UserError(
-            f"There is no checkpoint of the run {settings.resume} in {folder}; resume on the machine it ran on, "
-            "with the same COMPRESSION_HOME."
-        )
-    return folder

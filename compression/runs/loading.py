@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def open_model(spec: str, task: Task) -> nn.Module:
         if folder is None:
             return require_fit(models.build(spec, task), task, spec)
         model = require_fit(storage.load(folder), task, spec)
+        _require_same_tokens(folder, task, spec)
         _match_metadata(model, folder, task, spec)
         return model
 
@@ -63,19 +65,38 @@ def built_name(spec: str) -> str:
     return str(storage.read_metadata(folder)["model"]) if (folder / storage.STRUCTURE_FILE).exists() else spec
 
 
+def _require_same_tokens(folder: Path, task: Task, spec: str) -> None:
+    """Raise UserError if the stored model reads other tokens than the task's: its ids would mean other words."""
+    file = folder / "tokenizer.json"
+    if task.tokenizer is None or not file.exists():
+        return
+    stored = json.loads(file.read_text(encoding="utf-8"))["model"].get("vocab", {})
+    ids = stored if isinstance(stored, dict) else {token: i for i, (token, *_) in enumerate(stored)}
+    known = task.tokenizer.get_vocab()
+    if any(known.get(token) != i for token, i in ids.items()):
+        raise UserError(
+            f"{spec} was trained on texts of another vocabulary than those of {task.name} are encoded with; take a model "
+            f"trained on {task.name}, or name the one whose tokenizer it used as model=NAME."
+        )
+
+
 @torch.no_grad()
 def require_fit(model: nn.Module, task: Task, spec: str) -> nn.Module:
     """`model`, if it takes the task's inputs and has as many outputs as the task; else a UserError."""
     model.cpu().eval()
+    count = min(2, len(task.test))
     try:
-        given = forward(model, task.example(2)).shape
+        given = tuple(forward(model, task.example(count)).shape)
         for inputs in _extreme_texts(task):
             forward(model, inputs)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UserError(f"{spec} does not take the inputs of {task.name} ({first_line(error)}).") from error
-    if tuple(given) != (2, task.outputs):
+    if given[:1] != (count,):
+        raise UserError(f"{spec} gives outputs of the shape {given} for {count} examples; take one that answers each.")
+    if given[1:] != (task.outputs,):
+        outputs = " x ".join(map(str, given[1:])) or "no"
         raise UserError(
-            f"{spec} gives {given[-1]} outputs and {task.name} has {task.outputs}; take a model trained on {task.name}."
+            f"{spec} gives {outputs} outputs and {task.name} has {task.outputs}; take a model trained on {task.name}."
         )
     return model
 

@@ -67,8 +67,8 @@ def load(
 
     `data` is the folder with the data, or the file, `limit` the largest number of examples in each split, and `model`
     the model whose tokenizer encodes the text. `text_columns` and `label_column` name the columns of a table that do
-    not have a usual name; `mean` and `std` normalize images otherwise than the task does. Raises UserError for an unknown name, a limit below 1, data that cannot be found or read, and
-    code of others that fails.
+    not have a usual name; `mean` and `std` normalize images otherwise than the task does. Raises UserError for an
+    unknown name, a limit below 1, data that cannot be found or read, and code of others that fails.
     """
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} is out of range; it takes a whole number of examples, 1 or more.")

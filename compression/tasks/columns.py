@@ -27,6 +27,7 @@ PAIRS = (
 LABELS = ("label", "labels", "class", "target", "category", "sentiment", "stars", "rating", "score")
 MAX_CLASSES = 1000
 HIDDEN = -1  # the label of every example in a published test split without labels
+NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?(e[+-]?\d+)?|\.\d+|inf)", re.IGNORECASE)  # 007 is a name
 SHOWN = 12  # classes and columns that a sentence lists
 
 
@@ -94,7 +95,7 @@ def parse_labels(values: Sequence[Any]) -> list[Any]:
     if any(isinstance(value, str) for value in present):
         if not all(isinstance(value, str) for value in present):
             return [value if value is None else str(value) for value in cleaned]
-        if all(re.fullmatch(r"[+-]?(0|[1-9]\d*)(\.\d*)?([eE][+-]?\d+)?|[+-]?\.\d+", value) for value in present):
+        if all(NUMBER.fullmatch(value) for value in present):
             cleaned = [value if value is None else float(value) for value in cleaned]
             present = [value for value in cleaned if value is not None]
     if present and all(isinstance(value, float | int) and float(value).is_integer() for value in present):

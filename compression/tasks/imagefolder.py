@@ -27,7 +27,7 @@ from torchvision.transforms import functional
 
 from compression.errors import UserError, first_line
 from compression.files import file_sha256
-from compression.models.classes import name_key
+from compression.models.classes import folded
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.images import Normalization, random_crop, random_flip, to_rgb
 from compression.tasks.metrics import accuracy, cross_entropy
@@ -160,25 +160,25 @@ def _split_folders(folder: Path) -> dict[str, Path]:
         named[split] = path
     given = {split: path for split, path in named.items() if _subfolders(path)}
     if "train" in given:
-        classes = {name_key(path.name) for path in _subfolders(given["train"])}
+        classes = {folded(path.name) for path in _subfolders(given["train"])}
         for path in inside:
-            if path not in named.values() and classes & {name_key(below.name) for below in _subfolders(path)}:
+            if path not in named.values() and classes & {folded(below.name) for below in _subfolders(path)}:
                 raise UserError(f"{path} has folders of classes as train has, and is no split; name it val or test.")
         return given
     if given or (len(named) > 1 and "train" in named):
-        where = named.get("train", folder / "train")
-        raise UserError(f"{where} holds no folder of images for each class, next to {', '.join(map(str, inside))}.")
+        names = ", ".join(path.name for path in named.values())
+        raise UserError(f"{folder} holds {names}, but no folder train with a folder of images for each class in it.")
     _check_nesting(inside)
     return {}
 
 
 def _check_nesting(classes: Sequence[Path]) -> None:
     """Raise UserError if folders look like splits of other names: no images in them, but all the same folders."""
-    nested = [{name_key(below.name) for below in _subfolders(path)} for path in classes]
-    if len(classes) > 1 and len(nested[0]) > 1 and all(each == nested[0] for each in nested):
-        if not any(_is_image(file) for path in classes for file in path.iterdir()):
-            names = " and ".join(path.name for path in classes)
-            raise UserError(f"{names} hold the same folders; if these are the classes, name the splits train and test.")
+    nested = [{folded(below.name) for below in _subfolders(path)} for path in classes]
+    alike = len(classes) > 1 and len(nested[0]) > 1 and all(each == nested[0] for each in nested)
+    if alike and not any(_is_image(file) for path in classes for file in path.iterdir()):
+        names = " and ".join(path.name for path in classes)
+        raise UserError(f"{names} hold the same folders; if these are the classes, name the splits train and test.")
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -212,13 +212,13 @@ def _read_split(folder: Path | None, labels: tuple[str, ...]) -> list[Sample]:
     """
     if folder is None:
         return []
-    classes = {name_key(label): label for label in labels}
+    classes = {folded(label): label for label in labels}
     folders = _class_folders(folder)
-    if unknown := [path.name for path in folders if name_key(path.name) not in classes]:
+    if unknown := [path.name for path in folders if folded(path.name) not in classes]:
         names = ", ".join(path.name for path in folders)
         raise UserError(f"{folder} has the classes {names}; train has {', '.join(labels)}, and not {unknown[0]}.")
-    places = {name_key(label): place for place, label in enumerate(labels)}
-    samples = [(file, places[name_key(path.name)]) for path in folders for file in _images_below(path)]
+    places = {folded(label): place for place, label in enumerate(labels)}
+    samples = [(file, places[folded(path.name)]) for path in folders for file in _images_below(path)]
     if not samples:
         raise UserError(f"{folder} holds no image (jpg, png, …); remove the folder or fill it.")
     if missing := [label for place, label in enumerate(labels) if place not in {label for _, label in samples}]:
@@ -227,12 +227,12 @@ def _read_split(folder: Path | None, labels: tuple[str, ...]) -> list[Sample]:
 
 
 def _class_folders(folder: Path) -> list[Path]:
-    """Return the folders of classes, by name. Raises UserError if two have the same name but for its case or signs."""
+    """Return the folders of classes, by name. Raises UserError if two have the same name but for its case."""
     folders = _subfolders(folder)
     by_name: dict[str, Path] = {}
     for path in folders:
-        if (other := by_name.setdefault(name_key(path.name), path)) != path:
-            raise UserError(f"{other} and {path} have the same name but for its writing; put them together.")
+        if (other := by_name.setdefault(folded(path.name), path)) != path:
+            raise UserError(f"{other} and {path} have the same name but for its case; put them together.")
     return folders
 
 

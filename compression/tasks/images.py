@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Generator, Tensor
@@ -78,9 +79,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Turned as its EXIF orientation says; on white where it is transparent; 16-bit greys from the whole range, 0 to
     65535, to 0 to 255. Raises ValueError for 32-bit greys, whose range is not told.
     """
+    is_16_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+    if is_16_bit:
+        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"greys of 32 bits (mode {image.mode}) have no fixed range; save them with 8 or 16 bits")
     if image.has_transparency_data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -112,16 +113,13 @@ def _class_indices(file: Path, values: list[Any], names: Sequence[str], labels: 
 
 
 def _numbers(file: Path, values: list[Any], interval: tuple[float, float] | None) -> list[float]:
-    """Return labels that are numbers, or texts of numbers. Raises UserError for any other."""
+    """Return labels that are finite numbers in `interval`. Raises UserError for any other, also for texts."""
     low, high = interval or (-math.inf, math.inf)
     numbers = []
     for row, value in enumerate(values):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
+        number = float(value) if isinstance(value, (int, float, Decimal)) else math.nan
         if not (math.isfinite(number) and low <= number <= high):
             limits = f" from {low:g} to {high:g}" if interval else ""
-            raise UserError(f"{file} has the label {value} in row {row}; it needs a number{limits} for every example.")
+            raise UserError(f"{file} has the label {value!r} in row {row}; it needs a number{limits} for every example.")
         numbers.append(number)
     return numbers

@@ -103,7 +103,8 @@ class _Tables:
 def _read_splits(request: TaskRequest, dataset: DatasetFiles) -> _Tables:
     """Read and check all files, and make our splits of them. Raises UserError."""
     read = {split: [(file, read_table(file)) for file in files] for split, files in dataset.files.items()}
-    first, whole = next(iter(read.values()))[0]
+    main = "train" if "train" in read else ""
+    first, whole = read[main][0]
     columns = find_columns(whole.column_names, first, request.text_columns, request.label_column)
     names = class_names(whole, columns.label)
     without_labels = "test" in read and _is_unlabelled(read["test"], columns, read["train"])
@@ -114,7 +115,6 @@ def _read_splits(request: TaskRequest, dataset: DatasetFiles) -> _Tables:
         for split, parts in read.items()
     }
     values = _read_labels(read, columns)
-    main = "train" if "train" in values else ""
     place = f"The labels of {first} (column {columns.label!r})"
     labels = describe_labels(values[main], names, place, request.name == "text/regression")
     targets = {split: _targets(split, given, labels, place) for split, given in values.items()}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from compression.models import TRAINING_WORDS
 from compression.tasks.text import TableTokenizer
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 SIZE = 20_000  # words: covers 97% of the running words of an English corpus and keeps an embedding of 128 at 10 MB
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-NAME = "words of the training data"  # in the tokenizer's own config
 
 
 def word_tokenizer(texts: Iterable[str], size: int = SIZE) -> TableTokenizer:
@@ -42,7 +42,7 @@ def word_tokenizer(texts: Iterable[str], size: int = SIZE) -> TableTokenizer:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
-        name_or_path=NAME,
+        name_or_path=TRAINING_WORDS,
         model_input_names=["input_ids", "attention_mask"],
     )
     return TableTokenizer(whole, ("input_ids", "attention_mask"))

@@ -51,7 +51,8 @@ def tracking_uri() -> str:
 
 def is_configured() -> bool:
     """Whether a tracking URI or an experiment was chosen: by mlflow's functions, or by environment variables."""
-    return mlflow.is_tracking_uri_set() or "MLFLOW_EXPERIMENT_NAME" in os.environ
+    is_set: bool = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    return is_set or "MLFLOW_EXPERIMENT_NAME" in os.environ
 
 
 def redact_uri(uri: str) -> str:

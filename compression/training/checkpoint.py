@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from compression.errors import UserError, first_line
 from compression.files import replace_file
+from compression.training.conditions import require_equal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from compression.training.conditions import Conditions
     from compression.training.context import Context
 
 
@@ -38,11 +41,25 @@ class Best:
 
 
 class Checkpoint:
-    """The file `<title>.pt` in the run's folder; one of the run being resumed is read at once, if there is one."""
+    """The file `<title>.pt` in the run's folder; one of the run being resumed is read at once, if there is one.
 
-    def __init__(self, title: str, context: Context, model: nn.Module, optimizer: Any, scheduler: Any):
+    `conditions` are those of this training. `has_same_start(epochs, done)` says whether the first `done` epochs of a
+    training of `epochs` epochs would be those of this one.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        context: Context,
+        conditions: Conditions,
+        has_same_start: Callable[[int, int], bool],
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: Any,
+    ):
         self.path = context.folder / f"{title}.pt"
-        self.context, self.model, self.optimizer, self.scheduler = context, model, optimizer, scheduler
+        self.context, self.conditions, self.has_same_start = context, conditions, has_same_start
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.epoch, self.best = 0, Best()
         if context.resume is not None and (context.resume / self.path.name).exists():
             self.read(context.resume / self.path.name)
@@ -52,6 +69,7 @@ class Checkpoint:
         if not self.context.accelerator.is_main_process:
             return
         content = {
+            "conditions": self.conditions,
             "epoch": epoch,
             "recorded": self.context.epochs.value,
             "model": self.model.state_dict(),
@@ -64,19 +82,21 @@ class Checkpoint:
 
     def read(self, path: Path) -> None:
         """Restore model, optimizer, scheduler and random state; UserError if they are another training's."""
-        content = load_plain(path)
+        content = load_checkpoint(path)
         try:
+            epoch, kept = content["epoch"], content["conditions"]
+            may_go_on = self.has_same_start(kept["epochs"], epoch)
+            require_equal(path, kept, self.conditions, besides=("epochs",) if may_go_on else ())
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.scheduler.load_state_dict(copy.deepcopy(content["scheduler"]))
-        except (KeyError, ValueError, RuntimeError) as error:
+            torch.set_rng_state(content["random"])
+            self.epoch, self.best, self.context.epochs.value = epoch, Best(**content["best"]), content["recorded"]
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"The checkpoint {path} is of another model or training ({first_line(error)}); "
-                "resume with the task, model and method of the run it belongs to."
+                f"The checkpoint {path} is of another model or training, or damaged ({first_line(error)}); "
+                "resume with the task, model and method of the run it belongs to, or start again without resume."
             ) from error
-        self.epoch, self.best = content["epoch"], Best(**content["best"])
-        self.context.epochs.value = content["recorded"]
-        torch.set_rng_state(content["random"])
 
     def kept(self) -> str:
         """Name the checkpoint of the last whole epoch in a sentence; empty if there is none."""
@@ -95,12 +115,21 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
         ) from error
 
 
-def load_plain(path: Path) -> dict[str, Any]:
-    """Read a checkpoint: tensors, numbers and texts alone, so nothing is executed. Raises UserError if damaged."""
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint: tensors, numbers and texts alone, so nothing is executed.
+
+    Raises UserError if it is damaged, or of a version that did not keep the conditions of a training.
+    """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        conditions = content.get("conditions")
     except Exception as error:
         raise UserError(
             f"The checkpoint {path} cannot be read ({first_line(error)}); start again without resume."
         ) from error
+    if not isinstance(conditions, dict):
+        raise UserError(
+            f"The checkpoint {path} is of version 0.1 of the lab, or damaged: it does not say how it was trained, so "
+            "it cannot be resumed; start again without resume."
+        )
     return content

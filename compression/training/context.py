@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
@@ -99,6 +99,7 @@ class Context:
     `original` is the frozen model before the first step: the default teacher, never changed, in eval mode.
     `load` gives the trained model behind a name, `runs:/…`, `models:/…` or a folder; `build` gives the same except
     that a plain name is a model yet to train (a hub name: with its pretrained weights). `child` opens a child run.
+    `conditions` are what the run and the method were given, by name: no training is resumed under others.
     """
 
     task: Task
@@ -113,6 +114,7 @@ class Context:
     step_name: str = "train"  # names the checkpoints of the step
     model_changed: bool = False  # an earlier step of the chain changed the model
     resume: Path | None = None  # the scratch folder of the run being resumed
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     epochs: EpochCounter = field(default_factory=EpochCounter)
     teacher_times: list[tuple[float, float]] = field(default_factory=list)  # (teachers, in all), s, of each training
 
@@ -125,6 +127,10 @@ class Context:
     def for_step(self, number: int, name: str) -> Context:
         """The context of step `number` (from 1) of a chain, the method `name`."""
         return replace(self, step_name=f"{number}-{name}", model_changed=number > 1, teacher_times=[])
+
+    def under(self, conditions: Mapping[str, Any]) -> Context:
+        """The context with these conditions as well."""
+        return replace(self, conditions={**self.conditions, **conditions})
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[tuple[Context, RunLogger]]:

@@ -18,11 +18,11 @@ class Training:
 
     epochs: int | None = param(None, "passes over the training data", interval="[0, inf)")
     batch_size: int | None = param(None, "examples per optimizer step", interval="[1, inf)")
-    learning_rate: float | None = param(None, "peak learning rate", interval="(0, inf)", search=(1e-4, 0.5), log=True)
+    learning_rate: float | None = param(None, "peak learning rate", interval="(0, 1e6]", search=(1e-4, 0.5), log=True)
     optimizer: str | None = param(None, "sgd (Nesterov momentum 0.9) or adamw", choices=("sgd", "adamw"))
     schedule: str | None = param(None, "learning rate schedule", choices=("onecycle", "cosine", "linear", "constant"))
     warmup: float | None = param(None, "share of the steps spent warming up", interval="[0, 1)")
-    weight_decay: float | None = param(None, "weight decay, not applied to norms and biases", interval="[0, inf)")
+    weight_decay: float | None = param(None, "weight decay, not applied to norms and biases", interval="[0, 1e6]")
     label_smoothing: float | None = param(None, "share of the target spread over all classes", interval="[0, 1)")
     clip: float = param(0.0, "largest norm of the gradient; 0 = no clipping", interval="[0, inf)")
     augment: bool = param(True, "augment the training data, where the task does")

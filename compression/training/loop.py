@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,19 +13,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.nn import layers
 from compression.nn.inputs import Inputs, forward, map_inputs
 from compression.tasks.images import cutout
-from compression.tasks.task import Split, Task, evaluate
+from compression.tasks.task import Split, Task, predict
 from compression.training.checkpoint import Checkpoint
+from compression.training.conditions import training_conditions
+from compression.training.divergence import require_finite_losses, require_finite_outputs, require_finite_start
 from compression.training.progress import Progress
+from compression.training.schedule import current_rate, has_same_rates, make_scheduler
 
 if TYPE_CHECKING:
     from compression.training.context import Context
     from compression.training.hyperparameters import Training
 
 Loss = Callable[..., Tensor]  # (model, inputs, targets, *per-example tensors) -> a scalar
+OF_BATCH_NORM = "Expected more than 1 value per channel"  # how torch refuses a single example with 1 x 1 features
 LOSS_CHECK = 16  # steps between checks for a loss that is not finite: each check waits for the device
 
 
@@ -47,24 +52,31 @@ def fit(
     the model (a regressor of hints, say). `parameter_groups` replaces those of the optimizer. `per_example(epoch)`
     gives tensors with a row for every training example (a teacher's logits, say); the rows of a batch are passed to
     `loss` after its targets. Masks are re-applied after every step. A checkpoint is written every epoch under
-    `name`, and `context.resume` goes on from it. Raises UserError where the loss stops being finite.
+    `name`, and `context.resume` goes on from it, under equal conditions alone. Raises UserError where a loss, an output
+    or a starting weight is not finite, and where batch norms are given a single example.
     """
     training = training.resolved(context.task.training)
     assert training.epochs is not None
-    assert training.batch_size is not None
     accelerator, device = context.accelerator, context.device
     train, validation = context.task.train.to(device), context.task.validation.to(device)
     loss = loss or task_loss(context.task, training)
     trained = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
+    require_finite_start(trained, train)
     set_memory_format(trained, torch.channels_last)
     steps_per_epoch = len(batch_indices(train, context, training, torch.Generator()))
 
     optimizer = make_optimizer((parameter_groups or decay_groups)(trained), training)
-    scheduler = make_scheduler(optimizer, training, steps=max(1, steps_per_epoch * training.epochs))
+    scheduler = make_scheduler(optimizer, training, steps=steps_per_epoch * training.epochs)
     runner, optimizer = accelerator.prepare(model, optimizer)
     optimizer_step = OptimizerStep(runner, loss, optimizer, context, training)
     title = "-".join(filter(None, [context.step_name, name]))
-    checkpoint = Checkpoint(title, context, trained, optimizer, scheduler)
+    conditions = training_conditions(model, context, training)
+
+    def has_same_start(epochs: int, done: int) -> bool:
+        # What `on_step` does, and the trainings that come after this one, follow from the number of epochs.
+        return not on_step and not name and has_same_rates(training, epochs, done, steps_per_epoch)
+
+    checkpoint = Checkpoint(title, context, conditions, has_same_start, trained, optimizer, scheduler)
     best = checkpoint.best
     progress = Progress(title, training.epochs, steps_per_epoch, checkpoint.epoch, not accelerator.is_main_process)
 
@@ -80,14 +92,16 @@ def fit(
             if on_step:
                 on_step(step, steps_per_epoch * training.epochs)
             if len(losses) % LOSS_CHECK == 0 or len(losses) == steps_per_epoch:
-                require_finite(losses, step - len(losses), float(scheduler.get_last_lr()[0]), checkpoint)
+                require_finite_losses(losses, step - len(losses), training, current_rate(scheduler), checkpoint.kept())
             progress.step()
 
-        quality = evaluate(model.eval(), validation, context.task)[context.task.metric]
+        logits, targets = predict(model.eval(), validation)
+        require_finite_outputs(logits, epoch + 1, training, current_rate(scheduler), checkpoint.kept())
+        quality = context.task.compute_metrics(logits, targets)[context.task.metric]
         metrics = {
             "train_loss": torch.stack(losses).mean().item(),
             f"val_{context.task.metric}": quality,
-            "learning_rate": float(scheduler.get_last_lr()[0]),
+            "learning_rate": current_rate(scheduler),
         }
         context.record.metrics(metrics | {"epoch_seconds": time.perf_counter() - started}, context.epochs.next())
         best = best.updated(quality, trained) if training.keep == "best" else best
@@ -140,6 +154,10 @@ class OptimizerStep:
                 break
             except torch.OutOfMemoryError:
                 self.halve(len(targets))
+            except ValueError as error:
+                if OF_BATCH_NORM not in str(error):
+                    raise
+                raise self.single_example_error(error) from error
         if self.training.clip:
             self.context.accelerator.clip_grad_norm_(self.model.parameters(), self.training.clip)
         self.optimizer.step()
@@ -148,10 +166,9 @@ class OptimizerStep:
     def backward(self, inputs: Inputs, targets: Tensor, *per_example: Tensor) -> Tensor:
         """Accumulate the gradient of the batch's mean loss over the micro-batches."""
         total = torch.zeros((), device=targets.device)
-        size = math.ceil(len(targets) / self.micro_batches)
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
-            share = len(targets[part]) / len(targets)
+        sizes = batch_sizes(len(targets), math.ceil(len(targets) / self.micro_batches))
+        for size, end in zip(sizes, itertools.accumulate(sizes), strict=True):
+            part, share = slice(end - size, end), size / len(targets)
             with self.context.accelerator.autocast():
                 rows = (each[part] for each in (targets, *per_example))
                 value = self.loss(self.model, map_inputs(itemgetter(part), inputs), *rows)
@@ -172,6 +189,17 @@ class OptimizerStep:
         self.context.record.warn(
             f"Out of device memory at {batch} examples: going on with {size} at a time, accumulated to the same batch."
         )
+
+    def single_example_error(self, error: ValueError) -> UserError:
+        """What to do where a batch norm refuses a batch of a single example with `error`."""
+        count = len(self.context.task.train)
+        if self.micro_batches > 1:
+            remedy = "the device has too little memory for two: use a smaller model, shorter inputs or device=cpu"
+        elif count < 2 * self.context.accelerator.num_processes:
+            remedy = f"the training data has {count} in all: take more (limit)"
+        else:
+            remedy = f"batch_size={self.training.batch_size} gives it no more: take 2 or more for each process"
+        return UserError(f"A batch norm cannot be trained on one example at a time ({first_line(error)}); {remedy}.")
 
 
 def epoch_batches(
@@ -194,10 +222,20 @@ def batch_indices(train: Split, context: Context, training: Training, generator:
     order = torch.randperm(len(train), generator=generator)
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
     own = order[: len(order) // world * world][rank::world]
-    batches = list(torch.split(own, max(1, training.batch_size // world)))
-    if len(batches) > 1 and len(batches[-1]) == 1:
-        batches.pop()  # a batch norm has no variance to learn from a single example
-    return batches
+    if not len(own):
+        raise UserError(f"{world} processes have only {len(train)} training examples between them; start fewer.")
+    return list(torch.split(own, batch_sizes(len(own), max(1, training.batch_size // world))))
+
+
+def batch_sizes(count: int, size: int) -> list[int]:
+    """Sizes of the batches that `count` examples make, `size` each, and the rest in a last one.
+
+    A rest of one example joins the batch before it: a batch norm has no variance to learn from a single example.
+    """
+    whole, rest = divmod(count, size)
+    if rest == 1 and whole:
+        return [*[size] * (whole - 1), size + 1]
+    return [*[size] * whole, *([rest] if rest else [])]
 
 
 def augmentation(task: Task, training: Training, generator: torch.Generator) -> Callable[[Inputs], Inputs] | None:
@@ -226,39 +264,9 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 def make_optimizer(groups: list[dict[str, Any]], training: Training) -> torch.optim.Optimizer:
     """The optimizer over those parameter groups that are not empty."""
+    assert training.learning_rate is not None
     groups = [g for g in groups if g["params"]]
-    lr, decay = training.learning_rate or 0.0, training.weight_decay or 0.0
+    lr, decay = training.learning_rate, training.weight_decay or 0.0
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, weight_decay=decay)
     return torch.optim.SGD(groups, lr=lr, weight_decay=decay, momentum=0.9, nesterov=True)
-
-
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, training: Training, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate schedule over `steps`: warm up, then fall (or stay) as the training says."""
-    if training.schedule == "onecycle":
-        peaks = [g["lr"] for g in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, peaks, total_steps=steps + 1, pct_start=training.warmup or 0.3, cycle_momentum=False
-        )
-    warmup_steps = round((training.warmup or 0.0) * steps)
-
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        done = (step - warmup_steps) / max(1, steps - warmup_steps)
-        decays = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}
-        return decays.get(training.schedule or "constant", 1.0)
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-
-
-def require_finite(losses: list[Tensor], before: int, learning_rate: float, checkpoint: Checkpoint) -> None:
-    """Raise UserError at the first loss that is not finite; `before` steps came before `losses`."""
-    bad = (~torch.isfinite(torch.stack(losses))).nonzero()
-    if len(bad):
-        raise UserError(
-            f"The loss is not finite at step {before + int(bad[0]) + 1} (learning rate {learning_rate:.3g}): try a "
-            f"lower learning_rate, clip=1 or precision=no. {checkpoint.kept()}"
-        )

@@ -393,6 +393,7 @@ def test_a_container_gets_secrets_by_name_and_volumes(client, tmp_path, monkeypa
     spec = yaml.safe_load((ROOT / "MLproject").read_text())
     (folder / "MLproject").write_text(yaml.safe_dump(PROJECT | {"docker_env": spec["docker_env"]}))
     (folder / "mine.yaml").write_text("")
+    (folder / "mine.py").write_text("")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "the-secret")
     monkeypatch.setenv("COMPRESSION_DATA", "data")
     run = client.create_run("0")
@@ -403,7 +404,7 @@ def test_a_container_gets_secrets_by_name_and_volumes(client, tmp_path, monkeypa
         load_project(str(folder)),
         str(folder.absolute()),
         "python script.py",
-        {"recipe": "@mine.yaml", "task": "digits"},
+        {"recipe": "@mine.yaml", "task": "./mine.py:make"},
         str(tmp_path / "scratch"),
         {"gpus": "all"},
     )
@@ -422,6 +423,7 @@ def test_a_container_gets_secrets_by_name_and_volumes(client, tmp_path, monkeypa
         f"{tmp_path}/mlruns/0:{tmp_path}/mlruns/0",
         f"{tmp_path}/data:{tmp_path}/data:ro",
         f"{folder.absolute()}/mine.yaml:/mlflow/projects/code/mine.yaml:ro",
+        f"{folder.absolute()}/mine.py:/mlflow/projects/code/mine.py:ro",
     }
 
 

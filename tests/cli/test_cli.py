@@ -45,7 +45,7 @@ def test_a_methods_help_lists_every_field_with_range_and_default(compression):
     for name, field in {**params.fields(methods.method("response")), **params.fields(Settings)}.items():
         assert f"--{name.replace('_', '-')}" in shown
         assert " ".join(field.param.help.split())[:20] in shown
-    assert "--temperature float in (0, inf) softening of both outputs [default: 4.0]" in shown
+    assert "--temperature float in [0.01, 1000] softening of both outputs [default: 4.0]" in shown
     assert "--epochs int in [0, inf) passes over the training data [default: (the task's own)]" in shown
     _, after = shown.split("with this number of its layers or residual blocks ")
     assert after.startswith(("--", "Training:"))  # not set: no default at all

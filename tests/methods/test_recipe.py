@@ -45,6 +45,7 @@ def test_a_file_uses_lists_and_mappings_of_yaml(tmp_path):
         ("- static: {bits: 8", "cannot be read"),
         ("- static: {bit: 8}", "has no field 'bit'"),
         ("- statik", "no method 'statik'"),
+        *[(f"- finetune: {empty}", "holds .*, which is no step") for empty in ("0", "0.0", "false", "''", "[]")],
     ],
 )
 def test_what_is_no_recipe_is_refused_in_a_sentence(tmp_path, content, said):

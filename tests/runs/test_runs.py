@@ -264,3 +264,16 @@ def test_two_processes_train_into_one_run(store):
     assert run.info.status == "FINISHED"
     assert run.data.params["processes"] == "2"
     assert run.data.metrics["accuracy"] > 0.3
+
+
+@pytest.mark.parametrize(("recipe", "told"), [("magnitude", []), ("magnitude:epochs=5", ["magnitude: epochs=5 has"])])
+def test_of_fields_without_effect_those_that_were_given_are_told(recipe, told):
+    from compression.runs import machine
+    from compression.tracking.null_run import NullRun
+
+    warnings = []
+    with NullRun.start() as run:
+        run.warn = warnings.append
+        work = job.Job(quick(), tasks.load("digits", limit=60), machine.prepare(quick()), run, "compress")
+        work.resolved(work.resolved(methods.parse(recipe)))
+    assert [w[: len(t)] for w, t in zip(warnings, told * 2, strict=True)] == told * 2

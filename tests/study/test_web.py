@@ -438,3 +438,7 @@ def test_the_servers_own_files_are_not_for_participants_of_a_network(lab, mlflow
                 answer = visit.post(f"{address}/launch/{method}", data=known | {field: text}, timeout=60)
                 assert answer.status_code == 422
                 assert "cannot name a file of the server" in answer.text
+        for code in ("os:getcwd", "mine.py:make"):  # nor does a task run code there
+            answer = visit.post(f"{address}/launch/magnitude", data=known | {"recipe": "", "task": code}, timeout=60)
+            assert answer.status_code == 422
+            assert "task cannot name a file of the server" in answer.text

@@ -88,6 +88,12 @@ def test_a_pretrained_model_reads_with_its_own_tokenizer(tmp_path):
     assert task.training["learning_rate"] == 2e-5
 
 
+def test_a_pretrained_model_is_refused_where_texts_are_encoded_for_the_labs_own(tmp_path):
+    task = load_text(write(tmp_path / "data.csv", ROWS))
+    with pytest.raises(UserError, match="reads the tokens of its own tokenizer.*give model="):
+        models.build(save_bert(tmp_path / "bert"), task)
+
+
 def test_whole_numbers_are_classes_in_the_order_of_numbers(tmp_path):
     rows = [{"review": f"film {i}", "stars": (10, 9, 2, 1)[i % 4]} for i in range(40)]
     for file in ("data.csv", "data.jsonl", "data.parquet"):
@@ -232,7 +238,7 @@ WRONG = {
         {},
         "1 examples have no text in 'text', the first is number 41",
     ),
-    "infinite": ([{"text": f"t {i}", "label": i / 4 if i else "1e999"} for i in range(40)], {}, "inf"),
+    "infinite": ([{"text": f"t {i}", "label": i / 4 if i else float("inf")} for i in range(40)], {}, "inf"),
 }
 
 

@@ -31,7 +31,7 @@ class Decoupled(TeacherStudent):
     classes there is a single other class, and the second term is 0.
     """
 
-    temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
+    temperature: float = param(4.0, "softening of both outputs", interval="[0.01, 1000]", search=(1.0, 16.0), log=True)
     alpha: float = param(1.0, "weight of the target class's term", interval="[0, inf)", search=(0.2, 4.0), log=True)
     beta: float = param(8.0, "weight of the other classes' term", interval="[0, inf)", search=(0.5, 16.0), log=True)
 

@@ -38,7 +38,7 @@ class Mutual(StudentSelection):
     peers: tuple[Place, ...] = param(
         (), "instead of cohort: models that are trained with the student, with // between them"
     )
-    temperature: float = param(1.0, "softening of the outputs", interval="(0, inf)", search=(1.0, 8.0), log=True)
+    temperature: float = param(1.0, "softening of the outputs", interval="[0.01, 1000]", search=(1.0, 8.0), log=True)
     weight: float = param(1.0, "weight of the others' outputs", interval="[0, inf)", search=(0.1, 4.0), log=True)
 
     def __post_init__(self) -> None:

@@ -131,9 +131,11 @@ class Progressive(Response):
     def split_epochs(self, context: Context, count: int) -> tuple[Training, Training]:
         """The training of each of `count` blocks, which keeps the last weights, and that of the student after them."""
         training = self.training_for(context.task)
-        epochs = training.epochs or 0
-        each = max(1, epochs // (count + 1))
-        return replace(training, epochs=each, keep="last"), replace(training, epochs=max(1, epochs - count * each))
+        assert training.epochs is not None
+        least = min(1, training.epochs)  # 0 epochs are none for anybody
+        each = max(least, training.epochs // (count + 1))
+        of_student = max(least, training.epochs - count * each)
+        return replace(training, epochs=each, keep="last"), replace(training, epochs=of_student)
 
 
 def build_assistant(text: str, teacher: nn.Module, context: Context) -> nn.Module:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class SoftenedLogits(Distillation):
     """A distillation whose loss is `alpha` times a term of softened logits and `1 - alpha` times that of the labels."""
 
-    temperature: float = param(4.0, "softening of both outputs", interval="(0, inf)", search=(1.0, 16.0), log=True)
+    temperature: float = param(4.0, "softening of both outputs", interval="[0.01, 1000]", search=(1.0, 16.0), log=True)
     alpha: float = param(0.9, "weight of the teacher's term", interval="[0, 1]", search=(0.0, 1.0))
 
     def inactive(self) -> frozenset[str]:

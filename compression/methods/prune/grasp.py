@@ -39,7 +39,7 @@ class Grasp(Method):
         0.5, "share of the weights to prune, over all layers", interval="[0, 1)", search=(0.3, 0.98)
     )
     examples: int = param(512, "training examples the gradient is taken on", interval="[1, inf)")
-    temperature: float = param(200.0, "softens the logits, so that the loss does not saturate", interval="(0, inf)")
+    temperature: float = param(200.0, "softens the logits, so that the loss does not saturate", interval="[0.01, 1e4]")
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
     @property

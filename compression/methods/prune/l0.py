@@ -50,14 +50,14 @@ class L0(Method):
     ramp_start: float = param(0.0, "share of the training before the target rises from 0 (warm-up)", interval="[0, 1)")
     ramp_end: float = param(0.4, "share of the training at which the target is the whole sparsity", interval="(0, 1]")
     mask_learning_rate: float = param(
-        0.1, "peak learning rate of the gates", interval="(0, inf)", search=(1e-2, 1.0), log=True
+        0.1, "peak learning rate of the gates", interval="(0, 1e6]", search=(1e-2, 1.0), log=True
     )
     multiplier_learning_rate: float = param(
-        0.1, "peak learning rate of the two multipliers", interval="(0, inf)", search=(1e-2, 1.0), log=True
+        0.1, "peak learning rate of the two multipliers", interval="(0, 1e6]", search=(1e-2, 1.0), log=True
     )
     distill_alpha: float = param(0.5, "weight of the original model in the loss", interval="[0, 1]")
     layer_share: float = param(0.5, "share of that which its layers have; the rest is its outputs'", interval="[0, 1]")
-    temperature: float = param(2.0, "softening of both outputs", interval="(0, inf)")
+    temperature: float = param(2.0, "softening of both outputs", interval="[0.01, 1000]")
     # The last weights are kept: the best epoch may lie before the target sparsity.
     training: Training = group(Training, fixed={"keep": "last"})
 

@@ -97,7 +97,7 @@ def parse_fields(fields: list[Field], form: Form, problems: dict[str, str]) -> d
 
 
 def reject_paths(form: Form) -> None:
-    """Raise StudyError for a value that could be a path, or code: a run would use the server's files for a participant."""
+    """Raise StudyError for a value that could be a path, or code: a run would use the server's files for somebody."""
     for name, values in form.items():
         if any(value.strip().startswith(("/", ".", "~", "@", "\\")) or ".." in value for value in values):
             raise StudyError("no_server_files", name=name)

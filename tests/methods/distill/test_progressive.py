@@ -214,6 +214,15 @@ def test_block_by_block_the_student_replaces_the_teacher(task, make_context, chi
     assert not any(module._forward_hooks for model in (teacher, student) for module in model.modules())
 
 
+@pytest.mark.parametrize("epochs", range(6))
+def test_blocks_share_the_epochs_at_least_one_each_and_none_is_none(task, make_context, epochs):
+    step = Progressive(style="blocks", epochs=epochs)
+    of_block, of_student = step.split_epochs(make_context(task, models.build("mlp", task)), 2)
+    least = 1 if epochs else 0
+    assert min(of_block.epochs, of_student.epochs) >= least
+    assert 2 * of_block.epochs + of_student.epochs == (max(epochs, 3) if epochs else 0)
+
+
 def test_a_block_learns_what_lies_before_it_and_nothing_behind(task, make_context):
     teacher, student = models.build("digits_cnn", task).eval(), models.build("digits_cnn_small", task)
     start = copy.deepcopy(student)

@@ -52,7 +52,7 @@ class ScoreBasedPruning(Method):
     score_learning_rate: float = param(
         0.01,
         "peak learning rate of the scores (a ranking by topk does not depend on it)",
-        interval="(0, inf)",
+        interval="(0, 1e6]",
         search=(1e-3, 1.0),
         log=True,
         when=WITH_SIGMOID,
@@ -70,7 +70,7 @@ class ScoreBasedPruning(Method):
         when=WITH_SIGMOID,
     )
     distill_alpha: float = param(0.0, "weight of the original model's outputs in the loss", interval="[0, 1]")
-    temperature: float = param(2.0, "softening of both outputs, if distill_alpha > 0", interval="(0, inf)")
+    temperature: float = param(2.0, "softening of both outputs, if distill_alpha > 0", interval="[0.01, 1000]")
     # The last weights are kept: the best epoch may lie before the target sparsity.
     training: Training = group(Training, fixed={"keep": "last"})
 
