@@ -147,8 +147,8 @@ def build(name: str, task: TaskInterface) -> nn.Module:
 
     if task.tokenizer is not None and task.tokenizer.name_or_path == TRAINING_WORDS:
         raise UserError(
-            f"{name} reads the tokens of its own tokenizer, and the texts of {task.name} are encoded for a model of the "
-            f"lab: give model={name}, and the lab's model as the student."
+            f"{name} reads the tokens of its own tokenizer, and the texts of {task.name} are encoded for a model of "
+            f"the lab: give model={name}, and the lab's model as the student."
         )
     return huggingface.load_pretrained(name, task)
 
@@ -205,7 +205,7 @@ def _with_modules(model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
 
     from compression.nn.modular import trace_modular
 
-    return trace_modular(model, torch.zeros(2, *image_shape))
+    return trace_modular(model, torch.zeros(2, *image_shape, device=next(model.parameters()).device))
 
 
 def _choices(suitable: Mapping[str, str]) -> str:

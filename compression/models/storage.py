@@ -24,7 +24,7 @@ from compression.nn.graph import replace_module
 from compression.nn.modular import Modularized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
 
@@ -39,6 +39,7 @@ class StructuralChanges(TypedDict):
     modules: dict[str, dict[str, Any]]  # module name -> class and arguments of the layer to put there
     attributes: dict[str, dict[str, Any]]  # module name -> attributes to set
     removed: list[str]  # names of modules to delete
+    shapes: dict[str, list[int]]  # names of parameters and buffers of other modules -> their shapes
     masked: list[str]  # names of layers with a pruning mask
 
 
@@ -50,14 +51,12 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     spec = current_spec(model)
     fresh = models.rebuild(spec)
-    content = {
-        "format": FORMAT_VERSION,
-        "spec": spec,
-        "changes": structural_changes(fresh, model),
-        "about": metadata,
-    }
+    changes = structural_changes(fresh, model)
+    content = {"format": FORMAT_VERSION, "spec": spec, "changes": changes, "about": metadata}
+    linearized = conv1d.linearized(fresh)
+    _require_loadable(fresh, changes, model)
     try:
-        with conv1d.as_stored(model, conv1d.linearized(fresh)):
+        with conv1d.as_stored(model, linearized):
             safetensors.torch.save_model(model, str(folder / WEIGHTS_FILE))
         (folder / STRUCTURE_FILE).write_text(json.dumps(content, indent=1))
         if (config := getattr(model, "config", None)) is not None:
@@ -65,6 +64,21 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     except (OSError, SafetensorError) as error:
         raise UserError(f"Could not write the model to {folder}: {first_line(error)}.") from error
     return folder
+
+
+def _require_loadable(fresh: nn.Module, changes: StructuralChanges, model: nn.Module) -> None:
+    """Raise UserError unless `fresh`, to which the `changes` are made here, takes the weights of `model`."""
+    changes = json.loads(json.dumps(changes))  # as they are read back
+    try:
+        apply_changes(fresh, changes)
+    except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{type(model).__name__} cannot be stored: {first_line(error)}.") from error
+    expected, found = ({n: (tuple(t.shape), t.dtype) for n, t in m.state_dict().items()} for m in (fresh, model))
+    if wrong := [name for name in {**expected, **found} if expected.get(name) != found.get(name)]:
+        raise UserError(
+            f"{type(model).__name__} cannot be stored: {', '.join(wrong[:3])} would be read back in another form. "
+            "A module that compression changed is described by neither its class nor its config."
+        )
 
 
 def load(folder: Path, like: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -107,7 +121,7 @@ def current_spec(model: nn.Module) -> dict[str, Any]:
 def has_changed_structure(model: nn.Module) -> bool:
     """Whether compression changed the structure that the builder gave `model`. Masks do not count."""
     changes = structural_changes(models.rebuild(current_spec(model)), model)
-    return bool(changes["modules"] or changes["attributes"] or changes["removed"])
+    return any(changes[kind] for kind in ("modules", "attributes", "removed", "shapes"))
 
 
 def reinitialized_copy(model: nn.Module) -> nn.Module:
@@ -127,7 +141,9 @@ def structural_changes(fresh: nn.Module, model: nn.Module) -> StructuralChanges:
 
     Raises TypeError for a module of another class that is not in `layers.STORABLE`.
     """
-    changes = StructuralChanges(modules={}, attributes={}, removed=[], masked=list(layers.masked_layers(model)))
+    changes = StructuralChanges(
+        modules={}, attributes={}, removed=[], shapes={}, masked=list(layers.masked_layers(model))
+    )
     _add_changes("", fresh, model, changes)
     return changes
 
@@ -147,10 +163,18 @@ def _add_changes(path: str, fresh: nn.Module | None, model: nn.Module, changes: 
     if attributes != plain_attributes(fresh):
         changes["attributes"][path] = attributes
     prefix = f"{path}." if path else ""
+    shapes = {name: list(tensor.shape) for name, tensor in own_tensors(model).items()}
+    built = {name: list(tensor.shape) for name, tensor in own_tensors(fresh).items()}
+    changes["shapes"] |= {prefix + name: shape for name, shape in shapes.items() if built.get(name, shape) != shape}
     before = dict(fresh.named_children())
     for name, child in model.named_children():
         _add_changes(prefix + name, before.get(name), child, changes)
     changes["removed"] += [prefix + name for name in before if name not in dict(model.named_children())]
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters and buffers of the module itself, by name."""
+    return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
 
 
 def plain_attributes(module: nn.Module) -> dict[str, Any]:
@@ -180,9 +204,22 @@ def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
     for path, description in changes["modules"].items():
         arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()}
         _put(model, path, classes[description["class"]](**arguments))
+    for path, shape in changes.get("shapes", {}).items():  # 0.1 stored none
+        _resize(model, path, shape)
     for path, attributes in changes["attributes"].items():
         for name, value in attributes.items():
             setattr(model.get_submodule(path), name, value)
+
+
+def _resize(model: nn.Module, path: str, shape: Sequence[int]) -> None:
+    """Cut the parameter or buffer at `path` to `shape`, in place."""
+    owner, _, name = path.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor = own_tensors(module)[name]
+    cut = tensor.detach()[tuple(slice(size) for size in shape)].clone()
+    if cut.shape != torch.Size(shape):
+        raise ValueError(f"{path} grew from {tuple(tensor.shape)} to {tuple(shape)}")
+    setattr(module, name, nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
 
 
 def _put(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -75,8 +75,8 @@ def _require_same_tokens(folder: Path, task: Task, spec: str) -> None:
     known = task.tokenizer.get_vocab()
     if any(known.get(token) != i for token, i in ids.items()):
         raise UserError(
-            f"{spec} was trained on texts of another vocabulary than those of {task.name} are encoded with; take a model "
-            f"trained on {task.name}, or name the one whose tokenizer it used as model=NAME."
+            f"{spec} was trained on texts of another vocabulary than those of {task.name} are encoded with; take a "
+            f"model trained on {task.name}, or name the one whose tokenizer it used as model=NAME."
         )
 
 

@@ -120,6 +120,6 @@ def _numbers(file: Path, values: list[Any], interval: tuple[float, float] | None
         number = float(value) if isinstance(value, (int, float, Decimal)) else math.nan
         if not (math.isfinite(number) and low <= number <= high):
             limits = f" from {low:g} to {high:g}" if interval else ""
-            raise UserError(f"{file} has the label {value!r} in row {row}; it needs a number{limits} for every example.")
+            raise UserError(f"{file} has the label {value!r} in row {row}; it needs a number{limits} for each.")
         numbers.append(number)
     return numbers

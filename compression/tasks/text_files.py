@@ -17,7 +17,7 @@ from compression.errors import UserError
 from compression.models import TEXT_MODELS
 from compression.tasks import metrics, short_name
 from compression.tasks.cache import Tensors, cached
-from compression.tasks.columns import HIDDEN, Columns, Labels, describe_labels, find_columns, parse_labels
+from compression.tasks.columns import HIDDEN, SHOWN, Columns, Labels, describe_labels, find_columns, parse_labels
 from compression.tasks.glue import DEFAULT_MODEL, FROM_SCRATCH
 from compression.tasks.sources import DatasetFiles
 from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
@@ -151,7 +151,8 @@ def _texts(file: Path, table: pa.Table, columns: Columns) -> pa.Table:
         column = chosen.column(name)
         kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise UserError(f"{file}: the column {name!r} holds {kind}, not text; name another with text_columns=NAME.")
+            hint = "images are for task=imagefolder" if pa.types.is_struct(kind) else "text_columns=NAME names another"
+            raise UserError(f"{file}: the column {name!r} holds {kind}, not text; {hint}.")
         values = column.to_pylist()
         if empty := [i for i, value in enumerate(values, 1) if value is None or not value.strip()]:
             raise UserError(
@@ -246,10 +247,11 @@ def _metrics(classes: int) -> Callable[[Tensor, Tensor], dict[str, float]]:
 def _description(tables: _Tables, splits: Mapping[str, Split]) -> str:
     """Tell which columns were read, what the labels are, how the splits were made, and how much text was cut off."""
     classes = tables.labels.classes
-    shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-    what = f"{len(classes)} classes: {shown}" if classes else "numbers"
+    shown = ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
+    what = f"{len(classes)} classes ({shown})" if classes else "numbers to predict"
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
     masks = [split.inputs["attention_mask"] for split in splits.values() if isinstance(split.inputs, dict)]
     full = torch.cat([mask.sum(1) >= MAX_LENGTH for mask in masks])
     long = f"; {full.float().mean():.0%} of the texts are cut to {MAX_LENGTH} tokens" if full.any() else ""
-    return f"text: {'/'.join(tables.columns.texts)}; {tables.columns.label}: {what}; {sizes}; {tables.told}{long}"
+    text, label = " and ".join(tables.columns.texts), tables.columns.label
+    return f"text from {text}; labels from {label}, {what}; {sizes}; {tables.told}{long}"

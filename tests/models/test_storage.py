@@ -130,3 +130,43 @@ def test_a_folder_that_is_not_whole_is_refused_in_one_sentence(model, tmp_path, 
     with pytest.raises(UserError, match="does not hold a whole model") as refused:
         storage.load(folder)
     assert "\n" not in str(refused.value)
+
+
+class Scaled(nn.Module):
+    """A module with a parameter and a buffer of its own, as LayerScale is."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, channels, 3), nn.InstanceNorm2d(channels, affine=True)
+        self.gamma = nn.Parameter(torch.ones(channels, 1, 1))
+        self.register_buffer("shift", torch.zeros(channels, 1, 1))
+        self.group = nn.GroupNorm(2, channels)
+
+    def forward(self, images):
+        return self.group(self.norm(self.conv(images)) * self.gamma + self.shift).flatten(1)
+
+
+def test_parameters_of_modules_that_have_no_description_reload_in_their_shape(tmp_path):
+    whole, cut = Scaled(8), Scaled(4)
+    for parameter in cut.parameters():
+        nn.init.normal_(parameter)
+    models.adopt(cut, whole)
+    again = storage.load(saved(cut.eval(), tmp_path / "model"), like=lambda: Scaled(8))
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(again(images), cut(images))
+    assert again.gamma.shape == (4, 1, 1)
+    assert storage.has_changed_structure(cut)
+    assert storage.reinitialized_copy(cut)(images).isfinite().all()
+
+
+def test_what_could_not_be_read_back_is_not_stored(tmp_path):
+    grown = Scaled(8)
+    models.adopt(grown, Scaled(4))
+    with pytest.raises(UserError, match="Scaled cannot be stored: gamma grew from"):
+        saved(grown, tmp_path / "model")
+    assert not list((tmp_path / "model").iterdir())
+    more = Scaled(4)
+    more.register_buffer("added", torch.zeros(3))
+    models.adopt(more, Scaled(4))
+    with pytest.raises(UserError, match="Scaled cannot be stored: added would be read back in another form"):
+        saved(more, tmp_path / "model")

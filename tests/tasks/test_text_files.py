@@ -99,7 +99,7 @@ def test_whole_numbers_are_classes_in_the_order_of_numbers(tmp_path):
     for file in ("data.csv", "data.jsonl", "data.parquet"):
         task = load_text(write(tmp_path / file, rows))
         assert task.labels == ("1", "2", "9", "10")
-        assert "stars: 4 classes: 1, 2, 9, 10" in task.description
+        assert "labels from stars, 4 classes (1, 2, 9, 10)" in task.description
 
 
 def test_whole_numbers_that_pandas_wrote_as_floats_are_classes(tmp_path):
