@@ -12,3 +12,10 @@ class UserError(Exception):
 def first_line(error: BaseException) -> str:
     """An exception's first line, short enough to stand in a sentence."""
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception that `error` was raised from in the end, or `error` itself."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -53,7 +53,8 @@ class Graph:
 
     nodes: Sequence[Node]
     outputs: frozenset[Value]  # of the model
-    entangled: frozenset[str]  # modules whose parameters other modules own too, or functions read
+    read_by_functions: frozenset[str]  # modules whose parameters are read outside of their own calls
+    entangled: frozenset[str]  # these, and modules whose parameters other modules own, too
 
     @cached_property
     def _producers(self) -> dict[Value, Node]:
@@ -117,7 +118,8 @@ def record_graph(model: nn.Module, inputs: Inputs) -> Graph:
     """
     modes = {module: module.training for module in model.modules()}
     recorder = _Recorder(model)
-    examples = map_inputs(lambda tensor: tensor[:EXAMPLES], inputs)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    examples = map_inputs(lambda tensor: tensor[:EXAMPLES].to(device), inputs)
     model.eval()
     try:
         with recorder.hooks(), _Unseen(recorder), recorder:
@@ -125,8 +127,15 @@ def record_graph(model: nn.Module, inputs: Inputs) -> Graph:
     finally:
         for module, training in modes.items():
             module.training = training
-    read = {name.rpartition(".")[0] for node in recorder.nodes for name in node.parameters}
-    return Graph(recorder.nodes, frozenset(recorder.values(outputs)), frozenset(read) | _sharing_parameters(model))
+    read = {name.rpartition(".")[0] for node in recorder.nodes for name in node.parameters} | _within_attention(model)
+    outputs_read = frozenset(recorder.values(outputs))
+    return Graph(recorder.nodes, outputs_read, frozenset(read), frozenset(read) | _sharing_parameters(model))
+
+
+def _within_attention(model: nn.Module) -> set[str]:
+    """Names of the layers in torch's own attention, which hands their weights to a function."""
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    return {name for name, _ in model.named_modules() if name.startswith(tuple(f"{each}." for each in attentions))}
 
 
 def _sharing_parameters(model: nn.Module) -> frozenset[str]:

@@ -87,7 +87,9 @@ def started(
         if task.is_limited:
             run.tag("limited", str(settings.limit))
             run.warn(f"Only {settings.limit} examples were used: these are not the figures of {task.name}.")
-        run.params(params.values(settings) | {"model": settings.model or task.model} | here.facts())
+        texts = params.texts(settings)
+        given = {n: texts[n] if isinstance(value, tuple) else value for n, value in params.values(settings).items()}
+        run.params(given | {"model": settings.model or task.model} | here.facts())
         if task.description:
             run.tag("data", task.description)
             if here.main:

@@ -116,7 +116,7 @@ def _extreme_texts(task: Task) -> Iterator[Inputs]:
 def _match_metadata(model: nn.Module, folder: Path, task: Task, spec: str) -> None:
     """Compare what is stored beside a model with the task, and put the model's outputs into the order of its labels.
 
-    Raises UserError if the model was trained on other classes, another vocabulary or differently normalized images.
+    Raises UserError if the model was trained on other classes or differently normalized images.
     """
     stored = storage.read_metadata(folder)
     if stored.get("labels") and task.labels:
@@ -124,14 +124,6 @@ def _match_metadata(model: nn.Module, folder: Path, task: Task, spec: str) -> No
         if (config := getattr(model, "config", None)) is not None:
             config.id2label = dict(enumerate(task.labels))
             config.label2id = {label: i for i, label in enumerate(task.labels)}
-    if task.tokenizer is not None and (folder / "tokenizer_config.json").exists():
-        from compression.models import huggingface
-
-        if huggingface.read_vocabulary(str(folder)) != task.tokenizer.get_vocab():
-            raise UserError(
-                f"{spec} reads another vocabulary than the tokenizer that {task.name} was loaded with; leave model= "
-                "empty, or name the model it was made from."
-            )
     if (used := stored.get("normalization")) and task.normalization and used != task.normalization.described():
         raise UserError(
             f"{spec} was trained on images normalized with mean={_slashed(used['mean'])} and "

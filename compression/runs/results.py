@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from compression.tasks.task import Task
 
+SLOWER = 1.1  # times the original's time: less may be chance
 CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
 
 
@@ -36,7 +37,7 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
 
 
 def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
-    """Warnings about the last model: empty layers, quality at chance, a config that transformers cannot read."""
+    """Warnings about the last model: empty layers, quality at chance, an unreadable config, a slower file."""
     last, removed = measured[-1], transformer.emptied_layers(model)
     empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
     said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
@@ -51,7 +52,21 @@ def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> 
         said.append("The model answers the same class for everything: it is at chance.")
     elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
         said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")
+    if len(measured) > 1 and (sentence := slowdown(measured[0], last)):
+        said.append(sentence)
     return said
+
+
+def slowdown(before: Measurement, after: Measurement) -> str:
+    """A sentence about a file that is slower than the original's, for one example and in batches; empty for another."""
+    latency = after.efficiency["latency_ms"] / before.efficiency["latency_ms"]
+    batches = before.efficiency["throughput"] / after.efficiency["throughput"]
+    if latency < SLOWER or batches < SLOWER:
+        return ""
+    return (
+        f"The ONNX file is slower than the original's: {latency:.2f} times the time for one example, {batches:.2f} "
+        f"times in batches ({after.backend})."
+    )
 
 
 def keep(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEFAULT_MODEL = "bert-large-uncased"
-FROM_SCRATCH = {
+FINE_TUNING: dict[str, Any] = {  # Devlin et al. 2018, arXiv:1810.04805, section 4.1 and appendix A.3
+    "epochs": 3,
+    "batch_size": 32,
+    "learning_rate": 2e-5,
+    "optimizer": "adamw",
+    "schedule": "linear",
+    "warmup": 0.1,
+    "weight_decay": 0.01,
+    "label_smoothing": 0.0,
+}
+FROM_SCRATCH: dict[str, Any] = {
     "epochs": 5,
     "learning_rate": 2e-3,
 }  # the hyperparameters that differ for models that are not pretrained
@@ -91,17 +101,7 @@ def glue(request: TaskRequest) -> Task:
         loss=metrics.cross_entropy if corpus.labels else metrics.squared_error,
         model=DEFAULT_MODEL,
         student="",
-        training={  # Devlin et al. 2018, arXiv:1810.04805, section 4.1 and appendix A.3
-            "epochs": 3,
-            "batch_size": 32,
-            "learning_rate": 2e-5,
-            "optimizer": "adamw",
-            "schedule": "linear",
-            "warmup": 0.1,
-            "weight_decay": 0.01,
-            "label_smoothing": 0.0,
-            **(FROM_SCRATCH if request.model in TEXT_MODELS else {}),
-        },
+        training=FINE_TUNING | (FROM_SCRATCH if request.model in TEXT_MODELS else {}),
         from_scratch=FROM_SCRATCH,
         source=dataset.source,
         digest=splits_digest(splits.values()),

@@ -103,13 +103,20 @@ def _class_indices(file: Path, values: list[Any], names: Sequence[str], labels: 
     places = {number: order.index(number) for number in range(len(names))}
     known: dict[Any, int] = places | {str(number): place for number, place in places.items()}
     known |= {name_key(label): place for place, label in enumerate(labels)}
-    keys = [name_key(value) if isinstance(value, str) else value for value in values]
-    if wrong := sorted({str(key) for key in keys if key not in known}):
+    keys = [_lookup_key(value) for value in values]
+    if wrong := sorted({str(value) for value, key in zip(values, keys, strict=True) if key not in known}):
         raise UserError(
             f"{file} has examples without a label, or labels outside 0 to {len(labels) - 1}: {', '.join(wrong[:3])} "
             f"is none of {', '.join(labels)}."
         )
     return [known[key] for key in keys]
+
+
+def _lookup_key(value: Any) -> str | int | float | Decimal:
+    """Return what a label is looked up by; for a list or another object its text, which is no label."""
+    if isinstance(value, str):
+        return name_key(value)
+    return value if isinstance(value, (int, float, Decimal)) else str(value)
 
 
 def _numbers(file: Path, values: list[Any], interval: tuple[float, float] | None) -> list[float]:

@@ -18,7 +18,7 @@ from compression.models import TEXT_MODELS
 from compression.tasks import metrics, short_name
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.columns import HIDDEN, SHOWN, Columns, Labels, describe_labels, find_columns, parse_labels
-from compression.tasks.glue import DEFAULT_MODEL, FROM_SCRATCH
+from compression.tasks.glue import DEFAULT_MODEL, FINE_TUNING, FROM_SCRATCH
 from compression.tasks.sources import DatasetFiles
 from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
 from compression.tasks.table_files import class_names, find_files, read_table
@@ -58,7 +58,7 @@ def make_task(request: TaskRequest, dataset: DatasetFiles) -> Task:
     splits = {name: _make_split(tensors, name, tokenizer.input_names) for name in names}
     classes = tables.labels.classes
     return Task(
-        short_name(request.name, request.data or "text"),
+        short_name(request.name, request.data),
         train=splits["train"],
         validation=splits["validation"],
         test=splits["test"],
@@ -69,17 +69,7 @@ def make_task(request: TaskRequest, dataset: DatasetFiles) -> Task:
         loss=metrics.cross_entropy if classes else metrics.squared_error,
         model=DEFAULT_MODEL,
         student="",
-        training={
-            "epochs": 3,
-            "batch_size": 32,
-            "learning_rate": 2e-5,
-            "optimizer": "adamw",
-            "schedule": "linear",
-            "warmup": 0.1,
-            "weight_decay": 0.01,
-            "label_smoothing": 0.0,
-            **(FROM_SCRATCH if request.model in TEXT_MODELS else {}),
-        },
+        training=FINE_TUNING | (FROM_SCRATCH if request.model in TEXT_MODELS else {}),
         from_scratch=FROM_SCRATCH,
         source=dataset.source,
         description=f"{dataset.source}: {_description(tables, splits)}.",

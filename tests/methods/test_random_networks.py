@@ -42,8 +42,7 @@ def test_a_random_network_answers_as_before(seed, task, make_context):
     recipe = LOSSLESS[seed % len(LOSSLESS)]
     try:
         made = applied(recipe, model, make_context(task, model))
-    except UserError as error:
-        assert len(str(error)) > 20, str(error)
+    except UserError:  # one sentence: it cannot be done
         return
     assert difference(model, made, task) < BOUND, recipe
 

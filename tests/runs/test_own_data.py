@@ -51,6 +51,7 @@ def test_a_run_on_own_code_has_a_short_name_and_repeats(of_code):
     assert of_code["title"] == "magnitude on mine:make"
     assert run.data.tags["task"] == of_code["task"] == "mine:make"
     assert run.data.params["task"] == CODE
+    assert run.data.params["text_columns"] == ""
     assert run.inputs.dataset_inputs[0].dataset.name == "mine:make"
     words = command.words(Settings(task=CODE), "compress", methods.parse("magnitude"))
     assert words[words.index("--task") + 1] == CODE

@@ -52,3 +52,17 @@ def test_layers_that_are_no_linear_ones_any_more_are_looked_at_too(make_context)
     quantized = methods.method("weight_only")().apply(model, context)
     assert transformer.emptied_layers(quantized) == {"bert.encoder.layer.0.attention.output.dense"}
     assert transformer.emptied_layers(methods.method("svd")().apply(tiny_bert(3), context)) == set()
+
+
+@pytest.mark.parametrize(
+    ("latency", "throughput", "is_slower"),
+    [(1.57, 60.0, True), (1.57, 120.0, False), (0.8, 60.0, False), (1.05, 99.0, False)],
+)
+def test_a_file_that_is_slower_in_both_ways_is_told(latency, throughput, is_slower):
+    def timed(latency, throughput):
+        figures = {"latency_ms": latency, "throughput": throughput}
+        return Measurement({}, figures, [], Path("file.onnx"), {}, torch.zeros(1), torch.zeros(1), "ONNX Runtime")
+
+    sentence = results.slowdown(timed(1.0, 100.0), timed(latency, throughput))
+    assert sentence.startswith("The ONNX file is slower than the original's: 1.57 times") == is_slower
+    assert bool(sentence) == is_slower

@@ -126,7 +126,7 @@ def test_a_stored_model_of_another_vocabulary_is_refused(tmp_path, tokenized):
     task.tokenizer.save_pretrained(name)
     loading.open_model(name, task)
     other = save_classifier(tmp_path / "other", words=[*SPECIAL, *reversed(VOCABULARY[5:])])
-    with pytest.raises(UserError, match="reads another vocabulary than the tokenizer that glue/sst2 was loaded with"):
+    with pytest.raises(UserError, match="stored .* another vocabulary"):
         loading.open_model(name, load("glue/sst2", data=str(tmp_path), model=other))
     with pytest.raises(UserError, match="other reads another vocabulary"):  # as a student
         loading.open_model(other, task)
@@ -254,9 +254,8 @@ def test_a_limit_of_one_example_is_a_task(tmp_path):
     name = save_classifier(tmp_path / "model")
     task = load("glue/sst2", data=write(tmp_path), model=name, limit=1)
     assert forward(loading.open_model(name, task), task.example(4)).shape == (4, 2)
-    assert (
-        forward(loading.open_model("mlp", load("digits", limit=1)), load("digits", limit=1).example(2)).shape[1] == 10
-    )
+    digits = load("digits", limit=1)
+    assert forward(loading.open_model("mlp", digits), digits.example(2)).shape == (2, 10)
 
 
 def test_a_stored_model_of_another_normalization_is_refused(tmp_path):

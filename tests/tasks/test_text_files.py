@@ -11,7 +11,7 @@ import torch
 from compression import models
 from compression.errors import UserError
 from compression.nn.inputs import forward
-from compression.tasks import load, text_files
+from compression.tasks import load, short_name, text_files
 from compression.tasks.vocabulary import word_tokenizer
 from tests.models.tiny_bert import save_bert
 from tests.tasks.data_files import write_parquet
@@ -214,7 +214,7 @@ def test_texts_that_are_cut_are_told(tmp_path):
 def test_the_vocabulary_is_the_same_whatever_the_order_of_texts():
     texts = [r["text"] for r in ROWS]
     assert word_tokenizer(texts).fingerprint() == word_tokenizer(reversed(texts)).fingerprint()
-    assert len(word_tokenizer(["电影很好看"]).tokenizer) == 4 + 5
+    assert len(word_tokenizer(["电影很好看"]).tokenizer) == 5 + 5
 
 
 WRONG = {
@@ -321,3 +321,10 @@ def test_data_has_to_be_given_and_to_be_there(tmp_path):
         load("digits", label_column="x")
     with pytest.raises(UserError, match=r"reviews.csv is data, and not a task: give task=text and data=reviews.csv"):
         load("reviews.csv")
+
+
+def test_the_root_of_all_data_may_hold_the_text(tmp_path, monkeypatch):
+    (tmp_path / "text").mkdir()
+    write(tmp_path / "text/mine.csv", ROWS)
+    monkeypatch.setenv("COMPRESSION_DATA", str(tmp_path))
+    assert load("text", model="lstm").name == "text" == short_name("text")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from compression.deploy.onnx.functions import add_function_definitions
 from compression.deploy.onnx.modules import replace_for_export
 from compression.deploy.onnx.tensors import OPSET
-from compression.errors import UserError, first_line
+from compression.errors import UserError, first_line, root_cause
 from compression.nn.inputs import Inputs, forward
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
             path.write_bytes(_serialize_without_metadata(program))
         except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
             path.unlink(missing_ok=True)
-            raise UserError(f"The model could not be written as ONNX: {first_line(error)}") from error
+            raise UserError(f"The model could not be written as ONNX: {first_line(root_cause(error))}") from error
     return path
 
 

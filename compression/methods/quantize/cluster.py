@@ -13,6 +13,7 @@ from compression.methods.quantize.calibration.selection import SKIP_HELP, is_qua
 from compression.methods.quantize.clustering import huffman_file
 from compression.methods.quantize.clustering.layers import SharedWeight, share_weight
 from compression.nn.graph import replace_module
+from compression.nn.inputs import Inputs, map_inputs
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.recurrent import Gates
 from compression.params import group, param
@@ -50,7 +51,8 @@ class Cluster(Method):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Cluster, train the centroids, and write the coded file."""
         model = model.to(context.device)
-        for name, layer in self.select_layers(model).items():
+        example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example(2))
+        for name, layer in self.select_layers(model, example).items():
             bits = self.bits if isinstance(layer, nn.Linear) else self.conv_bits
             replace_module(model, name, share_weight(layer, bits))
         training = self.training_for(context.task)
@@ -62,10 +64,10 @@ class Cluster(Method):
         write_coded_file(model, context)
         return model
 
-    def select_layers(self, model: nn.Module) -> dict[str, nn.Linear | nn.Conv2d]:
+    def select_layers(self, model: nn.Module, example: Inputs) -> dict[str, nn.Linear | nn.Conv2d]:
         """The layers to cluster, by name; raises UserError if there are none."""
         found = {n: cast("nn.Linear", m) for n, m in model.named_modules() if is_quantizable(m) or type(m) is Gates}
-        return {name: found[name] for name in select_layers(model, found, self.skip)}
+        return {name: found[name] for name in select_layers(model, found, self.skip, example)}
 
 
 def parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:

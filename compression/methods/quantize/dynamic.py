@@ -31,7 +31,7 @@ class Dynamic(WeightQuantization):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Quantize in place."""
-        layers = self.select_layers(model, nn.Linear, nn.Embedding, BiLSTM)
+        layers = self.select_layers(model, context.task.example(2), nn.Linear, nn.Embedding, BiLSTM)
         self.require_kernel(layers)
         for name in [name for name, layer in layers.items() if isinstance(layer, BiLSTM)]:
             lstm = layers.pop(name)

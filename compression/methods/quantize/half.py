@@ -37,10 +37,10 @@ class HalfPrecision(Method):
     dtype: str = param("fp16", "kind of 16-bit float", choices=("fp16", "bf16"), search=("fp16", "bf16"))
     skip: tuple[str, ...] = param((), SKIP_HELP)
 
-    def apply(self, model: nn.Module, context: Context) -> nn.Module:  # noqa: ARG002
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Raises UserError for a weight that is too large for fp16."""
         found = {name: m for name, m in model.named_modules() if is_quantizable(m) or type(m) in (Gates, nn.Embedding)}
-        for name in select_layers(model, found, self.skip):
+        for name in select_layers(model, found, self.skip, context.task.example(2)):
             half = to_half(found[name], TORCH_NAMES[self.dtype])
             if not bool(torch.isfinite(half.weight).all()):
                 raise UserError(f"A weight of {name} is too large for {self.dtype}; use dtype=bf16 or skip={name}.")

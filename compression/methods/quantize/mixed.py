@@ -113,7 +113,7 @@ class Mixed(Method):
         model = modularize(model.to(context.device).eval(), batches[0])
         fold_batch_norms(model, batches[0])
         swap_pools_and_relus(model, batches[0])
-        layers = self.static(8).select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        layers = self.static(8).select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         sensitivities = self.measure_sensitivities(model, layers, context)
         statistics = self.observe(model, layers, batches, context)

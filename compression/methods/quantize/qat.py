@@ -76,7 +76,7 @@ class Qat(CalibratedQuantization):
         batches = calibration_batches(context, self.calibration_samples)
         model = modularize(model.to(context.device), batches[0])
         swap_pools_and_relus(model, batches[0])
-        layers = self.select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        layers = self.select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
         self.insert_fake_quantization(model, {n: m for n, m in layers.items() if n not in embeddings}, context, batches)

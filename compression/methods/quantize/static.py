@@ -57,7 +57,7 @@ class Static(CalibratedQuantization):
         swap_pools_and_relus(model, batches[0])
         if self.equalize:
             equalize(model, batches[0])
-        layers = self.select_layers(model, nn.Conv2d, nn.Linear, nn.Embedding)
+        layers = self.select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
         replaced = {name: m for name, m in layers.items() if name not in embeddings} | sums_and_poolings(model)

@@ -162,9 +162,10 @@ class QuantWeightLayer(LowBitLayer):
             integers = 2 * stored + 1 if self.qscheme == "odd" else stored
             require_exact_sums(self.code_step * integers, self.input_quantizer.largest_code)
 
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        super()._load_from_state_dict(*arguments, **options)
-        self.update_weight()
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        if f"{prefix}packed" in state_dict:  # a file holds a layer of two names under one of them
+            self.update_weight()
 
     def extra_repr(self) -> str:
         """Shape, bit width, granularity and scheme of the weight."""

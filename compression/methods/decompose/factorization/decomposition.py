@@ -20,8 +20,8 @@ from compression.methods.decompose.factorization.costs import (
 )
 from compression.methods.decompose.factorization.spectrum import Spectrum, round_rank
 from compression.nn import layers
-from compression.nn.graph import replace_module
-from compression.nn.inputs import map_inputs
+from compression.nn.graph import record_graph, replace_module
+from compression.nn.inputs import Inputs, map_inputs
 from compression.nn.selection import resolve_names
 from compression.params import param
 
@@ -104,7 +104,7 @@ class Decomposition(Method):
         """Replace, in place, every layer that its factors make smaller."""
         model = model.to(context.device).eval()
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
-        selected = self.select_layers(model)
+        selected = self.select_layers(model, example)
         sizes, macs = profile_layers(model, selected, example)
         before = Cost(layers.count_parameters(model), macs)
         candidates = [self.candidate(name, selected[name], of_layer) for name, of_layer in sizes.items()]
@@ -119,9 +119,13 @@ class Decomposition(Method):
         self.warn_of_missed_target(before, after, context)
         return model
 
-    def select_layers(self, model: nn.Module) -> dict[str, nn.Module]:
-        """The layers to consider, by name; raises UserError if there are none, or `skip` names none of them."""
-        found = {name: layer for name, layer in model.named_modules() if self.can_decompose(layer)}
+    def select_layers(self, model: nn.Module, example: Inputs) -> dict[str, nn.Module]:
+        """The layers to consider, by name; raises UserError if there are none, or `skip` names none of them.
+
+        Layers whose weights functions read, too, on the prepared batch `example`, stay as they are.
+        """
+        taken = record_graph(model, example).read_by_functions
+        found = {n: layer for n, layer in model.named_modules() if self.can_decompose(layer) and n not in taken}
         skipped = resolve_names(self.skip, found, "skip", "decomposable layer")
         found = {name: layer for name, layer in found.items() if name not in skipped}
         if not found:

@@ -17,6 +17,7 @@ from compression.params import param
 
 if TYPE_CHECKING:
     from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.nn.inputs import Inputs
     from compression.nn.quantized import QParams
     from compression.training.context import RunLogger
 
@@ -66,10 +67,11 @@ class WeightQuantization(Method):
         values = {name: weight(model.get_submodule(name)) for name in figures.evenly_spaced(names)}
         figures.record_weights(record, {n: (v, self.weight_qparams(v, activation_bits)) for n, v in values.items()})
 
-    def select_layers(self, model: nn.Module, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
+    def select_layers(self, model: nn.Module, example: Inputs, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
         """The layers of exactly these classes by name, except the skipped ones; raises UserError if none are left.
 
-        Convolutions that pad with anything but zeros have no integer form, and are left out.
+        Convolutions that pad with anything but zeros have no integer form, and are left out, as are layers whose
+        weights functions read, too, on the prepared batch `example`.
         """
         found = {
             name: module
@@ -77,7 +79,7 @@ class WeightQuantization(Method):
             if type(module) in kinds and (is_quantizable(module) or not isinstance(module, nn.Conv2d))
         }
         class_names = ", ".join(kind.__name__ for kind in kinds)
-        return {name: found[name] for name in select_layers(model, found, self.skip, class_names)}
+        return {name: found[name] for name in select_layers(model, found, self.skip, example, class_names)}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeGuard
 from torch import nn
 
 from compression.errors import UserError
+from compression.nn.graph import record_graph
 from compression.nn.quantized import QuantWeightLayer
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.quantized.half import HalfLayer
@@ -16,6 +17,7 @@ from compression.nn.selection import resolve_names
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from compression.nn.inputs import Inputs
     from compression.training.context import RunLogger
 
 SKIP_HELP = "layers to leave in floats: names, or beginnings of names, with / between them"
@@ -25,14 +27,17 @@ def select_layers(
     model: nn.Module,
     candidates: Iterable[str],
     skip: Sequence[str],
+    example: Inputs,
     kinds: str = "linear layer, convolution or embedding in floats",
 ) -> list[str]:
     """The names among `candidates` that `skip` does not select.
 
-    `kinds` says in the error what the candidates are. Raises UserError if nothing is left, or if a name in `skip`
-    selects nothing.
+    Layers whose weights are read by functions as well, in the forward pass on the prepared batch `example`, are left
+    out: a function takes no integers. `kinds` says in the error what the candidates are. Raises UserError if nothing is
+    left, or if a name in `skip` selects nothing.
     """
-    candidates = list(candidates)
+    read_by_functions = record_graph(model, example).read_by_functions
+    candidates = [name for name in candidates if name not in read_by_functions]
     skipped = resolve_names(skip, candidates, option="skip")
     if selected := [name for name in candidates if name not in skipped]:
         return selected

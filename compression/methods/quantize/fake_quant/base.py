@@ -97,7 +97,7 @@ class FakeQuantTraining(Method):
         """
         called = [node.name for node in graph.nodes if isinstance(node.target, PRUNABLE)]
         found = [name for name in dict.fromkeys(called) if is_quantizable(model.get_submodule(name))]
-        selected = select_layers(model, found, self.skip)
+        selected = select_layers(model, found, self.skip, inputs)
         edges = {called[0], called[-1]}
         inner = {name: model.get_submodule(name) for name in selected if name not in edges}
         self.prepare(model, graph, inner)

@@ -90,7 +90,8 @@ def requantize_inputs(model: nn.Module, qparams: Mapping[str, QParams], inputs: 
 
 def _float_layers_behind_integers(model: nn.Module, graph: Graph) -> list[str]:
     """The float layers that run on images or rows with anything that a layer of integers has a part in."""
-    in_floats, found = float_layers(model), {}
+    in_floats = float_layers(model).keys() - graph.read_by_functions  # what wraps a layer has no weight to read
+    found: dict[str, None] = {}  # an ordered set
     affected: set[Value] = set()
     for node in graph.nodes:
         if affected.intersection(node.inputs):
