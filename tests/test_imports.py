@@ -57,7 +57,7 @@ ROOMS = (
         "tracking",
         "reporting",
     ),
-    *("methods", "runs", "backend", "tuning", "study", "cli"),
+    *("methods", "runs", "api", "backend", "tuning", "study", "cli"),
 )
 FIGURES = "compression.reporting.figures"  # all that methods know of reporting
 

@@ -66,7 +66,8 @@ _DISTILBERT = Architecture(
     "n_heads",
     "hidden_dim",
 )
-ARCHITECTURES = {"distilbert": _DISTILBERT} | dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), _BERT)
+_LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "data2vec-text")
+ARCHITECTURES = {"distilbert": _DISTILBERT} | dict.fromkeys((*_LIKE_BERT, "roberta-prelayernorm"), _BERT)
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,16 @@ def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
     """Keep only the dimensions `keep` of the hidden states, from the embeddings to the classifier.
 
     Layer norms then average over the dimensions that are left, so the logits differ from those of a masked model.
+    Raises UserError if as many would be left as an Electra's embeddings have, which its config takes to need no
+    projection.
     """
     size, index = hidden_size(model), torch.as_tensor(list(keep))
+    embedding_size = getattr(model.config, "embedding_size", size)
+    if len(index) == embedding_size != size:
+        raise UserError(
+            f"A hidden size of {embedding_size} cannot be told from that of the embeddings, which are projected to the "
+            "hidden size: take another sparsity."
+        )
     parts = blocks(model)
     inner_out = {m for b in parts for m in (b.query, b.key, b.value, b.up)} | {classifier(model)}
     inner_in = {m for b in parts for m in (b.output, b.down)}
@@ -255,6 +264,8 @@ def update_config(model: nn.Module) -> None:
     config: Any = model.config
     parts = blocks(model)
     heads, neurons, size = [b.heads for b in parts], [b.neurons for b in parts], hidden_size(model)
+    if getattr(config, "embedding_size", None) == config.hidden_size:
+        config.embedding_size = size
     config.num_hidden_layers, config.hidden_size = len(parts), size
     if len(set(heads)) == 1 and size % heads[0] == 0:
         config.num_attention_heads = heads[0]

@@ -17,6 +17,11 @@ from tests.conftest import tiny_bert, words, words_task
 FORMS = {
     "bert": {},
     "roberta": {"model_type": "roberta", "pad_token_id": 0},
+    "electra": {"model_type": "electra", "embedding_size": 12},
+    "electra without projection": {"model_type": "electra", "embedding_size": 32},
+    "ernie": {"model_type": "ernie"},
+    "data2vec": {"model_type": "data2vec-text", "pad_token_id": 0},
+    "prelayernorm": {"model_type": "roberta-prelayernorm", "pad_token_id": 0},
     "distilbert": {"model_type": "distilbert", "dim": 32, "n_heads": 4, "n_layers": 3, "hidden_dim": 48},
 }
 
@@ -92,6 +97,11 @@ def test_cutting_hidden_dimensions_equals_keeping_them_by_hand_in_a_single_layer
     assert torch.equal(transformer.blocks(cut)[0].query.weight, transformer.blocks(model)[0].query.weight[:, keep])
     assert transformer.classifier(cut).out_features == 3
     assert logits(cut).shape == (16, 3)
+
+
+def test_a_hidden_size_that_the_config_would_misread_is_refused():
+    with pytest.raises(UserError, match="A hidden size of 12 cannot be told from that of the embeddings"):
+        transformer.cut_hidden(tiny_bert(**FORMS["electra"]), range(12))
 
 
 def cut_layers(model):

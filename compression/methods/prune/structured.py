@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from compression.methods.base import Method
 from compression.methods.prune.structure.channels import ChannelUnits
 from compression.methods.prune.structure.costs import COSTS
 from compression.methods.prune.structure.encoder import PARTS, EncoderUnits
-from compression.methods.prune.structure.importance import CRITERIA, importance
-from compression.methods.prune.structure.plan import TOLERANCE, PruningPlan, find_plan
+from compression.methods.prune.structure.importance import CRITERIA, equal_scores, importance
+from compression.methods.prune.structure.plan import TOLERANCE, PruningPlan, find_plan, merge_plans
 from compression.methods.prune.structure.sparsity_penalty import bn_penalty, group_penalty
 from compression.nn import layers, transformer
 from compression.nn.inputs import Inputs, map_inputs
@@ -24,7 +25,7 @@ from compression.training.hyperparameters import Training, require_training
 from compression.training.loop import fit, task_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from compression.training.context import Context
 
@@ -85,7 +86,9 @@ class Structured(Method):
         """Train with the criterion's penalty, if it has one, then remove units, in place."""
         model = model.to(context.device)
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
-        units = self.removable_units(model, example)
+        units = self.checked_units(model, example, context)
+        if units.untouched:
+            context.record.warn(untouched_warning(units.untouched))
         before = units.sizes(model)
         if self.criterion in WITH_PENALTY:
             self.train_with_penalty(model, units, context)
@@ -98,13 +101,29 @@ class Structured(Method):
         return model
 
     def check(self, model: nn.Module, context: Context) -> None:
-        """Raise UserError for a model without units to remove."""
-        self.removable_units(model, context.task.example())
+        """Raise UserError for a model that cannot lose as much, and for one that the criterion is not made for."""
+        self.checked_units(model, context.task.example(), context)
+
+    def checked_units(self, model: nn.Module, example: Inputs, context: Context) -> ChannelUnits | EncoderUnits:
+        """The units of `model` that can be removed. Raises UserError as `check` does."""
+        units = self.removable_units(model, example)
+        if self.criterion in WITH_PENALTY:
+            require_training(self.training, context.task.training, f"criterion={self.criterion} makes channels small")
+            self.penalty_function(model, units)
+        self.require_reachable(model, units)
+        return units
 
     def removable_units(self, model: nn.Module, example: Inputs) -> ChannelUnits | EncoderUnits:
         """The units of `model` that can be removed. Raises UserError for a model that has none."""
         if transformer.is_transformer(model):
             return EncoderUnits(model, example, self.parts)
+        kind = getattr(getattr(model, "config", None), "model_type", None)
+        if kind is not None:
+            raise UserError(
+                f"structured cuts transformers of the types {', '.join(transformer.ARCHITECTURES)}; of a {kind} "
+                "neither its config nor from_pretrained could express what is left: take a method that leaves its "
+                "shapes, such as magnitude."
+            )
         if any(isinstance(m, BiLSTM) for m in model.modules()):
             raise UserError(
                 "structured does not cut the units of an LSTM, which feed one another at every step: distil a thinner "
@@ -112,27 +131,52 @@ class Structured(Method):
             )
         return ChannelUnits(model, example)
 
-    def remove_units(self, model: nn.Module, units: ChannelUnits | EncoderUnits, context: Context) -> None:
-        """Rank and remove units in equal steps until the target is met, in place; warn if it is missed.
+    def removed_share(
+        self, model: nn.Module, units: ChannelUnits | EncoderUnits, total: int
+    ) -> Callable[[PruningPlan], float]:
+        """A function that gives the share of `total`, a cost, that is gone from `model` once a plan is carried out."""
 
-        Raises UserError if the target cannot be met with a channel left in every layer.
-        """
-
-        def cost(model: nn.Module) -> int:
-            return units.count(model) if self.target == "channels" else COSTS[self.target](model, units.example)
-
-        total = cost(model)
-
-        def removed_share(plan: PruningPlan) -> float:
+        def share(plan: PruningPlan) -> float:
             copied = copy.deepcopy(model)
             units.remove(copied, plan)
-            return 1 - cost(copied) / total
+            return 1 - self.cost(copied, units) / total
 
+        return share
+
+    def cost(self, model: nn.Module, units: ChannelUnits | EncoderUnits) -> int:
+        """What `model` has of the target."""
+        return units.count(model) if self.target == "channels" else COSTS[self.target](model, units.example)
+
+    def require_reachable(self, model: nn.Module, units: ChannelUnits | EncoderUnits) -> None:
+        """Raise UserError if less than `sparsity` is gone of `model` with the least left in every layer."""
+
+        def most(round_to: int) -> float:
+            ranked = units.ranked_units(partial(equal_scores, self.criterion), self.scope == "global", round_to)
+            return self.removed_share(model, units, self.cost(model, units))(merge_plans(ranked)) if ranked else 0.0
+
+        if (reached := most(self.round_to)) >= self.sparsity:
+            return
+        finer = next((n for n in (4, 2, 1) if n < self.round_to and most(n) >= self.sparsity), None)
+        if finer:
+            advice = f"take round_to={finer}: with round_to={self.round_to} layers keep a multiple of {self.round_to}"
+        else:
+            advice = "ask for less" if reached else "take a method that leaves its shapes, such as magnitude"
+        raise UserError(
+            f"sparsity={self.sparsity:g} of the {self.target} cannot go from a {type(model).__name__}: with the least "
+            f"left in every layer that can be cut, {reached:.3f} are gone; {advice}."
+        )
+
+    def remove_units(self, model: nn.Module, units: ChannelUnits | EncoderUnits, context: Context) -> None:
+        """Rank and remove units in equal steps until the target is met, in place; warn if it is missed."""
+        total = self.cost(model, units)
         for step in range(1, self.steps + 1):
+            if step > 1:
+                units = self.removable_units(model, units.example)
             scores = importance(model, self.criterion, self.examples, context)
             ranked = units.ranked_units(scores, self.scope == "global", self.round_to)
-            units.remove(model, find_plan(ranked, removed_share, self.sparsity * step / self.steps, self.target))
-        achieved = 1 - cost(model) / total
+            share = self.removed_share(model, units, total)
+            units.remove(model, find_plan(ranked, share, self.sparsity * step / self.steps))
+        achieved = 1 - self.cost(model, units) / total
         if abs(achieved - self.sparsity) > TOLERANCE:
             context.record.warn(
                 f"{achieved:.1%} of the {self.target} are gone instead of {self.sparsity:.1%}: channels are removed "
@@ -140,11 +184,7 @@ class Structured(Method):
             )
 
     def train_with_penalty(self, model: nn.Module, units: ChannelUnits | EncoderUnits, context: Context) -> None:
-        """Train `model` in place on the task's loss plus the criterion's penalty.
-
-        Raises UserError without epochs, and for a model that the criterion is not made for.
-        """
-        require_training(self.training, context.task.training, f"criterion={self.criterion} makes channels small")
+        """Train `model` in place on the task's loss plus the criterion's penalty."""
         penalty = self.penalty_function(model, units)
         unpenalized_loss = task_loss(context.task, self.training_for(context.task))
 
@@ -157,13 +197,22 @@ class Structured(Method):
     def penalty_function(self, model: nn.Module, units: ChannelUnits | EncoderUnits) -> Callable[[], Tensor]:
         """A function that gives the present penalty of `model`, a scalar."""
         if self.criterion == "group" and isinstance(units, ChannelUnits):
-            return group_penalty(group for _, group in units.groups())
+            return group_penalty(units.groups.values())
         if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
             raise UserError(
                 f"criterion={self.criterion} is made for networks of convolutions with batch norms; "
                 f"a {type(model).__name__} takes l1, l2, fpgm, lamp, taylor, hessian or random."
             )
         return bn_penalty(model)
+
+
+def untouched_warning(layers: Sequence[str]) -> str:
+    """A sentence that names `layers`, or the first of many, as those that keep all of their channels."""
+    named = ", ".join(layers[:5]) + (f" and {len(layers) - 5} more" if len(layers) > 5 else "")
+    return (
+        f"structured leaves all channels to {named}: without some of them the network would not run, or not answer as "
+        "one in which nothing reads them."
+    )
 
 
 def remove_masks(model: nn.Module) -> list[str]:

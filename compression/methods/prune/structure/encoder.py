@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch_pruning as tp
 
 from compression.errors import UserError
+from compression.methods.prune.structure.dependencies import dependency_graph
 from compression.methods.prune.structure.layer_sizes import LayerSize, layer_sizes, log_layer_sizes
 from compression.methods.prune.structure.plan import Location, PruningPlan, PruningUnit, split_into_runs
 from compression.nn import transformer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor, nn
 
-    from compression.methods.prune.structure.importance import Importance
     from compression.nn.inputs import Inputs
     from compression.training.context import RunLogger
 
@@ -29,10 +29,14 @@ class EncoderUnits:
     A plan's locations are (layer, "heads"), (layer, "ffn") and (0, "hidden"), the hidden dimensions of all layers.
     """
 
+    untouched: Sequence[str] = ()  # no layer that could be cut has to keep its units
+
     def __init__(self, model: nn.Module, example: Inputs, parts: tuple[str, ...]):
         self.model, self.example, self.parts = model, example, parts
 
-    def ranked_units(self, importance: Importance, is_global: bool, round_to: int) -> list[PruningUnit]:
+    def ranked_units(
+        self, importance: Callable[[Any], Tensor | None], is_global: bool, round_to: int
+    ) -> list[PruningUnit]:
         """The units in the order of removal: each takes the same number from every layer.
 
         Heads and hidden dimensions that are both removed go together, a head of every layer with as many dimensions as
@@ -56,11 +60,9 @@ class EncoderUnits:
             units["hidden"] = [PruningUnit(head.plan | other.plan, head.rank) for head, other in pairs]
         return sorted((unit for of_part in units.values() for unit in of_part), key=lambda unit: unit.rank)
 
-    def scores(self, importance: Importance) -> dict[str, dict[Location, Tensor]]:
+    def scores(self, importance: Callable[[Any], Tensor | None]) -> dict[str, dict[Location, Tensor]]:
         """The scores of each part by location; a head's score is the mean over its rows."""
-        graph = tp.DependencyGraph().build_dependency(
-            self.model.eval(), example_inputs=self.example, output_transform=lambda output: output.logits
-        )
+        graph = dependency_graph(self.model, self.example)
 
         def output_scores(layer: nn.Linear) -> Tensor:
             every_output = list(range(layer.out_features))

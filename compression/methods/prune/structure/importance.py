@@ -17,34 +17,32 @@ from torch import Tensor, nn
 
 from compression.methods.prune.masks.example_loss import batch_losses, differentiable_copy, single_losses
 from compression.methods.prune.masks.scores import prunable_weights
+from compression.methods.prune.structure.dependencies import INPUTS, OUTPUTS, channel_rows
+from compression.nn import layers
 from compression.nn.gradients import empirical_fisher, loss_gradients, sum_tensors
 
 if TYPE_CHECKING:
     from compression.training.context import Context
 
-_OUTPUTS = (tp.prune_conv_out_channels, tp.prune_linear_out_channels, tp.prune_depthwise_conv_out_channels)
-_INPUTS = (tp.prune_conv_in_channels, tp.prune_linear_in_channels)
 _NORMS = (tp.prune_batchnorm_out_channels, tp.prune_layernorm_out_channels)
 
 
 @dataclass(frozen=True)
 class GroupMember:
-    """A weight that loses slices with a group: slice `index[i]` along `axis` belongs to the group's channel
-    `channel[i]`.
+    """A weight that loses slices with a group: that of its channel `index[i]` belongs to the group's `channel[i]`.
 
     Of a flattened feature map, several slices of a linear layer belong to one channel.
     """
 
     module: nn.Module
-    axis: int
+    of_inputs: bool  # slices of input channels, not of output channels
     index: Tensor
     channel: Tensor
     is_norm: bool  # the scale of a batch or layer norm
 
     def slices(self, tensor: Tensor) -> Tensor:
         """The slices of a tensor of the weight's shape, `(len(index), numbers in a slice)`."""
-        selected = tensor.index_select(self.axis, self.index.to(tensor.device)).transpose(0, self.axis)
-        return selected.reshape(len(self.index), -1)
+        return channel_rows(self.module, tensor, self.of_inputs).index_select(0, self.index.to(tensor.device))
 
 
 def group_members(group: Any) -> Iterator[GroupMember]:
@@ -53,9 +51,9 @@ def group_members(group: Any) -> Iterator[GroupMember]:
         handler, module = item.dep.handler, item.dep.target.module
         if None in item.root_idxs or getattr(module, "weight", None) is None:
             continue
-        if handler in (*_OUTPUTS, *_INPUTS, *_NORMS):
+        if handler in (*OUTPUTS, *INPUTS, *_NORMS):
             index, channel = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
-            yield GroupMember(module, int(handler in _INPUTS), index, channel, handler in _NORMS)
+            yield GroupMember(module, handler in INPUTS, index, channel, handler in _NORMS)
 
 
 Formula = Callable[[Tensor, Tensor], Tensor]  # slices of a weight and of its gradients, (n, numbers) -> scores (n,)
@@ -69,6 +67,13 @@ class Criterion:
     uses_weights: bool = True  # those of convolutions and linear layers
     uses_norms: bool = True  # the scales of norms
     gradients: str = ""  # "mean": gradient of the mean loss; "squared": the mean of squared per-example gradients
+
+    def scored_members(self, group: Any) -> Iterator[GroupMember]:
+        """Yield the members of a group of torch-pruning's that count."""
+        for member in group_members(group):
+            has_gradients = not self.gradients or isinstance(member.module, layers.PRUNABLE)
+            if has_gradients and (self.uses_norms if member.is_norm else self.uses_weights):
+                yield member
 
 
 def _square_sums(w: Tensor, _g: Tensor) -> Tensor:
@@ -123,11 +128,16 @@ class Importance:
     def scored_members(self, group: Any) -> Iterator[tuple[GroupMember, Tensor]]:
         """The group's members that count for the criterion, with the scores of their slices."""
         rule = CRITERIA[self.criterion]
-        for member in group_members(group):
-            if rule.uses_norms if member.is_norm else rule.uses_weights:
-                weight: Any = member.module.weight
-                gradients = self.gradients[member.module] if rule.gradients else weight
-                yield member, rule.formula(member.slices(weight), member.slices(gradients))
+        for member in rule.scored_members(group):
+            weight: Any = member.module.weight
+            gradients = self.gradients[member.module] if rule.gradients else weight
+            yield member, rule.formula(member.slices(weight), member.slices(gradients))
+
+
+def equal_scores(criterion: str, group: Any) -> Tensor | None:
+    """Zero for each channel of `group`, or None where the criterion has nothing to score: needs no gradients."""
+    is_scored = criterion == "random" or any(CRITERIA[criterion].scored_members(group))
+    return torch.zeros(len(group[0].idxs)) if is_scored else None
 
 
 def normalise_scores(scores: Tensor, criterion: str) -> Tensor:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
-
-from compression.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,19 +42,29 @@ def split_into_runs(order: Sequence[int], round_to: int) -> Iterable[list[int]]:
             start = end
 
 
-def rank_units(scores: Mapping[Location, Tensor], is_global: bool, round_to: int) -> list[PruningUnit]:
+def rank_units(
+    scores: Mapping[Location, Tensor], is_global: bool, round_to: int, parallel: Mapping[Location, int] | None = None
+) -> list[PruningUnit]:
     """The units of all locations, from importance scores `(channels,)` of each, in the order of removal.
 
-    With `is_global` they are ranked by their mean score, else so that every location loses the same share.
+    With `is_global` they are ranked by their mean score, else so that every location loses the same share. Where
+    `parallel` says n for a location, n channels go at once, as `parallel_channels` lists them.
     """
     units = []
     for location, channel_scores in scores.items():
-        removed = 0
-        for run in split_into_runs(channel_scores.argsort(stable=True).tolist(), round_to):
+        together, removed = (parallel or {}).get(location, 1), 0
+        position_scores = channel_scores.view(together, -1).mean(0)
+        order = position_scores.argsort(stable=True).tolist()
+        for run in split_into_runs(order, round_to // math.gcd(round_to, together)):
             removed += len(run)
-            rank = channel_scores[run].mean().item() if is_global else removed / len(channel_scores)
-            units.append(PruningUnit({location: run}, rank))
+            rank = position_scores[run].mean().item() if is_global else removed / len(order)
+            units.append(PruningUnit({location: parallel_channels(run, len(order), together)}, rank))
     return sorted(units, key=lambda unit: unit.rank)
+
+
+def parallel_channels(chosen: Iterable[int], positions: int, together: int) -> list[int]:
+    """The channels at the positions `chosen` in each of `together` equal parts of `positions` channels."""
+    return [position + part * positions for part in range(together) for position in chosen]
 
 
 def merge_plans(units: Iterable[PruningUnit]) -> PruningPlan:
@@ -67,19 +76,14 @@ def merge_plans(units: Iterable[PruningUnit]) -> PruningPlan:
 
 
 def find_plan(
-    units: Sequence[PruningUnit], removed_share: Callable[[PruningPlan], float], target: float, cost: str
+    units: Sequence[PruningUnit], removed_share: Callable[[PruningPlan], float], target: float
 ) -> PruningPlan:
     """The plan whose removed share is `target` within TOLERANCE, in the order of `units` as far as that allows.
 
-    `removed_share(plan)` is the share of the cost (named `cost`, "macs" say) that a plan removes; it grows with every
-    further unit. Raises UserError if all units together remove less than the target.
+    `removed_share(plan)` is the share of the cost that a plan removes; it grows with every further unit. All units
+    together have to remove the target.
     """
     search = PlanSearch(units, removed_share, target)
-    if (most := search.share(frozenset(range(len(units))))) < target:
-        raise UserError(
-            f"sparsity={target:g} of the {cost} cannot go: with the least left everywhere, {most:.3f} are gone; "
-            "ask for less."
-        )
     return merge_plans(units[i] for i in sorted(search.best()))
 
 

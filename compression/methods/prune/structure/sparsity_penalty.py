@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from compression.methods.prune.structure.dependencies import channel_rows
 from compression.methods.prune.structure.importance import GroupMember, group_members
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def group_penalty(groups: Iterable[Any]) -> Callable[[], Tensor]:
 def channel_squares(member: GroupMember, channels: int) -> Tensor:
     """The sum of the squared weights of each of the group's channels in one member, `(channels,)`."""
     weight: Any = member.module.weight
-    sums = weight.square().transpose(0, member.axis).flatten(1).sum(1) if weight.ndim > 1 else weight.square()
+    sums = channel_rows(member.module, weight.square(), member.of_inputs).sum(1)
     index, channel = member.index.to(weight.device), member.channel.to(weight.device)
     return torch.zeros(channels, device=weight.device).index_add(0, channel, sums.index_select(0, index))
 
