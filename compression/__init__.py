@@ -20,10 +20,11 @@ if TYPE_CHECKING:  # for completion and types; imported when asked for, since to
         load_task,
         measure,
         task,
+        tune,
     )
 
 __all__ = [
-    "CompressionError", "Page", "Result", "compress", "load", "load_task", "measure", "task",
+    "CompressionError", "Page", "Result", "compress", "load", "load_task", "measure", "task", "tune",
 ]  # fmt: skip
 
 

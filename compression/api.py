@@ -21,6 +21,7 @@ from torch import nn
 
 from compression import methods, models, params, tasks, tracking
 from compression.errors import UserError
+from compression.extras import explain_missing
 from compression.methods.base import Method
 from compression.models import storage
 from compression.reporting import report
@@ -39,7 +40,16 @@ Recipe = str | Method | Sequence[str | Method]
 EXPORTED = "model.pt2"  # in a saved folder: the model as torch.export.load reads it, without the lab
 
 __all__ = [
-    "CompressionError", "Page", "Result", "compress", "load", "load_task", "measure", "task",
+    "CompressionError",
+    "Page",
+    "Result",
+    "Tuned",
+    "compress",
+    "load",
+    "load_task",
+    "measure",
+    "task",
+    "tune",
 ]  # fmt: skip
 
 
@@ -142,6 +152,41 @@ def measure(model: nn.Module | str, task: Task | str, **settings: Any) -> dict[s
         return dict(content["metrics"])
 
 
+@dataclass(frozen=True)
+class Tuned:
+    """The outcome of a search: the Pareto front on the validation split, and its best models on the test split."""
+
+    front: list[dict[str, Any]]  # a row for each trial: number, objectives, values of the searched fields
+    results: dict[str, Result]  # smallest, fastest, knee, best_<metric>
+
+
+def tune(
+    model: nn.Module | str,
+    recipe: str,
+    task: Task | str,
+    trials: int = 20,
+    options: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Tuned:
+    """Search the fields that a recipe leaves out: `lab.tune(model, "structured+finetune:epochs=2+static", task)`.
+
+    `options` are the fields of `compression tune`: objectives, constraints, space, sampler, timeout. It is not tracked
+    in MLflow, as `compression tune` is. Raises CompressionError, with one sentence, for what cannot be done.
+    """
+    with explain_missing():
+        from compression.tuning import in_memory
+        from compression.tuning.config import TuningConfig
+    config = TuningConfig(trials=trials, **(options or {}))
+    steps = list(methods.parse(recipe))
+    with _opened(model, task, "tune", steps, {**settings, "track": False}) as opened:
+        front, selected = in_memory.search(opened.job, opened.original, recipe, config)
+        results = {}
+        for each in selected:
+            result = replace(opened, job=each.job).result(each.model, each.content)
+            results |= dict.fromkeys(each.aliases, result)
+        return Tuned(front, results)
+
+
 def load(folder: str | Path, like: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a model that `Result.save` or a run left in `folder`, on the CPU, in eval mode.
 
@@ -179,7 +224,7 @@ class _Opened:
 
     def result(self, model: nn.Module, content: dict[str, Any]) -> Result:
         """The result, with a copy of what the run left."""
-        folder = Path(self.scratch.name) / "result"
+        folder = Path(tempfile.mkdtemp(dir=self.scratch.name)) / "result"
         shutil.copytree(self.job.run.artifact_folder, folder)
         return Result(model.cpu().eval(), self.job.task, content, folder, self.scratch)
 

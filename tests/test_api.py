@@ -200,6 +200,23 @@ def test_a_transformer_that_transformers_built_is_stored_by_its_config(tmp_path)
     assert torch.equal(again(**task.example(4)).logits, result.model(**task.example(4)).logits)
 
 
+def test_tuning_gives_the_front_and_its_best_models_on_the_test_split(trained, task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMPRESSION_HOME", str(tmp_path / "home"))
+    tuned = lab.tune(
+        trained, "magnitude+half", task, trials=3, options={"objectives": ("accuracy", "size_mb")}, threads=1
+    )
+    assert {"trial", "accuracy", "size_mb", "magnitude.sparsity"} <= tuned.front[0].keys()
+    assert {"best_accuracy", "smallest", "knee"} == tuned.results.keys()
+    smallest = tuned.results["smallest"]
+    assert lab.measure(smallest.model, task, threads=1)["accuracy"] == pytest.approx(smallest.figures["accuracy"])
+    assert torch.equal(lab.load(smallest.save("small"), like=Strange)(task.example(4)), smallest.model(task.example(4)))
+    assert not Path("optuna.db").exists()
+    assert not Path("mlflow.db").exists()
+    with pytest.raises(lab.CompressionError, match="None of 2 trials meets the constraints"):
+        lab.tune(trained, "magnitude", task, trials=2, options={"constraints": {"size_mb": "..0.0001"}}, threads=1)
+
+
 def test_a_warning_of_a_run_is_a_python_warning_and_in_the_result(task):
     with pytest.warns(tracking.CompressionWarning, match="Over-pruned"):
         result = lab.compress(Strange(), "magnitude:sparsity=0.999,scope=local", task, threads=1)

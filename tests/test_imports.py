@@ -57,7 +57,7 @@ ROOMS = (
         "tracking",
         "reporting",
     ),
-    *("methods", "runs", "api", "backend", "tuning", "study", "cli"),
+    *("methods", "runs", "backend", "tuning", "api", "study", "cli"),
 )
 FIGURES = "compression.reporting.figures"  # all that methods know of reporting
 

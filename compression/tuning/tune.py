@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from optuna import Study
+    from torch import nn
 
     from compression.runs.settings import Settings
 
@@ -54,7 +55,8 @@ def tune(settings: Settings, recipe: str, config: TuningConfig) -> dict[str, Any
         own_keys = () if settings.baseline else ("baseline",)
         study = open_study(config, name, search, goals, definition, own_keys)
         job = replace(job, settings=replace(job.settings, baseline=study.user_attrs["about"]["baseline"]))
-        Worker(study, config, make_objective(job, search, config, goals)).run()
+        original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
+        Worker(study, config, make_objective(job, original, search, config, goals)).run()
         tracking.sync()  # also ends the runs of workers that were killed on this machine
         return StudySummary(job, study, search, goals).log()
 
@@ -82,10 +84,11 @@ def study_definition(
     }
 
 
-def make_objective(job: Job, search: Space, config: TuningConfig, goals: Mapping[str, bool]) -> Objective:
-    """Prepare the objective function: load the original model and measure it on the validation split."""
+def make_objective(
+    job: Job, original: nn.Module, search: Space, config: TuningConfig, goals: Mapping[str, bool]
+) -> Objective:
+    """Prepare the objective function: measure the original model on the validation split."""
     job = replace(job, task=replace(job.task, test=job.task.validation, further_test_splits={}))
-    original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
     measurement = measure_model(original, job.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
     cache = open_cache(job, original)
     original.to(job.machine.device)
