@@ -30,6 +30,7 @@ class Method(metaclass=params.Flat):
     family: ClassVar[str]
     terminal: ClassVar[bool] = False  # leaves no float weights: no other step comes after it
     needs_finetune: ClassVar[bool] = False  # the model is of use only once a finetune step came after
+    drops_layers: ClassVar[bool] = False  # removes whole layers, and leaves the others as they are on purpose
     requires: ClassVar[str] = ""  # "text": works on transformers alone, and refuses others in one sentence
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

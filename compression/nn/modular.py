@@ -178,9 +178,8 @@ def _kernel(kernel_size: Any, *others: Any, **options: Any) -> tuple[int, int]:
 def _dropout_module(node: fx.Node, trained: fx.Node) -> nn.Module | None:
     """Dropout that is active in training alone; None for one that is always active or never."""
     names = ("p", "training", "inplace")
-    options: dict[str, Any]
-    in_training: dict[str, Any]
-    options, in_training = (dict(zip(names, n.args[1:], strict=False)) | n.kwargs for n in (node, trained))
+    given: list[dict[str, Any]] = [dict(zip(names, n.args[1:], strict=False)) | n.kwargs for n in (node, trained)]
+    options, in_training = given
     if (options.get("training", True), in_training.get("training", True)) != (False, True):
         return None
     return DROPOUTS[node.target](options.get("p", 0.5))

@@ -74,7 +74,7 @@ def rows(before: Mapping[str, LayerState], after: Mapping[str, LayerState]) -> l
 
 def record(step: Method, name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger) -> None:
     """Log the table `coverage` and its sum as a metric, and warn below LEAST, of a step that compresses."""
-    if step.family not in FAMILIES:
+    if step.family not in FAMILIES or step.drops_layers:
         return
     table = rows(before, layer_states(model))
     total = sum(row["params"] for row in table)

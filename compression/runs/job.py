@@ -49,11 +49,12 @@ class Job:
 
     def resolved(self, steps: Sequence[Method]) -> list[Method]:
         """The steps with the task's training defaults filled in; logs them, and warns of fields without effect."""
-        for name, step in zip(methods.labels(steps), steps, strict=True):
-            given, inactive = params.texts(step, changed=True), step.inactive()
+        filled = [step.resolved(self.task) for step in steps]
+        for name, step in zip(methods.labels(filled), filled, strict=True):
+            defaults, inactive = params.texts(type(step)().resolved(self.task)), step.inactive()
+            given = {field: text for field, text in params.texts(step).items() if text != defaults[field]}
             if unused := [f"{field}={given[field]}" for field in given if field in inactive]:
                 self.run.warn(f"{name}: {', '.join(unused)} has no effect with the other fields as they are.")
-        filled = [step.resolved(self.task) for step in steps]
         self.log_fields(filled)
         return filled
 

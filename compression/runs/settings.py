@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from compression import params
 from compression.params import param
 from compression.runs.observer import Observer
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
 
 def default_threads() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """The processor cores that this process may use, by its affinity, a container's quota, and OMP_NUM_THREADS.
+
+    More threads than cores wait for one another: an epoch of a tiny BERT took 15 s with two threads on cores that other
+    work used, 1 s with one.
+    """
+    cores = [len(os.sched_getaffinity(0)), *_quota()]
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        cores.append(int(given))
+    return max(1, min(cores))
+
+
+def _quota() -> list[int]:
+    """The whole cores of the quota that `docker run --cpus` gives a control group; empty without one."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = CPU_QUOTA.read_text().split()
+        return [] if quota == "max" else [math.ceil(int(quota) / int(period))]
+    return []
 
 
 @dataclass(frozen=True)
@@ -47,7 +67,9 @@ class Settings:
         "mixed precision of training; auto: bf16 or fp16 on a GPU, none on a CPU",
         choices=("auto", "no", "bf16", "fp16"),
     )
-    threads: int | None = param(None, "CPU threads, for timing too; all if not set", interval="[1, inf)")
+    threads: int | None = param(
+        None, "CPU threads, for timing too; the cores there are, or OMP_NUM_THREADS, if not set", interval="[1, inf)"
+    )
     participant: str = param("", "participant of the study who runs this; COMPRESSION_PARTICIPANT if empty")
     experiment: str = param("", "MLflow experiment; MLFLOW_EXPERIMENT_NAME or MLflow's default if empty")
     run_name: str = param("", "name of the run in MLflow; made from method and task if empty")

@@ -32,6 +32,7 @@ class DropLayers(Method):
 
     family: ClassVar[str] = "prune"
     needs_finetune: ClassVar[bool] = True
+    drops_layers: ClassVar[bool] = True
     requires: ClassVar[str] = "text"
 
     sparsity: float = param(0.5, "share of the layers to drop", interval="[0, 1)", search=(0.1, 0.75))
