@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:  # `methods`, too, is called: see there
+    if name in __all__:  # not `methods`: that is a package, which can be called
         return getattr(importlib.import_module("compression.api"), name)
     registry = importlib.import_module("compression.methods")
     if name in registry.class_names():  # Structured, Static, …

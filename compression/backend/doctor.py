@@ -58,7 +58,7 @@ def check_server() -> str:
 
 def check_runs() -> str:
     """Look for runs whose container never started. Raises UserError if there are some."""
-    if orphaned := tracking.orphaned_runs():
+    if orphaned := tracking.never_started_runs():
         raise UserError(
             f"{len(orphaned)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when "
             "Docker is down); close them with `compression doctor --close-runs`, and use `-b docker`, which checks "
@@ -67,9 +67,9 @@ def check_runs() -> str:
     return "none waits for a container that never came"
 
 
-def fail_orphaned_runs() -> int:
+def fail_never_started_runs() -> int:
     """Set the runs whose container never started to FAILED; return how many."""
-    orphaned = tracking.orphaned_runs()
+    orphaned = tracking.never_started_runs()
     for run_id in orphaned:
         tracking.mark_failed(run_id, "Its container never came: see `compression doctor`.")
     return len(orphaned)

@@ -130,7 +130,7 @@ def doctor(close_runs: bool) -> None:
     from compression.backend import doctor
 
     if close_runs:
-        click.echo(f"Closed {doctor.fail_orphaned_runs()} runs.")
+        click.echo(f"Closed {doctor.fail_never_started_runs()} runs.")
     results = doctor.run_checks()
     for result in results:
         mark = "ok" if result.ok else "MISSING" if result.is_required else "no"

@@ -123,5 +123,11 @@ def count_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
         forward(copied, example)
     prefix = type(copied).__name__
     counts = {name: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
-    owned = {name: counts.get(f"{prefix}.{name}", 0) for name in prunable_layers(copied)}
+    names: dict[nn.Module, list[str]] = {}  # a module of several names is counted under one of them
+    for name, module in copied.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    owned = {
+        name: sum(counts.get(f"{prefix}.{alias}", 0) for alias in names[module])
+        for name, module in prunable_layers(copied).items()
+    }
     return owned | {"": counts.get("Global", 0) - sum(owned.values())}

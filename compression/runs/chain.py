@@ -60,7 +60,7 @@ def apply_step(step: Method, model: nn.Module, context: Context) -> tuple[nn.Mod
     began = time.perf_counter()
     made = step.apply(model, context).eval()
     seconds = time.perf_counter() - began
-    coverage.record(step, methods.name_of(step), before, made, context.record)
+    coverage.log_coverage(step, methods.name_of(step), before, made, context.record)
     return made, seconds
 
 

@@ -72,7 +72,9 @@ def rows(before: Mapping[str, LayerState], after: Mapping[str, LayerState]) -> l
     return [{"type": kind, "params": count, "reached": reached[kind] / count} for kind, count in total.items() if count]
 
 
-def record(step: Method, name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger) -> None:
+def log_coverage(
+    step: Method, name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger
+) -> None:
     """Log the table `coverage` and its sum as a metric, and warn below LEAST, of a step that compresses."""
     if step.family not in FAMILIES or step.drops_layers:
         return

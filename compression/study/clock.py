@@ -163,14 +163,13 @@ def _append(session: Session, clock: Clock, at: datetime | None = None, **values
     return True
 
 
-def idle_hours(session: Session, participant: Participant, last_activity: datetime | None = None) -> float | None:
-    """Return the hours since the running clock's last event or `last_activity`, whichever is later.
+def hours_if_idle(session: Session, participant: Participant) -> float | None:
+    """Return the hours since the running clock's last event.
 
     None if no clock is running, or if they are fewer than the study's `idle_minutes`.
     """
     clock = load(session, participant)
-    if not clock.is_running:
+    if not clock.is_running or clock.last_event_at is None:
         return None
-    latest = max(moment for moment in (clock.last_event_at, last_activity) if moment)
-    hours = (utc_now() - latest) / timedelta(hours=1)
+    hours = (utc_now() - clock.last_event_at) / timedelta(hours=1)
     return hours if hours * 60 > database.load_study(session).idle_minutes else None

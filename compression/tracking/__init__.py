@@ -19,7 +19,7 @@ from compression.tracking.records import (
     get_run,
     mark_failed,
     metric_history,
-    orphaned_runs,
+    never_started_runs,
     register_model,
     write_mlmodel,
 )
@@ -43,8 +43,8 @@ __all__ = [
     "is_configured",
     "mark_failed",
     "metric_history",
+    "never_started_runs",
     "notify",
-    "orphaned_runs",
     "redact_uri",
     "register_model",
     "run_folder",

@@ -89,7 +89,7 @@ def finished_runs(task: str) -> list[RunRecord]:
                 return found
 
 
-def orphaned_runs() -> list[str]:
+def never_started_runs() -> list[str]:
     """Return the ids of runs that plain `mlflow run` created for a container that never started.
 
     They are RUNNING, but no command of the lab has joined them. Raises UserError if the server does not answer.

@@ -1,4 +1,4 @@
-"""Progress of a training: a bar with the time left on a terminal, a line per epoch elsewhere."""
+"""Progress of a training: a bar with the time left on a terminal or in a notebook, a line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Progress:
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0, quiet: bool = False):
         self.title, self.epochs, self.started = title, epochs, time.perf_counter()
         self.first = done
-        self.lines = not quiet and not sys.stderr.isatty()
+        self.lines = not quiet and not sys.stderr.isatty() and "ipykernel" not in sys.modules
         self.bar = tqdm(
             total=epochs * steps_per_epoch,
             initial=done * steps_per_epoch,

@@ -149,7 +149,7 @@ class Worker:
         began = time.monotonic()
         while not self.is_grid_exhausted():
             fail_stale_trials(self.study)
-            self.retry_orphaned_trials()
+            self.retry_trials_without_heartbeat()
             counts = self.count_trials()
             if counts["finished"] + counts["running"] < self.config.trials or counts["waiting"]:
                 if self.config.timeout and time.monotonic() - began > self.config.timeout:
@@ -179,7 +179,7 @@ class Worker:
         own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER_ATTR) == self.objective.job.run.id]
         return bool(own) and own[-1].state == TrialState.FAIL
 
-    def retry_orphaned_trials(self) -> None:
+    def retry_trials_without_heartbeat(self) -> None:
         """Queue trials again whose worker died before its first heartbeat.
 
         Optuna never finds these. Measured by this worker's own clock: those of other machines may differ.

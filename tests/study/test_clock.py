@@ -166,7 +166,6 @@ def test_stopping_what_does_not_run_says_how_to_start(session, participant):
 
 def test_a_clock_without_a_sign_of_life_is_noticed(session, participant):
     clock.start(session, participant, "combine", utc_now() - timedelta(hours=3))
-    assert clock.idle_hours(session, participant) == pytest.approx(3, abs=0.01)
-    assert clock.idle_hours(session, participant, last_activity=utc_now()) is None
+    assert clock.hours_if_idle(session, participant) == pytest.approx(3, abs=0.01)
     clock.pause(session, participant)
-    assert clock.idle_hours(session, participant) is None
+    assert clock.hours_if_idle(session, participant) is None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.training import LogitsLoss, label_loss, require_classes, train_on_logits
 from compression.methods.distill.students.teacher_student import TeacherStudent
 from compression.params import param
@@ -45,7 +45,7 @@ class Decoupled(TeacherStudent):
         teacher, student = self.teacher_and_student(model, context)
         training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
         student = train_on_logits(student, [teacher], context, training, logits_loss)
-        record_softened_outputs(context, [teacher], student, self.temperature)
+        log_softened_outputs(context, [teacher], student, self.temperature)
         return student
 
     def logits_loss(self, task: Task) -> LogitsLoss:

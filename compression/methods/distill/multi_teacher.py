@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.errors import UserError
-from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.training import train_on_logits
 from compression.methods.distill.response import SoftenedLogits, soft_losses
-from compression.methods.distill.students.teacher_student import StudentSelection, frozen
+from compression.methods.distill.students.teacher_student import StudentSelection, freeze_teacher
 from compression.params import Place, param
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class MultiTeacher(StudentSelection, SoftenedLogits):
             context.record.warn("There is only one teacher, so this is response; name more: teachers=ONE//OTHER.")
         training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
         student = train_on_logits(student, self.active_teachers(teachers), context, training, logits_loss)
-        record_softened_outputs(context, teachers, student, self.temperature)
+        log_softened_outputs(context, teachers, student, self.temperature)
         return student
 
     def check(self, model: nn.Module, context: Context) -> None:
@@ -70,7 +70,7 @@ class MultiTeacher(StudentSelection, SoftenedLogits):
     def teachers_and_student(self, model: nn.Module, context: Context) -> tuple[list[nn.Module], nn.Module]:
         """The frozen teachers, and the student to train; a smaller copy is one of the first teacher."""
         found = [context.load(place) for place in self.teachers] or [context.original]
-        teachers = [frozen(teacher, context) for teacher in found]
+        teachers = [freeze_teacher(teacher, context) for teacher in found]
         return teachers, self.build_student(model, teachers[0], context)
 
     def teacher_loss(self, student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:

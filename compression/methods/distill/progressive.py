@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from compression.errors import UserError
 from compression.methods.distill.layers import blocks
-from compression.methods.distill.logits.figures import record_softened_outputs
-from compression.methods.distill.logits.teacher_time import record_total_share
+from compression.methods.distill.logits.figures import log_softened_outputs
+from compression.methods.distill.logits.teacher_time import log_total_share
 from compression.methods.distill.logits.training import train_on_logits
 from compression.methods.distill.response import Response
 from compression.methods.distill.students.copies import shallower_copy, thinner_copy
 from compression.methods.distill.students.progression import Progression
-from compression.methods.distill.students.teacher_student import frozen
+from compression.methods.distill.students.teacher_student import freeze_teacher
 from compression.nn import transformer
 from compression.nn.layers import count_parameters
 from compression.params import Place, param
@@ -61,7 +61,7 @@ class Progressive(Response):
         progression = Progression(context)
         progression.add("teacher", teacher)
         distill = self.distill_by_blocks if self.style == "blocks" else self.distill_by_assistants
-        with record_total_share(context):
+        with log_total_share(context):
             student = distill(teacher, student, progression)
         progression.record()
         return student
@@ -90,7 +90,7 @@ class Progressive(Response):
         self.warn_of_sizes([teacher, *assistants, student], context)
         for number, assistant in enumerate(assistants, 1):
             trained = self.train_student(f"assistant-{number}", assistant, teacher, training, progression)
-            teacher = frozen(trained, context)
+            teacher = freeze_teacher(trained, context)
         return self.train_student("student", student, teacher, training, progression)
 
     def train_student(
@@ -100,7 +100,7 @@ class Progressive(Response):
         with progression.context.stage(name) as (context, own_logger):
             teachers, logits_loss = self.active_teachers([teacher]), self.logits_loss(context.task)
             trained = train_on_logits(student, teachers, context, training, logits_loss, name=name)
-            record_softened_outputs(context, [teacher], trained, self.temperature)
+            log_softened_outputs(context, [teacher], trained, self.temperature)
             progression.add(name, trained)
             own_logger.metrics({"params": progression.points[-1]["params"]})
         return trained

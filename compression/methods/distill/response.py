@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
-from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.training import LogitsLoss, label_loss, train_on_logits
 from compression.methods.distill.students.teacher_student import Distillation, TeacherStudent
 from compression.params import param
@@ -65,7 +65,7 @@ class Response(TeacherStudent, SoftenedLogits):
         teacher, student = self.teacher_and_student(model, context)
         training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
         student = train_on_logits(student, self.active_teachers([teacher]), context, training, logits_loss)
-        record_softened_outputs(context, [teacher], student, self.temperature)
+        log_softened_outputs(context, [teacher], student, self.temperature)
         return student
 
 

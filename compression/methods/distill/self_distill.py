@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
-from compression.methods.distill.logits.figures import record_softened_outputs
-from compression.methods.distill.logits.teacher_time import record_total_share
+from compression.methods.distill.logits.figures import log_softened_outputs
+from compression.methods.distill.logits.teacher_time import log_total_share
 from compression.methods.distill.logits.training import require_classes, train_on_logits
 from compression.methods.distill.response import SoftenedLogits, soft_loss
-from compression.methods.distill.students.teacher_student import frozen
+from compression.methods.distill.students.teacher_student import freeze_teacher
 from compression.models import storage
 from compression.nn import transformer
 from compression.nn.layers import COMPRESSED_LAYERS
@@ -57,7 +57,7 @@ class SelfDistillation(SoftenedLogits):
         if self.style == "teacher_free":
             training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
             return train_on_logits(self.initial_student(model, context), [], context, training, logits_loss)
-        with record_total_share(context):
+        with log_total_share(context):
             generations = self.train_generations(model, context)
         return self.best_generation(generations, context)
 
@@ -87,15 +87,15 @@ class SelfDistillation(SoftenedLogits):
 
     def train_generations(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """Train each generation on the logits of the one before, the first on those of `model`; a child run each."""
-        generations, training = [frozen(copy.deepcopy(model), context)], self.training_for(context.task)
+        generations, training = [freeze_teacher(copy.deepcopy(model), context)], self.training_for(context.task)
         logits_loss = self.logits_loss(context.task)
         for number in range(1, self.generations + 1):
             student, teachers, name = self.initial_student(model, context), generations[-1:], f"generation-{number}"
             with context.stage(name) as (stage_context, _):
                 active = self.active_teachers(teachers)
                 student = train_on_logits(student, active, stage_context, training, logits_loss, name=name)
-                record_softened_outputs(stage_context, teachers, student, self.temperature)
-            generations.append(frozen(student, context))
+                log_softened_outputs(stage_context, teachers, student, self.temperature)
+            generations.append(freeze_teacher(student, context))
         return generations[1:]
 
     def best_generation(self, generations: list[nn.Module], context: Context) -> nn.Module:

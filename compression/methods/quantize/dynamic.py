@@ -36,7 +36,7 @@ class Dynamic(WeightQuantization):
         for name in [name for name, layer in layers.items() if isinstance(layer, BiLSTM)]:
             lstm = layers.pop(name)
             layers |= {f"{name}.{part}": gates for part, gates in lstm.named_modules() if isinstance(gates, nn.Linear)}
-        self.record_weights(model, list(layers), 8, context.record)
+        self.log_weight_histograms(model, list(layers), 8, context.record)
         for name, layer in layers.items():
             if isinstance(layer, nn.Linear):
                 qparams = self.weight_qparams(weight(layer), 8)

@@ -126,7 +126,7 @@ class Mixed(Method):
             widths = self.widths_within_latency(model, layers, sensitivities, quantized, context)
         else:
             widths = self.widths_within_budget(layers, sensitivities)
-        self.record_widths(layers, sensitivities, widths, context)
+        self.log_widths(layers, sensitivities, widths, context)
         return quantized(widths)
 
     def weight_qparams(self, layer: nn.Module, bits: int) -> QParams:
@@ -214,7 +214,7 @@ class Mixed(Method):
         between = sums_and_poolings(model)
         statistics = observe_inputs(model, float_layers(model) | between, batches)
         shown = {n: of_inputs for n, of_inputs in statistics.items() if n in layers or n in between}
-        self.static(8).record_inputs(model, shown, context)
+        self.static(8).log_input_histograms(model, shown, context)
         return statistics
 
     def convert(self, model: nn.Module, widths: Mapping[str, int], statistics: Statistics) -> nn.Module:
@@ -230,7 +230,7 @@ class Mixed(Method):
                 replace_module(model, name, QuantEmbedding.from_float(module, self.weight_qparams(module, bits)))
         return model
 
-    def record_widths(
+    def log_widths(
         self,
         layers: Mapping[str, nn.Module],
         sensitivities: Sensitivities,

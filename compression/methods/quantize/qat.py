@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from torch import Tensor, nn
 
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
-from compression.methods.quantize.calibration.figures import record_trained_ranges
+from compression.methods.quantize.calibration.figures import log_trained_ranges
 from compression.methods.quantize.calibration.observers import OBSERVERS
 from compression.methods.quantize.calibration.scheme import CalibratedQuantization
 from compression.methods.quantize.calibration.selection import warn_of_float_recurrent_layers
@@ -85,7 +85,7 @@ class Qat(CalibratedQuantization):
             freeze(model, observers=step >= self.freeze_observers * steps, norms=step >= self.freeze_norm * steps)
 
         model = fit(model, context, self.training, on_step=on_step)
-        self.record_figures(model, context, batches)
+        self.log_figures(model, context, batches)
         for name, module in list(model.named_modules()):
             if isinstance(module, (FoldedFakeQuantLayer, FakeQuantAdd, FakeQuantAvgPool2d)):
                 replace_module(model, name, module.convert())
@@ -126,10 +126,10 @@ class Qat(CalibratedQuantization):
         """Quantization parameters of a layer's weight as it stands."""
         return self.weight_qparams(values, self.activation_bits)
 
-    def record_figures(self, model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
+    def log_figures(self, model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
         """Record histograms of some layers' inputs and folded weights with the ranges of their codes."""
         layers = {name: m for name, m in model.named_modules() if isinstance(m, FoldedFakeQuantLayer)}
         folded = {name: m.folded_weight().detach() for name, m in layers.items()}
         weights = {name: (values, self.current_qparams(values)) for name, values in folded.items()}
         inputs = {name: m.input_fake_quant.qparams() for name, m in layers.items()}
-        record_trained_ranges(context.record, model, weights, inputs, batches)
+        log_trained_ranges(context.record, model, weights, inputs, batches)

@@ -64,7 +64,7 @@ class Static(CalibratedQuantization):
         observed = observe_inputs(model, replaced | float_layers(model), batches)
         statistics = {name: of_inputs for name, of_inputs in observed.items() if name in replaced}
         skipped = {name: of_inputs for name, of_inputs in observed.items() if name not in replaced}
-        self.record_figures(model, statistics, context)
+        self.log_figures(model, statistics, context)
         for name, of_inputs in statistics.items():
             replace_module(model, name, self.quantized(replaced[name], of_inputs))
         for name, embedding in embeddings.items():
@@ -99,22 +99,22 @@ class Static(CalibratedQuantization):
         layer.bias = nn.Parameter(bias - error, requires_grad=False)
         return quantize_layer(layer, qparams, inputs[0])
 
-    def record_figures(
+    def log_figures(
         self, model: nn.Module, statistics: Mapping[str, Sequence[ActivationStatistics]], context: Context
     ) -> None:
         """Record histograms of some activations and weights with their ranges."""
-        self.record_inputs(model, statistics, context)
+        self.log_input_histograms(model, statistics, context)
         weighted = [name for name in statistics if hasattr(model.get_submodule(name), "weight")]
-        self.record_weights(model, weighted, self.activation_bits, context.record)
+        self.log_weight_histograms(model, weighted, self.activation_bits, context.record)
 
-    def record_inputs(
+    def log_input_histograms(
         self, model: nn.Module, statistics: Mapping[str, Sequence[ActivationStatistics]], context: Context
     ) -> None:
         """Record histograms of the first inputs of some layers with their ranges."""
         shown = {name: statistics[name][0] for name in figures.evenly_spaced(list(statistics))}
         bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
         ranges = {name: self.activation_range(of_input, bits[name]) for name, of_input in shown.items()}
-        figures.record_activations(context.record, shown, ranges)
+        figures.log_activation_histograms(context.record, shown, ranges)
 
 
 def mean_output_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:

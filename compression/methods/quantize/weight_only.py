@@ -34,7 +34,7 @@ class WeightOnly(WeightQuantization):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Quantize in place; nothing is calibrated."""
         layers = self.select_layers(model, context.task.example(2), nn.Linear, Gates, nn.Embedding)
-        self.record_weights(model, list(layers), None, context.record)
+        self.log_weight_histograms(model, list(layers), None, context.record)
         for name, layer in layers.items():
             qparams = self.weight_qparams(weight(layer), None)
             if isinstance(layer, nn.Linear):

@@ -55,7 +55,7 @@ def participant_session(participant_id: str) -> Iterator[tuple[Session, Particip
         texts.language.set(participants.find(session, participant_id).language)
         participant = participants.find_consenting(session, participant_id)
         yield session, participant
-        if (idle := clock.idle_hours(session, participant)) is not None:
+        if (idle := clock.hours_if_idle(session, participant)) is not None:
             row = clock.load(session, participant).row
             click.echo(translate("idle", row=row, hours=f"{idle:.1f}"), err=True)
 

@@ -42,7 +42,7 @@ def clock_values(visit: Visit) -> dict[str, Any]:
     return {
         "clock": state,
         "rows": {row: localize(study.rows[row].title) for stage in study.stages[: last + 1] for row in stage.rows},
-        "idle": clock.idle_hours(visit.session, visit.participant),
+        "idle": clock.hours_if_idle(visit.session, visit.participant),
         "hours": state.hours(state.row, utc_now()) if state.row else 0.0,
     }
 

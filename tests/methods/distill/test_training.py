@@ -9,7 +9,7 @@ from torch import nn
 
 from compression import models
 from compression.methods.distill.logits import training as logits_training
-from compression.methods.distill.logits.teacher_time import record_total_share
+from compression.methods.distill.logits.teacher_time import log_total_share
 from compression.methods.distill.response import soft_loss
 from compression.tasks.task import predict
 from compression.training.hyperparameters import Training
@@ -115,6 +115,6 @@ def test_the_teachers_share_of_the_time_is_recorded(task, make_context, monkeypa
 def test_several_trainings_have_one_share_of_their_total_time(task, make_context):
     context = make_context(task, nn.Identity())
     context.teacher_times.append((9.0, 9.0))  # of an earlier step
-    with record_total_share(context):
+    with log_total_share(context):
         context.teacher_times.extend([(1.0, 2.0), (1.0, 6.0)])
     assert context.record.history["teacher_time_share"] == [(None, 0.25)]

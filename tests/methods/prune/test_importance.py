@@ -12,9 +12,9 @@ from compression.methods.prune.structure import importance as importance_module
 from compression.methods.prune.structure.importance import (
     GroupMember,
     Importance,
+    gradient_statistics,
     importance,
     normalise_scores,
-    weight_gradients,
 )
 from compression.methods.prune.structure.sparsity_penalty import bn_penalty, channel_weights, group_penalty
 from compression.nn.inputs import forward
@@ -65,7 +65,7 @@ def test_taylor_is_torch_prunings(task, make_context):
     model, found = groups("resnet8")
     inputs, targets = next(task.train.batches(len(task.train)))
     task.loss(forward(model, inputs), targets).backward()
-    gradients = weight_gradients(model, "mean", len(task.train), make_context(task, model))
+    gradients = gradient_statistics(model, "mean", len(task.train), make_context(task, model))
     for group in found:
         expected = tp.importance.TaylorImportance()(group)
         torch.testing.assert_close(scored("taylor", group, gradients), expected, rtol=1e-3, atol=1e-5)
@@ -99,7 +99,7 @@ def test_other_scores_have_the_mean_one():
 def test_the_curvature_is_the_mean_square_of_every_examples_gradient(task, make_context):
     # torch-pruning's accumulate_grad keeps the last example's only
     model = models.build("digits_cnn", task).eval()
-    found = weight_gradients(model, "squared", 5, make_context(task, model))
+    found = gradient_statistics(model, "squared", 5, make_context(task, model))
     from compression.methods.prune.masks.example_loss import example_batches
 
     squares = []

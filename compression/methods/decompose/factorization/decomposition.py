@@ -115,7 +115,7 @@ class Decomposition(Method):
         after = Cost(layers.count_parameters(model), profile_layers(model, {}, example)[1])
         rows = [self.table_row(c, chosen.get(c.name), errors.get(c.name, 0.0)) for c in candidates]
         context.record.table("decomposition", [*rows, report.whole_model_row(rows[0], before, after)])
-        report.record_figures(candidates, chosen, errors, context)
+        report.log_figures(candidates, chosen, errors, context)
         self.warn_of_missed_target(before, after, context)
         return model
 

@@ -47,7 +47,7 @@ def whole_model_row(row: Mapping[str, Any], before: Cost, after: Cost) -> dict[s
     return dict.fromkeys(row, "") | {"layer": "whole model"} | costs
 
 
-def record_figures(
+def log_figures(
     candidates: Sequence[Candidate], chosen: Mapping[str, Ranks], errors: Mapping[str, float], context: Context
 ) -> None:
     """Record the relative errors and the largest layers' singular values; nothing where no layer was replaced."""

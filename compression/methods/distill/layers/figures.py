@@ -20,7 +20,7 @@ MOST_PAIRS = 3  # the last ones
 
 
 @torch.no_grad()
-def record_feature_maps(context: Context, teacher: nn.Module, student: nn.Module, pairs: LayerPairs) -> None:
+def log_feature_maps(context: Context, teacher: nn.Module, student: nn.Module, pairs: LayerPairs) -> None:
     """Record the figure `features`: both layers of each pair for the first validation example, side by side.
 
     Layers of a CNN as their activation at each pixel, those of a transformer as their attention; others are left out.

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from compression.errors import UserError
 from compression.methods.distill.layers.features import LayerPairs, attention_mask, layer_pairs, record_outputs
-from compression.methods.distill.layers.figures import record_feature_maps
-from compression.methods.distill.logits.figures import record_softened_outputs
+from compression.methods.distill.layers.figures import log_feature_maps
+from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.teacher_time import TeacherTimer
 from compression.methods.distill.response import Response
 from compression.nn.inputs import Inputs, forward
@@ -64,8 +64,8 @@ class LayerDistillation(Response):
         layer_loss = self.layer_loss(teacher, student, context)
         training, logits_loss = self.training_for(context.task), self.logits_loss(context.task)
         student = train_on_layers(student, teacher, layer_loss, context, training, logits_loss)
-        record_softened_outputs(context, [teacher], student, self.temperature)
-        record_feature_maps(context, teacher, student, layer_loss.pairs)
+        log_softened_outputs(context, [teacher], student, self.temperature)
+        log_feature_maps(context, teacher, student, layer_loss.pairs)
         return student
 
     def check(self, model: nn.Module, context: Context) -> None:
@@ -105,7 +105,7 @@ def train_on_layers(
         return logits_loss(student_logits, [teacher_logits], targets) + between_layers
 
     trained = fit(student, context, training, loss=loss, extra=layer_loss, name=name)
-    timer.record_share(context)
+    timer.log_share(context)
     return trained
 
 

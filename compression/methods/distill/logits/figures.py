@@ -20,7 +20,7 @@ EXAMPLES = 4
 
 
 @torch.no_grad()
-def record_softened_outputs(
+def log_softened_outputs(
     context: Context, teachers: Sequence[nn.Module], student: nn.Module, temperature: float
 ) -> None:
     """Record the figure `softened`: outputs for the first validation examples; nothing for a regression."""

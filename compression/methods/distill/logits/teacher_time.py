@@ -47,22 +47,22 @@ class TeacherTimer:
             self.seconds += begin.elapsed_time(end) / 1000
         self.events.clear()
 
-    def record_share(self, context: Context) -> None:
+    def log_share(self, context: Context) -> None:
         """Record `teacher_time_share`, of all the time since the timer was made."""
         self.add_up_events()
         context.teacher_times.append((self.seconds, time.perf_counter() - self.started))
-        record_share_of(context, context.teacher_times[-1:])
+        log_share_of(context, context.teacher_times[-1:])
 
 
 @contextlib.contextmanager
-def record_total_share(context: Context) -> Iterator[None]:
+def log_total_share(context: Context) -> Iterator[None]:
     """Record `teacher_time_share` of all trainings within the block together; each has its own in its child run."""
     before = len(context.teacher_times)
     yield
-    record_share_of(context, context.teacher_times[before:])
+    log_share_of(context, context.teacher_times[before:])
 
 
-def record_share_of(context: Context, times: Sequence[tuple[float, float]]) -> None:
+def log_share_of(context: Context, times: Sequence[tuple[float, float]]) -> None:
     """Record the share of some trainings, given as (seconds in teachers, seconds in all) of each."""
     in_teachers, in_all = (sum(seconds) for seconds in zip(*times, strict=True))
     context.record.metrics({"teacher_time_share": in_teachers / in_all})

@@ -56,7 +56,7 @@ def train_on_logits(
 
     is_cached = teachers and can_cache(teachers, context, training)
     student = fit(student, context, training, loss=loss, per_example=per_example if is_cached else None, name=name)
-    timer.record_share(context)
+    timer.log_share(context)
     return student
 
 

@@ -89,7 +89,7 @@ class TeacherStudent(StudentSelection):
 
     def teacher_and_student(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
         """The frozen teacher and the student to train; raises UserError where there is no such model."""
-        teacher = frozen(context.load(self.teacher) if self.teacher else context.original, context)
+        teacher = freeze_teacher(context.load(self.teacher) if self.teacher else context.original, context)
         return teacher, self.build_student(model, teacher, context)
 
     def check(self, model: nn.Module, context: Context) -> None:
@@ -97,6 +97,6 @@ class TeacherStudent(StudentSelection):
         self.teacher_and_student(model, context)
 
 
-def frozen(teacher: nn.Module, context: Context) -> nn.Module:
+def freeze_teacher(teacher: nn.Module, context: Context) -> nn.Module:
     """`teacher` itself, now on the device, in eval mode and without gradients."""
     return teacher.to(context.device).eval().requires_grad_(False)

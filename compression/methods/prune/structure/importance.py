@@ -152,10 +152,12 @@ def normalise_scores(scores: Tensor, criterion: str) -> Tensor:
 def importance(model: nn.Module, criterion: str, examples: int, context: Context) -> Importance:
     """The importance of the model's channels by `criterion`, with gradients on random training `examples`."""
     generator = torch.Generator().manual_seed(context.seed)
-    return Importance(criterion, weight_gradients(model, CRITERIA[criterion].gradients, examples, context), generator)
+    return Importance(
+        criterion, gradient_statistics(model, CRITERIA[criterion].gradients, examples, context), generator
+    )
 
 
-def weight_gradients(model: nn.Module, kind: str, examples: int, context: Context) -> dict[nn.Module, Tensor]:
+def gradient_statistics(model: nn.Module, kind: str, examples: int, context: Context) -> dict[nn.Module, Tensor]:
     """The gradients of `kind` (see `Criterion`) of each prunable weight, in its shape; none if `kind` is empty."""
     if not kind:
         return {}

@@ -36,14 +36,14 @@ def weight_in_steps(weight: Tensor, qparams: QParams) -> np.ndarray:
     return values
 
 
-def record_weights(record: RunLogger, weights: Mapping[str, tuple[Tensor, QParams]]) -> None:
+def log_weight_histograms(record: RunLogger, weights: Mapping[str, tuple[Tensor, QParams]]) -> None:
     """Record histograms of weights, by layer, in steps of their scales with the range of their codes."""
     steps = {name: weight_in_steps(*weight) for name, weight in weights.items()}
     codes = {name: (float(qparams.low), float(qparams.high)) for name, (_, qparams) in weights.items()}
     record.figure("weight-ranges", histograms(steps, codes, "weight in steps"))
 
 
-def record_activations(
+def log_activation_histograms(
     record: RunLogger, statistics: Mapping[str, ActivationStatistics], ranges: Mapping[str, Range]
 ) -> None:
     """Record histograms of the inputs of layers with the ranges that their codes cover."""
@@ -52,7 +52,7 @@ def record_activations(
     record.figure("activation-ranges", histograms(values, ends, "activation"))
 
 
-def record_trained_ranges(
+def log_trained_ranges(
     record: RunLogger,
     model: nn.Module,
     weights: Mapping[str, tuple[Tensor, QParams]],
@@ -63,7 +63,7 @@ def record_trained_ranges(
 
     `weights` are those before rounding, `inputs` the parameters of what layers are given; `batches` show values of it.
     """
-    record_weights(record, {name: weights[name] for name in evenly_spaced(list(weights))})
+    log_weight_histograms(record, {name: weights[name] for name in evenly_spaced(list(weights))})
     if shown := {name: model.get_submodule(name) for name in evenly_spaced(list(inputs))}:
         statistics = {name: first for name, [first, *_] in observe_inputs(model, shown, batches).items()}
-        record_activations(record, statistics, {name: representable_range(inputs[name]) for name in statistics})
+        log_activation_histograms(record, statistics, {name: representable_range(inputs[name]) for name in statistics})

@@ -60,12 +60,14 @@ class WeightQuantization(Method):
             self.weight_observer,
         )
 
-    def record_weights(
+    def log_weight_histograms(
         self, model: nn.Module, names: list[str], activation_bits: int | None, record: RunLogger
     ) -> None:
         """Record histograms of the weights of some of the layers `names`, with the range of their codes."""
         values = {name: weight(model.get_submodule(name)) for name in figures.evenly_spaced(names)}
-        figures.record_weights(record, {n: (v, self.weight_qparams(v, activation_bits)) for n, v in values.items()})
+        figures.log_weight_histograms(
+            record, {n: (v, self.weight_qparams(v, activation_bits)) for n, v in values.items()}
+        )
 
     def select_layers(self, model: nn.Module, example: Inputs, *kinds: type[nn.Module]) -> dict[str, nn.Module]:
         """The layers of exactly these classes by name, except the skipped ones; raises UserError if none are left.

@@ -14,7 +14,7 @@ from torch import nn
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
-from compression.methods.quantize.calibration.figures import record_trained_ranges
+from compression.methods.quantize.calibration.figures import log_trained_ranges
 from compression.methods.quantize.calibration.selection import (
     SKIP_HELP,
     is_quantizable,
@@ -87,7 +87,7 @@ class FakeQuantTraining(Method):
         self.insert_fake_quantization(model, graph, inputs)
         model = fit(model, context, self.training, on_step=lambda *_: self.after_step(model))
         batches = calibration_batches(context, SAMPLES)
-        record_figures(model, context, batches)
+        log_figures(model, context, batches)
         return quantize_residuals(convert_layers(model, foldable_norms(graph)), batches)
 
     def insert_fake_quantization(self, model: nn.Module, graph: Graph, inputs: Inputs) -> None:
@@ -115,7 +115,7 @@ class FakeQuantTraining(Method):
             replace_module(model, name, fake_quantized(layer, *quantizers))
 
 
-def record_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
+def log_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]) -> None:
     """Record histograms of some layers' weights and inputs, with the ranges that were trained."""
     layers = {name: m for name, m in model.named_modules() if isinstance(m, FakeQuantLayer)}
     weights = {
@@ -124,7 +124,7 @@ def record_figures(model: nn.Module, context: Context, batches: Sequence[Inputs]
     }
     quantizers = {name: m.input_fake_quant for name, m in layers.items()}
     inputs = {name: m.qparams() for name, m in quantizers.items() if isinstance(m, InputFakeQuantize)}
-    record_trained_ranges(context.record, model, weights, inputs, batches)
+    log_trained_ranges(context.record, model, weights, inputs, batches)
 
 
 def convert_layers(model: nn.Module, norms: Mapping[str, str]) -> nn.Module:
