@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from compression import methods, params, tasks, tracking
-from compression.runs import loading, machine, resume
+from compression.errors import UserError
+from compression.runs import loading, machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from compression.methods.base import Method
     from compression.runs.settings import Settings
     from compression.tasks.task import Task
+
+
+RESUMABLE = ("train", "compress")  # the commands that leave checkpoints
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def started(
     opened = contextlib.nullcontext(tracking.LocalRun(folder)) if folder else None
     with opened or start_run(here, name, known, settings.experiment) as run:
         settings.observer.started(run, settings.person)
-        resume.require_resumable(settings, stage)
+        require_resumable(settings, stage)
         if settings.baseline and not settings.model:
             settings = replace(settings, model=loading.built_name(settings.baseline))
         task = task or load_task(settings)
@@ -112,6 +116,12 @@ def load_task(settings: Settings) -> Task:
         mean=settings.mean,
         std=settings.std,
     )
+
+
+def require_resumable(settings: Settings, stage: str) -> None:
+    """Raise UserError if a run is to be resumed by a command that trains nothing itself."""
+    if settings.resume and stage not in RESUMABLE:
+        raise UserError(f"resume={settings.resume} goes on with a training, and {stage} has none; leave it out.")
 
 
 def start_run(

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from compression.runs.job import Job
     from compression.runs.settings import Settings
 
-STAGES = ("train", "compress")  # the commands that leave checkpoints
 # Where the baseline is not named it is not known before it is found or trained; whether another number of epochs can go
 # on is for the training itself to say. Both are compared when it reads its checkpoint.
 COMPARED_LATER = ("baseline", "epochs")
@@ -48,12 +47,6 @@ def require_same_command(job: Job, steps: Sequence[Method]) -> None:
     if folder is not None:
         path = min(folder.glob("*.pt"))
         require_equal(path, load_checkpoint(path)["conditions"], run_conditions(job, steps), besides=COMPARED_LATER)
-
-
-def require_resumable(settings: Settings, stage: str) -> None:
-    """Raise UserError if a run is to be resumed by a command that trains nothing itself."""
-    if settings.resume and stage not in STAGES:
-        raise UserError(f"resume={settings.resume} goes on with a training, and {stage} has none; leave it out.")
 
 
 def checkpoint_folder(settings: Settings) -> Path | None:
