@@ -199,9 +199,10 @@ class Structured(Method):
         if self.criterion == "group" and isinstance(units, ChannelUnits):
             return group_penalty(units.groups.values())
         if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            others = ", ".join(name for name in CRITERIA if name not in WITH_PENALTY)
             raise UserError(
                 f"criterion={self.criterion} is made for networks of convolutions with batch norms; "
-                f"a {type(model).__name__} takes l1, l2, fpgm, lamp, taylor, hessian or random."
+                f"a {type(model).__name__} takes one of {others}."
             )
         return bn_penalty(model)
 
