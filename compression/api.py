@@ -180,7 +180,7 @@ def tune(
     steps = list(methods.parse(recipe))
     with _opened(model, task, "tune", steps, {**settings, "track": False}) as opened:
         front, selected = in_memory.search(opened.job, opened.original, recipe, config)
-        results = {}
+        results: dict[str, Result] = {}
         for each in selected:
             result = replace(opened, job=each.job).result(each.model, each.content)
             results |= dict.fromkeys(each.aliases, result)

@@ -68,12 +68,15 @@ def with_spec(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
     """The model with a spec: the one that it has, that of its transformers config, or one as `adopt` gives it."""
     if "builder" in (getattr(model, "spec", None) or {}):
         return model
-    if hasattr(model, "config") and type(model).__module__.startswith("transformers."):
+    if type(model).__module__.startswith("transformers."):
+        from transformers import PreTrainedModel
+
         from compression.models import huggingface
 
-        spec = {"builder": "huggingface", "config": model.config.to_dict()}
-        if type(rebuild(spec)) is type(model):
-            return huggingface.attach_spec(model)
+        if isinstance(model, PreTrainedModel):
+            spec = {"builder": "huggingface", "config": model.config.to_dict()}
+            if type(rebuild(spec)) is type(model):
+                return huggingface.attach_spec(model)
     return adopt(model, model, input_shape)
 
 

@@ -122,7 +122,8 @@ def _batches(data: Any) -> Iterable[Any]:
             bool(examples) and isinstance(_batch(examples[0], "")[1], Tensor) and _batch(examples[0], "")[1].ndim
         )
         return examples if is_batched else [default_collate(examples)] if examples else []
-    return data
+    batches: Iterable[Any] = data
+    return batches
 
 
 def _batch(batch: Any, name: str) -> tuple[Inputs, Tensor]:

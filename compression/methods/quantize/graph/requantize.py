@@ -122,8 +122,9 @@ def input_quantizers(module: object) -> list[Quantize]:
     if isinstance(module, QuantAdd):
         return [module.left, module.right]
     source = getattr(module, "input", None)
-    is_affine = isinstance(module, QuantWeightLayer) and isinstance(source, Quantize) and source.qscheme == "affine"
-    return [source] if is_affine else []
+    if isinstance(module, QuantWeightLayer) and isinstance(source, Quantize) and source.qscheme == "affine":
+        return [source]
+    return []
 
 
 def _unify(users: Mapping[str, Quantize], sums: set[str]) -> dict[str, nn.Module]:
