@@ -119,7 +119,7 @@ def test_arguments_by_name_are_inputs():
 def test_attention_is_one_call():
     graph = graph_of(lambda m, x: m.attention(*3 * [x], need_weights=False)[0], attention=nn.MultiheadAttention(3, 1))
     assert names(graph.nodes) == ["attention"]
-    assert graph.entangled == set()
+    assert graph.read_by_functions == {"attention.out_proj"}
 
 
 def test_the_model_is_left_as_it_was_also_when_it_fails():
