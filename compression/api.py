@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from compression import methods, models, params, tasks, tracking
-from compression.errors import UserError
+from compression.errors import UserError, first_line
 from compression.extras import explain_missing
 from compression.methods.base import Method
 from compression.models import storage
@@ -50,7 +50,7 @@ __all__ = [
     "measure",
     "task",
     "tune",
-]  # fmt: skip
+]
 
 
 class Page(str):
@@ -67,7 +67,7 @@ class Result:
     model: nn.Module  # on the CPU, in eval mode
     task: Task
     content: dict[str, Any]  # everything that the report shows, as in comparison.json
-    folder: Path  # report.html, model.onnx, figures, tables; deleted with the result, unless it was tracked
+    folder: Path  # report.html, model.onnx, figures, tables; deleted with the result
     scratch: Any = field(default=None)  # keeps the folder
 
     @property
@@ -123,7 +123,7 @@ def save_exported(model: nn.Module, task: Task, path: Path) -> None:
         with torch.no_grad():
             torch.export.save(torch.export.export(model.eval(), **given), path)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"torch.export cannot write {type(model).__name__}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"torch.export cannot write {type(model).__name__}: {first_line(error)}") from error
 
 
 def compress(model: nn.Module | str, recipe: Recipe, task: Task | str, **settings: Any) -> Result:
@@ -176,10 +176,12 @@ def tune(
     with explain_missing():
         from compression.tuning import in_memory
         from compression.tuning.config import TuningConfig
+        from compression.tuning.space import build_space
     config = TuningConfig(trials=trials, **(options or {}))
-    steps = list(methods.parse(recipe))
-    with _opened(model, task, "tune", steps, {**settings, "track": False}) as opened:
-        front, selected = in_memory.search(opened.job, opened.original, recipe, config)
+    space = build_space(recipe, config.space)
+    methods.check_order(space.steps)
+    with _opened(model, task, "tune", space.steps, {**settings, "track": False}) as opened:
+        front, selected = in_memory.search(opened.job, opened.original, space, config)
         results: dict[str, Result] = {}
         for each in selected:
             result = replace(opened, job=each.job).result(each.model, each.content)
@@ -262,6 +264,6 @@ def _original(model: nn.Module | str, task: Task) -> nn.Module:
     try:
         copied = copy.deepcopy(model).cpu()
     except (RuntimeError, TypeError) as error:
-        raise UserError(f"{type(model).__name__} cannot be copied: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
     loading.require_fit(copied, task, type(model).__name__)
     return models.with_spec(copied, task.input_shape).requires_grad_(False)

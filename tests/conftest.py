@@ -205,3 +205,19 @@ def tiny_bert(outputs: int = 3, **changes) -> nn.Module:
 def tiny_lstm(outputs: int = 3) -> nn.Module:
     """The lab's LSTM for the same words, in a tenth of its width, untrained."""
     return models.rebuild({"builder": "lstm", "arguments": {"outputs": outputs, "vocabulary": 24, "width": 0.1}}).eval()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A tracking store of this module's own, current folder and all."""
+    import mlflow
+
+    folder = tmp_path_factory.mktemp("store")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("COMPRESSION_HOME", str(folder / "home"))
+        patch.delenv("MLFLOW_RUN_ID", raising=False)
+        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+        yield folder
+        mlflow.set_tracking_uri(None)

@@ -172,7 +172,7 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
 
         return huggingface.build_from_config(spec["config"])
     model = _make_own(spec) if spec["builder"] == OWN else _build_own(spec["builder"], spec["arguments"])
-    return model if "modular" not in spec else _with_modules(model, spec["modular"])
+    return _with_modules(model, spec)
 
 
 def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
@@ -202,12 +202,14 @@ def _make_own(spec: Mapping[str, Any]) -> nn.Module:
     return adopt(spec.make(), spec.make, spec["arguments"]["input_shape"])
 
 
-def _with_modules(model: nn.Module, image_shape: Sequence[int]) -> nn.Module:
-    """Replace the functions of the model by modules, as a quantizer did before the model was stored."""
+def _with_modules(model: nn.Module, spec: Mapping[str, Any]) -> nn.Module:
+    """Replace the functions of the model by modules, where a quantizer did so before the model was stored."""
     import torch
 
-    from compression.nn.modular import trace_modular
+    from compression.nn.modular import MODULAR, trace_modular
 
+    if (image_shape := spec.get(MODULAR)) is None:
+        return model
     return trace_modular(model, torch.zeros(2, *image_shape, device=next(model.parameters()).device))
 
 

@@ -36,8 +36,8 @@ def on_forward(
     """Call `function` after each forward call of one of `modules`, or before it, as long as the block lasts.
 
     What `function` returns after a call replaces the module's output, and before a call its inputs, unless it is None.
-    Use it instead of `record_calls` where keeping every tensor would take too much memory, or where a later operation
-    in place (`nn.ReLU(inplace=True)`) would change the recorded inputs.
+    A call's tensors are those of the model, neither copied nor detached: gradients flow through them, and a later
+    operation in place (`nn.ReLU(inplace=True)`) changes them. How modules are wired is for `graph.record_graph` to say.
     """
 
     def after_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
@@ -58,14 +58,3 @@ def on_forward(
                 handle = module.register_forward_hook(partial(after_call, name), with_kwargs=True)
             hooks.callback(handle.remove)
         yield
-
-
-@contextlib.contextmanager
-def record_calls(modules: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
-    """Record every call of `modules` in the forward passes within the block, in the order in which they return.
-
-    The tensors are those of the model, neither copied nor detached: gradients flow through them.
-    """
-    calls: list[Call] = []
-    with on_forward(modules, calls.append):
-        yield calls

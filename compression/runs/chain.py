@@ -55,12 +55,13 @@ def apply_step(step: Method, model: nn.Module, context: Context) -> tuple[nn.Mod
     What share of the parameters it reached is recorded. Everything is seeded anew at each step, so that a step gives
     the same whatever came before it: a measurement, or the same model read back from a cache.
     """
-    before = coverage.layer_states(model)
+    before = coverage.layer_states(model) if coverage.has_coverage(step) else None
     machine.seed(context.seed)
     began = time.perf_counter()
     made = step.apply(model, context).eval()
     seconds = time.perf_counter() - began
-    coverage.log_coverage(step, methods.name_of(step), before, made, context.record)
+    if before is not None:
+        coverage.log_coverage(methods.name_of(step), before, made, context.record)
     return made, seconds
 
 

@@ -72,12 +72,16 @@ def rows(before: Mapping[str, LayerState], after: Mapping[str, LayerState]) -> l
     return [{"type": kind, "params": count, "reached": reached[kind] / count} for kind, count in total.items() if count]
 
 
-def log_coverage(
-    step: Method, name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger
-) -> None:
-    """Log the table `coverage` and its sum as a metric, and warn below LEAST, of a step that compresses."""
-    if step.family not in FAMILIES or step.drops_layers:
-        return
+def has_coverage(step: Method) -> bool:
+    """Whether it matters what a step left alone: it compresses, and leaves no layer out on purpose."""
+    return step.family in FAMILIES and not step.drops_layers
+
+
+def log_coverage(name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger) -> None:
+    """Log the table `coverage` and its sum as a metric, and warn below LEAST, of the step `name`, which made `model`.
+
+    `before` are the states of the layers that it was given.
+    """
     table = rows(before, layer_states(model))
     total = sum(row["params"] for row in table)
     share = sum(row["params"] * row["reached"] for row in table) / total if total else 0.0

@@ -104,7 +104,7 @@ def is_code(name: str) -> bool:
 def short_name(name: str, data: str = "") -> str:
     """Return the name that runs on a task have: without the folders of code, with the name of a text file's data.
 
-    `./work/mine.py:make` is `mine:make`; `text` with the data `work/reviews.csv` is `text/reviews`.
+    `./code/mine.py:make` is `mine:make`; `text` with the data `data/reviews.csv` is `text/reviews`.
     """
     if is_code(name):
         place, _, function = name.rpartition(":")

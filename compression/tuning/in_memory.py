@@ -6,25 +6,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.study import StudyDirection
 
 from compression import methods
 from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.errors import UserError
 from compression.models import storage
 from compression.runs import conclusion
-from compression.tuning.config import TuningConfig, objective_directions
+from compression.tuning.config import objective_directions
 from compression.tuning.selection import completed_trials, pareto_front, select_trials
-from compression.tuning.space import build_space
 from compression.tuning.trial import RECIPE_ATTR, REFUSED_ATTR, RUN_ATTR
 from compression.tuning.tune import make_objective
-from compression.tuning.worker import make_pruner, make_sampler, silence_optuna
+from compression.tuning.worker import make_pruner, make_sampler, silence_optuna, study_directions
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from torch import nn
 
     from compression.runs.job import Job
+    from compression.tuning.config import TuningConfig
+    from compression.tuning.space import Space
 
 
 @dataclass(frozen=True)
@@ -38,21 +38,17 @@ class Selected:
 
 
 def search(
-    job: Job, original: nn.Module, recipe: str, config: TuningConfig
+    job: Job, original: nn.Module, space: Space, config: TuningConfig
 ) -> tuple[list[dict[str, Any]], list[Selected]]:
-    """Search the fields that `recipe` leaves out; the rows of the front, and its selected trials.
+    """Search `space`; the rows of the front, and its selected trials.
 
     Trials are measured on the validation split, the selected ones on the test split. Raises UserError if every trial
     was refused.
     """
     silence_optuna()
-    space = build_space(recipe, config.space)
-    methods.check_order(space.steps)
-    methods.check_task(space.steps, job.task)
     goals = objective_directions(config, job.task.metric)
-    directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in goals.values()]
     sampler, pruner = make_sampler(config, space, job.settings.seed), make_pruner(config)
-    study = optuna.create_study(directions=directions, sampler=sampler, pruner=pruner)
+    study = optuna.create_study(directions=study_directions(goals), sampler=sampler, pruner=pruner)
     study.set_metric_names(list(goals))
     study.optimize(
         make_objective(job, original, space, config, goals),

@@ -59,7 +59,7 @@ def open_study(
     Raises UserError if the study exists with another definition; the seed and `own_keys` may differ between workers.
     Also if the storage cannot be used.
     """
-    directions = [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in objectives.values()]
+    directions = study_directions(objectives)
     settings: dict[str, Any] = {"storage": _storage(config), "study_name": name, "pruner": make_pruner(config)}
     sampler = make_sampler(config, space, definition["seed"])
     try:
@@ -110,6 +110,11 @@ def _stored_definition(study: Study) -> dict[str, Any]:
             return dict(definition)
         time.sleep(POLL_SECONDS)
     return dict(study.user_attrs.get("about", {}))
+
+
+def study_directions(objectives: Mapping[str, bool]) -> list[StudyDirection]:
+    """Return Optuna's direction of each objective; `objectives` maps each to whether more of it is better."""
+    return [StudyDirection.MAXIMIZE if maximize else StudyDirection.MINIMIZE for maximize in objectives.values()]
 
 
 def make_sampler(config: TuningConfig, space: Space, seed: int) -> BaseSampler:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from compression import methods
 from compression.tasks.task import predict
 from tests.conftest import stripes_task
+from tests.networks import Network
 
 QUANTIZERS = ("static", "qat:epochs=0", "lsq:epochs=0,bits=8,activation_bits=8", "mixed:widths=8,budget=1")
 BOUND = 0.15  # of the logits' norm; a defect of the kinds below costs 0.3 to 1
@@ -27,19 +28,6 @@ def with_statistics(model):
                 m.weight.data.uniform_(0.5, 2.0)
                 m.bias.data.normal_(0, 0.3)
     return model.eval()
-
-
-class Network(nn.Module):
-    """Layers by name, and a forward pass as a function of them and the images."""
-
-    def __init__(self, call, **layers):
-        super().__init__()
-        self.call = call
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, images):
-        return self.call(self, images)
 
 
 def conv(inputs=8, **options):

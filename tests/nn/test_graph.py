@@ -6,19 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compression.nn.graph import record_graph, replace_module, replace_modules
-
-
-class Network(nn.Module):
-    """A forward pass as a function of the layers and the inputs."""
-
-    def __init__(self, call, **layers):
-        super().__init__()
-        self.call = call
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, inputs):
-        return self.call(self, inputs)
+from tests.networks import Network
 
 
 def graph_of(call, **layers):

@@ -1,10 +1,12 @@
 """Calls of layers are seen in order, outputs can be replaced, and no hook outlives its block."""
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 
-from compression.nn.hooks import on_forward, record_calls
+from compression.nn.hooks import on_forward
 
 
 @pytest.fixture
@@ -24,8 +26,16 @@ def linear(model):
     return {"last": model[2], "first": model[0]}
 
 
+@contextlib.contextmanager
+def recorded(modules):
+    """Every call of `modules` within the block."""
+    calls = []
+    with on_forward(modules, calls.append):
+        yield calls
+
+
 def test_calls_are_recorded_in_the_order_in_which_they_return(model):
-    with record_calls(linear(model) | {"": model}) as calls:
+    with recorded(linear(model) | {"": model}) as calls:
         outputs = model(IMAGES)
         model(IMAGES)
     assert [call.name for call in calls] == ["first", "last", ""] * 2
@@ -36,7 +46,7 @@ def test_calls_are_recorded_in_the_order_in_which_they_return(model):
 
 
 def test_gradients_flow_through_recorded_tensors(model):
-    with record_calls({"last": model[2]}) as calls:
+    with recorded({"last": model[2]}) as calls:
         model(IMAGES)
     calls[0].output_tensor.sum().backward()
     assert model[0].weight.grad is not None
@@ -44,13 +54,13 @@ def test_gradients_flow_through_recorded_tensors(model):
 
 def test_the_tensor_of_a_tuple_is_its_first():
     lstm = nn.LSTM(3, 4)
-    with record_calls({"lstm": lstm}) as calls:
+    with recorded({"lstm": lstm}) as calls:
         outputs, _ = lstm(IMAGES)
     assert calls[0].output_tensor is outputs
 
 
 def test_no_hook_outlives_a_failing_block(model):
-    with pytest.raises(RuntimeError), record_calls(linear(model)):
+    with pytest.raises(RuntimeError), recorded(linear(model)):
         model(IMAGES[:, :2])
     assert hooks(model) == []
 
@@ -60,7 +70,7 @@ def test_inputs_are_seen_before_an_operation_in_place_changes_them(model):
     with on_forward({"relu": model[1]}, lambda call: negative.append((call.inputs[0] < 0).any()), before=True):
         model(IMAGES)
     assert negative == [True]
-    with record_calls({"relu": model[1]}) as calls:
+    with recorded({"relu": model[1]}) as calls:
         model(IMAGES)
     assert not (calls[0].inputs[0] < 0).any()
 

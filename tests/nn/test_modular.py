@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from compression.nn.layers import Add
 from compression.nn.modular import Modularized, modularize
-from tests.nn.test_graph import Network
+from tests.networks import Network
 
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

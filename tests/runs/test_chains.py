@@ -12,7 +12,7 @@ from compression.errors import UserError
 from compression.models import storage
 from compression.runs import chain
 from compression.runs.settings import Settings
-from tests.runs.test_runs import children, fetched, store  # noqa: F401
+from tests.runs.test_runs import children, fetched
 
 CHAINS = {
     "prune and quantize": "structured:sparsity=0.5+finetune:epochs=1+static:calibration_samples=64",
@@ -29,7 +29,7 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def run_chain(store):  # noqa: F811
+def run_chain(store):
     """The content and the run of a chain by its name, made once."""
 
     @functools.cache
@@ -98,7 +98,7 @@ def test_the_parts_of_a_step_hang_below_the_step(run_chain):
     assert {r.data.tags["stage"] for r in children(second)} == {"part"}
 
 
-def test_a_chain_that_fails_keeps_the_steps_it_finished(store):  # noqa: F811
+def test_a_chain_that_fails_keeps_the_steps_it_finished(store):
     with pytest.raises(UserError, match="no model 'nothing'"):
         chain.compress(settings(run_name="falls"), methods.parse("magnitude+response:teacher=nothing"))
     [run] = mlflow.search_runs(
@@ -110,7 +110,7 @@ def test_a_chain_that_fails_keeps_the_steps_it_finished(store):  # noqa: F811
     assert first.data.metrics["sparsity"] > 0.4
 
 
-def test_a_step_for_another_kind_of_model_is_refused_before_any_work(store):  # noqa: F811
+def test_a_step_for_another_kind_of_model_is_refused_before_any_work(store):
     with pytest.raises(UserError, match="l0 works on transformers alone, and digits has images"):
         chain.compress(settings(run_name="refused"), methods.parse("magnitude+l0"))
     [run] = mlflow.search_runs(

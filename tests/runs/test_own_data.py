@@ -18,22 +18,15 @@ from tests.tasks.test_text_files import ROWS, write
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A tracking store of this module's own, current folder and all, with the data."""
-    folder = tmp_path_factory.mktemp("store")
+def store(store):
+    """The tracking store of this module, with the data."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("COMPRESSION_HOME", str(folder / "home"))
-        patch.setenv("COMPRESSION_CACHE", str(folder / "cache"))
-        patch.setenv("OPTUNA_STORAGE", f"sqlite:///{folder}/optuna.db")
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        (folder / "own code").mkdir()
-        (folder / "own code/mine.py").write_text(EXAMPLE)
-        write(folder / "reviews.csv", ROWS)
-        yield folder
-        mlflow.set_tracking_uri(None)
+        patch.setenv("COMPRESSION_CACHE", str(store / "cache"))
+        patch.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
+        (store / "own code").mkdir()
+        (store / "own code/mine.py").write_text(EXAMPLE)
+        write(store / "reviews.csv", ROWS)
+        yield store
 
 
 CODE = "./own code/mine.py:make"

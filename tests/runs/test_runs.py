@@ -21,20 +21,6 @@ from compression.runs import baseline, chain, job
 from compression.runs.settings import Settings
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A tracking store of this module's own, current folder and all."""
-    folder = tmp_path_factory.mktemp("store")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.setenv("COMPRESSION_HOME", str(folder / "home"))
-        patch.delenv("MLFLOW_RUN_ID", raising=False)
-        mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
-        yield folder
-        mlflow.set_tracking_uri(None)
-
-
 def quick(**changes):
     return Settings(**{"task": "digits", "limit": 300, "threads": 1} | changes)
 

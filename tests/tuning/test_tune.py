@@ -27,7 +27,7 @@ from compression.tracking.run import run_folder
 from compression.tuning.config import TuningConfig
 from compression.tuning.trial import FEASIBLE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR
 from compression.tuning.tune import tune
-from tests.runs.test_runs import children, fetched, store  # noqa: F401
+from tests.runs.test_runs import children, fetched
 
 RECIPE = "magnitude:learning_rate=0.1+static:calibration_samples=32,activation_bits=8,granularity=channel,observer=mse"
 SPACE = "magnitude.sparsity=0.1/0.5/0.9,static.bits=4/8"
@@ -38,7 +38,7 @@ def quick(**changes):
 
 
 @pytest.fixture(scope="module")
-def tuned(store, monkeypatch_module):  # noqa: F811
+def tuned(store, monkeypatch_module):
     monkeypatch_module.setenv("OPTUNA_STORAGE", f"sqlite:///{store}/optuna.db")
     chain.train(quick(), methods.method("finetune")(epochs=10))
     config = TuningConfig(trials=6, space=SPACE, sampler="grid", study="grid", constraints="accuracy_kept=0.1..")

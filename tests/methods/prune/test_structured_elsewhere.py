@@ -15,21 +15,9 @@ from compression.methods.prune.structure.trial import Trial
 from compression.models import huggingface
 from compression.tasks.task import predict
 from tests.conftest import stripes_task, words_task
+from tests.networks import Network
 
 Structured = method("structured")
-
-
-class Network(nn.Module):
-    """Layers by name, and a forward pass as a function of them and the images."""
-
-    def __init__(self, call, **layers):
-        super().__init__()
-        self.call = call
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, images):
-        return self.call(self, images)
 
 
 def conv(inputs=8, outputs=8, **options):
