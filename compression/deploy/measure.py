@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
+import zlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from compression.deploy.onnx import files
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import check_parity
 from compression.deploy.timing import time_files
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from compression.nn.inputs import Inputs
 
 BATCH_SIZE = 32  # of the timed batch
+GZIP = 31  # zlib's number for the largest window, and gzip's header around the data
 # Metrics of one model, and metrics of a run that compares two; whether a higher value is better.
 EFFICIENCY_METRICS = {
     "params": False,
@@ -63,7 +66,7 @@ def measure_model(model: nn.Module, task: Task, file: Path, threads: int) -> Mea
     file.parent.mkdir(parents=True, exist_ok=True)
     export(model, task.example(4), file)
     parity = check_parity(model, file, task.test, task.compute_metrics, threads)
-    sizes = {"size_mb": file.stat().st_size / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
+    sizes = {"size_mb": stored_size(file) / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     return Measurement(
         quality=task.compute_metrics(parity.logits, parity.targets) | further_split_metrics(model, task),
         efficiency=structure_metrics(model, task.example()) | sizes,
@@ -141,9 +144,21 @@ def higher_is_better(name: str, task_metric: str) -> bool | None:
     return (EFFICIENCY_METRICS | COMPARISON_METRICS).get(name)
 
 
+def stored_size(path: Path) -> int:
+    """Return the bytes of an ONNX file, with those of its weights where they are in a file of their own."""
+    return sum(part.stat().st_size for part in files.parts(path))
+
+
 def compressed_size(path: Path) -> int:
-    """Return the bytes of the file after gzip, which zeros and few distinct values reduce, unlike the raw size."""
-    return len(gzip.compress(path.read_bytes(), compresslevel=6))
+    """Return the bytes of `stored_size` after gzip, which zeros and few distinct values reduce, unlike the raw size."""
+    return sum(map(_gzipped_size, files.parts(path)))
+
+
+def _gzipped_size(path: Path) -> int:
+    gzip = zlib.compressobj(level=6, wbits=GZIP)
+    with path.open("rb") as file:  # piece by piece: it may be larger than what is left of the memory
+        size = sum(len(gzip.compress(piece)) for piece in iter(partial(file.read, 1 << 20), b""))
+    return size + len(gzip.flush())
 
 
 def compare(before: Measurement, after: Measurement, task_metric: str) -> dict[str, float]:

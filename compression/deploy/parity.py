@@ -25,6 +25,7 @@ MIN_AGREEMENT, MAX_RELATIVE_ERROR = 0.998, 0.1
 # this many root mean squares of the difference: in integer arithmetic the last bit of a float becomes a whole step now
 # and then, so logits are noisy.
 TIE_TOLERANCE = 4.0
+LARGEST = 1e12  # of a weight, a variance or a logit
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def check_parity(
     """Compare the file and the model on `split`; `metrics` computes task metrics from logits and targets.
 
     Raises UserError if more predictions than `max_disagreements` differ, or if the root mean square of the logits'
-    difference is over `MAX_RELATIVE_ERROR` of that of the logits.
+    difference is over `MAX_RELATIVE_ERROR` of that of the logits; of a model that diverged, it says so.
     """
     expected, targets = predict(model, split)
     actual = Session(path, threads).predict(split)
@@ -52,12 +53,25 @@ def check_parity(
     agreement = _is_same_prediction(expected, actual).float().mean().item()
     max_difference = difference.abs().max().item()
     relative_error = (difference.square().mean() / expected.square().mean().clamp_min(1e-12)).sqrt().item()
-    if len(targets) * (1 - agreement) > max_disagreements(len(targets)) or relative_error > MAX_RELATIVE_ERROR:
+    if len(targets) * (1 - agreement) > max_disagreements(len(targets)) or not relative_error <= MAX_RELATIVE_ERROR:
+        if exploded := _exploded_tensor(model, expected):
+            raise UserError(
+                f"The model's training has diverged, so no file can give its answers: {exploded}; train it with a "
+                "lower learning_rate, or clip=1."
+            )
         raise UserError(
             f"The ONNX file gives other predictions than the model on {1 - agreement:.1%} of the examples "
             f"(logits differ by up to {max_difference:.3g}), so it cannot be deployed."
         )
     return Parity(max_difference, agreement, metrics(actual, targets), expected, targets)
+
+
+def _exploded_tensor(model: nn.Module, logits: Tensor) -> str:
+    """Name a tensor of the model, or its logits, that is not finite or larger than any that a training leaves."""
+    for name, tensor in {**model.state_dict(), "the largest output": logits}.items():
+        if tensor.is_floating_point() and tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
+            return f"{name} is {largest:.3g}"
+    return ""
 
 
 def max_disagreements(count: int) -> float:

@@ -52,6 +52,7 @@ def time_alternately(
         for _ in range(WARM_UPS[kind]):
             session.run(None, feeds)
     seconds: list[list[float]] = []
+    # A deadline for all together, so that every file has as many runs as the others.
     end = time.perf_counter() + MAX_SECONDS * len(sessions)
     while len(seconds) < MIN_REPEATS[kind] or (len(seconds) < MAX_REPEATS and time.perf_counter() < end):
         row = []
@@ -82,7 +83,7 @@ def measure_latency(request: Request, feeds: dict[str, np.ndarray]) -> list[dict
 
 def resident_mb(field: str) -> float:
     """Read this process's resident memory in MB (1e6 bytes) from Linux: `VmRSS` is the current, `VmHWM` the peak."""
-    with open("/proc/self/status") as status:
+    with open("/proc/self/status", encoding="utf-8") as status:
         line = next(line for line in status if line.startswith(field))
     return int(line.split()[1]) * 1024 / 1e6
 

@@ -42,6 +42,7 @@ def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = Fa
     """
     with _request(paths, example, threads, cuda) as request:
         timings = _run_stopwatch(request)
+        # A process for each file: the peak of resident memory never falls within one.
         peaks = [_run_stopwatch({**request, "files": [str(path)], "memory": True})[0] for path in paths]
     return [Timing(**timing, **peak) for timing, peak in zip(timings, peaks, strict=True)]
 
@@ -69,6 +70,7 @@ def _run_stopwatch(request: Request) -> list[dict[str, Any]]:
         input=json.dumps(request),
         capture_output=True,
         text=True,
+        encoding="utf-8",
     )
     if process.returncode:
         raise RuntimeError(f"The timing process failed: {process.stderr.strip()[-500:]}")

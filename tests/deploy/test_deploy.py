@@ -4,6 +4,7 @@ from torch import nn
 
 from compression import models
 from compression.deploy import stopwatch
+from compression.deploy.measure import measure_model
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import check_parity, max_disagreements
 from compression.deploy.session import Session
@@ -23,6 +24,17 @@ def test_a_file_with_other_outputs_is_refused(task, tmp_path):
     file = export(model, task.example(4), tmp_path / "model.onnx")
     with pytest.raises(UserError, match="gives other predictions than the model on .*%"):
         check_parity(other, file, task.test, task.compute_metrics, threads=1)
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e25, float("nan")])
+def test_a_model_that_diverged_is_not_blamed_on_its_file(task, tmp_path, factor):
+    model = models.build("digits_cnn", task).eval()
+    for parameter in model.parameters():
+        parameter.data *= factor
+    with pytest.raises(
+        UserError, match="training has diverged.* is .*; train it with a lower learning_rate, or clip=1"
+    ):
+        measure_model(model, task, tmp_path / "model.onnx", 1)
 
 
 def test_a_model_that_cannot_be_exported_is_refused_and_leaves_no_file(task, tmp_path):

@@ -288,3 +288,28 @@ def test_exporting_does_not_change_quantized_layers(tmp_path):
     export(model, IMAGES, tmp_path / "model.onnx")
     assert repr(model) == repr(before)
     assert torch.equal(model(IMAGES), before(IMAGES))
+
+
+class Shared(nn.Module):
+    """One quantized layer under two names, and in two places."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first = self.second = layer
+        self.inner = nn.Sequential(layer)
+
+    def forward(self, rows):
+        return self.inner(self.second(self.first(rows)))
+
+
+def test_a_layer_in_several_places_is_written_as_integers_in_all_and_stored_once(tmp_path):
+    linear = nn.Linear(64, 64)
+    layer = QuantLinear.from_float(
+        linear, weight_qparams(linear.weight, 8, "channel", 0, True, 8), input_qparams(-4, 4, 8)
+    )
+    rows = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    model = Shared(layer).eval()
+    path = export(model, rows, tmp_path / "model.onnx")
+    torch.testing.assert_close(Session(path)(rows), model(rows).detach(), atol=0.05, rtol=0.05)
+    stored = [t for t in onnx.load(path).graph.initializer if t.dims == [64, 64]]
+    assert [t.data_type for t in stored] == [TensorProto.INT8]

@@ -1,4 +1,4 @@
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import numpy as np
 import onnx
@@ -46,6 +46,22 @@ def test_a_file_reads_back_and_gives_equal_outputs(bits, granularity, symmetric,
         values = weight.values if weight.values.shape == layer.weight.shape else weight.values.T
         np.testing.assert_allclose(values, layer.weight.numpy(), rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(unoptimized_outputs(path), model(IMAGES).detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_clip_has_the_bits_of_its_own_layer_where_one_name_ends_as_another(tmp_path):
+    torch.manual_seed(0)
+    layers = {}
+    for bits in (8, 3):
+        linear = nn.Linear(6, 6)
+        layers[bits] = QuantLinear.from_float(
+            linear, weight_qparams(linear.weight, bits, "channel", 0, True, 8), input_qparams(-3, 3, 8)
+        )
+    model = nn.Sequential(OrderedDict(fc=layers[3], block=nn.Sequential(OrderedDict(fc=layers[8])))).eval()
+    path = qcdq.write(model, IMAGES[:, 0, 0, :6], tmp_path / "model.onnx")
+    assert {name.split(".weight")[0]: weight.bits for name, weight in qcdq.read(path).items()} == {
+        "model.fc": 3,
+        "model.block.fc": 8,
+    }
 
 
 def unoptimized_outputs(path):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import logging
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from compression.deploy.onnx import files
 from compression.deploy.onnx.functions import add_function_definitions
 from compression.deploy.onnx.modules import replace_for_export
-from compression.deploy.onnx.tensors import OPSET
+from compression.deploy.onnx.translation import translate
 from compression.errors import UserError, first_line, root_cause
 from compression.nn.inputs import Inputs, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     import onnx_ir as ir
@@ -45,33 +41,27 @@ def named_inputs(inputs: Inputs) -> dict[str, Tensor]:
 def export(model: nn.Module, example: Inputs, path: Path) -> Path:
     """Write `model` as ONNX with the output `logits`, dynamic batch size (and text length), and the weights inside.
 
-    `example` is a prepared batch of at least 2 on the CPU. The model itself is not changed. Raises UserError if torch
-    cannot export it or the file cannot be written.
+    More weights than one file holds go into a second one, see `files.write`. `example` is a prepared batch of at least
+    2 on the CPU. The model itself is not changed. Raises UserError if torch cannot export it or the file cannot be
+    written.
     """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     tensors = named_inputs(example)
+    # torch.export takes a dimension of size 1 for a constant: hence the batch of at least 2.
     images: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     shapes = [tokens if isinstance(example, dict) and t.ndim == 2 else images for t in tensors.values()]
     wrapped = _PositionalInputs(replace_for_export(copy.deepcopy(model).cpu().eval()), list(tensors))
-    with silence_exporter():
-        try:
-            program = torch.onnx.export(
-                wrapped,
-                tuple(tensors.values()),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=list(tensors),
-                output_names=["logits"],
-                dynamic_shapes=(tuple(shapes),),
-                verbose=False,
-            )
-            assert program is not None
-            add_function_definitions(program)
-            _prevent_bias_gelu(program.model)
-            path.write_bytes(_serialize_without_metadata(program))
-        except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
-            path.unlink(missing_ok=True)
-            raise UserError(f"The model could not be written as ONNX: {first_line(root_cause(error))}") from error
+    try:
+        program = translate(wrapped, tensors, tuple(shapes))
+        add_function_definitions(program)
+        _prevent_bias_gelu(program.model)
+        ClearMetadataAndDocStringPass()(program.model)  # stack traces, often 100 kB that no runtime reads
+        files.write(program.model, path)
+    except (torch.onnx.OnnxExporterError, RuntimeError, OSError) as error:
+        files.remove(path)
+        raise UserError(f"The model could not be written as ONNX: {first_line(root_cause(error))}") from error
     return path
 
 
@@ -87,34 +77,12 @@ def _prevent_bias_gelu(model: ir.Model) -> None:
         if before is None or before.op_type != "Add":
             continue
         for bias in before.inputs:
+            # A tensor that other nodes read as well keeps its shape.
             if bias is None or bias.const_value is None or not bias.is_initializer() or len(bias.uses()) != 1:
                 continue
             values = bias.const_value.numpy()
+            # A row broadcasts as a vector does, and is not fused. For 32 texts a quantized MiniLM takes 82.5 ms with
+            # 10.8 in BiasGelu; apart the additions take 4.3 and the Gelus 5.2.
             if values.ndim == 1:
                 bias.const_value = ir.tensor(values[None], name=bias.name)
                 bias.shape = ir.Shape((1, *values.shape))
-
-
-def _serialize_without_metadata(program: torch.onnx.ONNXProgram) -> bytes:
-    """Serialize without stack traces and shapes of intermediate values, often 100 kB that no runtime reads."""
-    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
-
-    ClearMetadataAndDocStringPass()(program.model)
-    proto = program.model_proto
-    del proto.graph.value_info[:]
-    serialized: bytes = proto.SerializeToString()
-    return serialized
-
-
-@contextlib.contextmanager
-def silence_exporter() -> Iterator[None]:
-    """Suppress what the exporter prints, warns and logs below errors; exceptions still propagate."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)

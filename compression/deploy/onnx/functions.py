@@ -12,11 +12,14 @@ if TYPE_CHECKING:
     import torch
 
 DOMAIN = "compression"  # of operators, in the files
+# A reader that does not look into functions has to inline them first: OpenVINO 2026.4.1 refuses DequantizeBias, since
+# its convolutions want a bias of a known rank, and takes the file after onnx.inliner.inline_local_functions.
 FUNCTIONS = {
     # Unpack codes of `bits` bits and look each up in `levels` (2**bits,); the result has `shape`. `packed` is what
     # `packing.pack` wrote, padded with zeros to rows of `bits` bytes, which hold 8 codes: the low bits of a code are
     # in one byte, its high bits may be in the next. Arithmetic on bytes up to the look-up keeps the memory of loading
-    # at about 14 bytes per code; on wider integers it was ten times as much.
+    # at about 14 bytes per code; on wider integers it was ten times as much. The high bits move up by 8 - shift in two
+    # BitShifts, 7 - shift and 1, since a shift by 8 (where no bits are in the next byte) would be as wide as the type.
     "Unpack": """
 <domain: "compression", opset_import: ["" : 20]>
 Unpack<bits>(packed, levels, shape) => (values)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compression.deploy.onnx.tensors import (
     OPSET,
-    OnnxConstant,
     OnnxFloatWeight,
+    OnnxInitializer,
     OnnxWeight,
     OnnxWiden,
     codebook_weight,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def to_onnx_gate_order(rows: Tensor) -> Tensor:
     """Reorder rows `(4 hidden, ...)` from `nn.LSTM`'s gates (input, forget, cell, output) to ONNX's (i, o, f, c)."""
     size = len(rows) // 4
-    return torch.cat([rows[:size], rows[3 * size :], rows[size : 3 * size]])
+    return torch.cat([rows[:size], rows[3 * size :], rows[size : 3 * size]])  # i, o, then f and c
 
 
 class OnnxLSTM(nn.Module):
@@ -39,7 +39,7 @@ class OnnxLSTM(nn.Module):
     def __init__(self, source: BiLSTM) -> None:
         super().__init__()
         self.inputs, self.hidden = map(_float_weights, _input_and_hidden_layers(source))
-        self.bias = OnnxConstant(_biases(source))
+        self.bias = OnnxInitializer(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
@@ -52,7 +52,7 @@ class OnnxDynamicLSTM(nn.Module):
     def __init__(self, source: BiLSTM) -> None:
         super().__init__()
         self.inputs, self.hidden = (_IntegerWeights(layers) for layers in _input_and_hidden_layers(source))
-        self.bias = OnnxConstant(_biases(source))
+        self.bias = OnnxInitializer(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
@@ -82,6 +82,7 @@ class _IntegerWeights(nn.Module):
     def __init__(self, layers: list[QuantLinear]) -> None:
         super().__init__()
         first = layers[0]
+        # Transposed: DynamicQuantizeLSTM takes (2, inputs, 4 hidden), where LSTM takes (2, 4 hidden, inputs).
         codes = torch.stack([to_onnx_gate_order(layer.codes).t() for layer in layers])
         self.codes = codes_module(codes, first.bits, first.code_step, first.qscheme == "odd")
         weights = [OnnxWeight(layer) for layer in layers]
@@ -95,6 +96,7 @@ class _IntegerWeights(nn.Module):
 
 def _stack_qparams(qparams: list[Tensor]) -> Tensor:
     """Stack scales or zero points of both directions: `(4 hidden,)` to `(2, 4 hidden)`, scalars to `(2,)`."""
+    # A scale for every row costs the kernel a fifth at one example; granularity=tensor does not (benchmarks/README.md).
     return torch.stack([to_onnx_gate_order(q) if q.ndim else q for q in qparams])
 
 
@@ -124,6 +126,7 @@ def _apply_lstm(
         direction="bidirectional",
         hidden_size=size,
     )
+    # (length, 2, batch, hidden) to (batch, length, 2, hidden), whose last two dimensions become one.
     return states.permute(2, 0, 1, 3).flatten(2)
 
 
@@ -135,8 +138,9 @@ def _biases(source: BiLSTM) -> Tensor:
 
 def _float_weights(layers: list[Any]) -> nn.Module:
     """Return the module for the weights of both directions: a plain initializer if all are stored as floats."""
+    # Not stacked in the graph, so that other tools find the weights: ONNX Runtime's quantizer looks for initializers.
     if all(isinstance(layer, nn.Linear) for layer in layers):
-        return OnnxConstant(torch.stack([to_onnx_gate_order(layer.weight.data) for layer in layers]))
+        return OnnxInitializer(torch.stack([to_onnx_gate_order(layer.weight.data) for layer in layers]))
     return _StackedWeights(map(_float_weight, layers))
 
 
@@ -147,7 +151,7 @@ def _float_weight(layer: nn.Module) -> nn.Module:
     if isinstance(layer, ClusteredLinear):
         return codebook_weight(layer)
     assert isinstance(layer, nn.Linear | HalfLinear)
-    return OnnxWiden(layer.weight.data) if isinstance(layer, HalfLinear) else OnnxConstant(layer.weight.data)
+    return OnnxWiden(layer.weight.data) if isinstance(layer, HalfLinear) else OnnxInitializer(layer.weight.data)
 
 
 def lstm_module(source: BiLSTM) -> nn.Module:

@@ -17,7 +17,7 @@ from onnx import GraphProto, NodeProto, helper, numpy_helper
 
 from compression.deploy.onnx.export import export
 from compression.deploy.onnx.modules import replace_for_export
-from compression.deploy.onnx.tensors import OnnxConstant, OnnxInt8, OnnxWeight
+from compression.deploy.onnx.tensors import OnnxInitializer, OnnxInt8, OnnxWeight
 from compression.errors import UserError
 from compression.nn.quantized import QuantWeightLayer, code_range
 
@@ -64,14 +64,16 @@ def write(model: nn.Module, example: Inputs, path: Path) -> Path:
         module = exported.get_submodule(name)
         if not isinstance(getattr(module, "weight", None), OnnxWeight):
             raise UserError(f"{name} has no fixed levels for its input, which QCDQ takes; use static or qat.")
+        # Without `code_step`: codes spread over the byte would not be of `bits` bits to a reader.
         module.weight.set_codes(OnnxInt8(layer.codes.cpu()), layer.code_step)  # type: ignore[union-attr, operator]
-        module.bias = OnnxConstant(None if layer.bias is None else layer.bias.data.cpu())
+        module.bias = OnnxInitializer(None if layer.bias is None else layer.bias.data.cpu())
     export(exported, example, path)
-    proto = onnx.load(path)
+    proto = onnx.load(path, load_external_data=False)  # only names are read
+    bits = {f"model.{name}.": layer.bits for name, layer in layers.items()}
     for node, name in list(weight_nodes(proto.graph)):
-        insert_clip(proto.graph, node, next(m.bits for layer, m in layers.items() if f".{layer}." in name))
-    onnx.checker.check_model(proto)
+        insert_clip(proto.graph, node, next(bits[prefix] for prefix in bits if name.startswith(prefix)))
     path.write_bytes(proto.SerializeToString())
+    onnx.checker.check_model(path)
     return path
 
 

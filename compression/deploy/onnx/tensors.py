@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from compression.nn.quantized.clustered import ClusteredLayer
     from compression.nn.quantized.layers import QuantConv2d, QuantLinear, QuantWeightLayer
 
-OPSET = 20
+OPSET = 20  # the first with Gelu as an operator; Unpack's bitwise operators came with 18
 
 
 def onnx_op(
@@ -74,6 +74,7 @@ class OnnxBarrier(nn.Module):
     def __init__(self, source: Quantize) -> None:
         super().__init__()
         self.rounded = OnnxQuantize(source)
+        # One step below the value of code 0, the lowest.
         self.register_buffer("below", -(source.zero_point + 1) * source.scale)
 
     def forward(self, values: Tensor) -> Tensor:
@@ -181,6 +182,7 @@ class OnnxWeight(nn.Module):
 
     def set_codes(self, codes: nn.Module, multiple: int) -> None:
         """Replace the codes by `codes`, of which they were `multiple` times, and adapt scale and zero point."""
+        # value = scale * (code - zero_point) stays: the division is exact, for the zero point was multiplied as well.
         self.codes, self.scale, self.zero_point = codes, self.scale * multiple, self.zero_point // multiple
 
     def forward(self) -> Tensor:
@@ -209,6 +211,7 @@ class OnnxFloatWeight(nn.Module):
         """Return the weight, float32."""
         codes = split_groups(self.codes(), *self.grouping)
         if self.zero_point is not None:
+            # By a function, or the exporter would evaluate the cast and write floats.
             codes = codes - widen(self.zero_point)
         return merge_groups(codes * self.scale, self.shape)
 
@@ -258,7 +261,7 @@ class OnnxBias(nn.Module):
         return onnx_op(f"{DOMAIN}::DequantizeBias", *operands, dtype=torch.float32, shape=self.codes.shape, version=1)
 
 
-class OnnxConstant(nn.Module):
+class OnnxInitializer(nn.Module):
     """A float tensor, or None, with the interface of the other weights and biases."""
 
     value: Tensor | None
