@@ -125,13 +125,14 @@ def conv(draw, inputs, outputs):
     size = kernel if isinstance(kernel, tuple) else (kernel, kernel)
     dilation = draw.choice([1, 1, 2]) if kernel == 3 else 1
     padding = draw.choice([tuple(dilation * (k // 2) for k in size), "same"])
+    groups = draw.choice([1, 1, 2, inputs]) if outputs % inputs == 0 else 1
     return nn.Conv2d(
         inputs,
         outputs,
         kernel,
         padding=padding,
         dilation=dilation,
-        groups=draw.choice([1, 1, 2, inputs]) if outputs % inputs == 0 else 1,
+        groups=groups if inputs % groups == 0 else 1,
         bias=draw.random() < 0.5,
         padding_mode=draw.choice(["zeros", "zeros", "zeros", "reflect", "circular", "replicate"]),
     )

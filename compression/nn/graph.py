@@ -19,14 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from compression.nn.inputs import Inputs, map_inputs
-from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantWeightLayer
+from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConcat, QuantWeightLayer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 EXAMPLES = 2  # with one, the dimension of the batch would look like any other of size 1
 # One call each, though they have children: functions read those of the first, and the others quantize their inputs.
-COMPOSITE = (nn.MultiheadAttention, QuantWeightLayer, QuantAdd, QuantAvgPool2d)
+COMPOSITE = (nn.MultiheadAttention, QuantWeightLayer, QuantAdd, QuantConcat, QuantAvgPool2d)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,7 @@ class Graph:
 
     @cached_property
     def _producers(self) -> dict[Value, Node]:
+        # What returns its input as it is has not made it.
         return {value: node for node in self.nodes for value in node.outputs if value not in node.inputs}
 
     @cached_property
@@ -122,6 +123,8 @@ def record_graph(model: nn.Module, inputs: Inputs) -> Graph:
     examples = map_inputs(lambda tensor: tensor[:EXAMPLES].to(device), inputs)
     model.eval()
     try:
+        # A module's call opens first, a public function within it next, what that dispatches to last: each sees the
+        # call around it open, and leaves itself out of the record.
         with recorder.hooks(), _Unseen(recorder), recorder:
             outputs = model(**examples) if isinstance(examples, dict) else model(examples)
     finally:
@@ -210,11 +213,14 @@ class _Recorder(TorchFunctionMode):
         arguments, inputs = self.open.pop()
         if self.open:
             return
+        # Read again after the call: an argument that was changed in place has a higher version now, and so another
+        # value.
         changed = [now for now, before in zip(self.values(arguments), inputs, strict=True) if now is not before]
         outputs = tuple(dict.fromkeys([*self.values(output), *changed]))
         names = (
             () if name else tuple(self._parameters[id(t)] for t in tensors_in(arguments) if id(t) in self._parameters)
         )
+        # Python's reading of .shape or .device comes by here as well: no tensor comes out of it, and no node.
         if outputs or names:
             self.nodes.append(Node(name, target, inputs, outputs, names))
 
@@ -247,6 +253,7 @@ class _Unseen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
     """Put each of `replacements` in the place of the module of that name, in place, under all names that it has."""
+    # All are looked up before the first is put in place: two modules may swap places.
     by_identity = {id(model.get_submodule(name)): module for name, module in replacements.items()}
     for name, found in list(model.named_modules(remove_duplicate=False)):
         if id(found) in by_identity:

@@ -44,6 +44,7 @@ def on_forward(
         return function(Call(name, module, (*inputs, *named.values()), output))
 
     def before_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        # With kwargs, torch expects arguments and keyword arguments as a pair, or None where nothing changes.
         changed = function(Call(name, module, (*inputs, *named.values())))
         if changed is None:
             return None

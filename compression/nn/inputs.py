@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from compression.errors import UserError
@@ -20,6 +21,19 @@ def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     if isinstance(inputs, dict):
         return {name: function(value) for name, value in inputs.items()}
     return function(inputs)
+
+
+def attention_mask(inputs: Inputs) -> Tensor | None:
+    """Return the mask `(batch, length)` of a batch of texts, bool, False for padding; None for other inputs.
+
+    Texts that come without a mask have no padding: all of their tokens count.
+    """
+    if not isinstance(inputs, dict):
+        return None
+    if "attention_mask" in inputs:
+        return inputs["attention_mask"].bool()
+    tokens = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    return None if tokens is None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -12,6 +12,7 @@ from compression.nn.inputs import Inputs, forward
 from compression.nn.quantized import (
     QuantAdd,
     QuantAvgPool2d,
+    QuantConcat,
     QuantConv2d,
     QuantEmbedding,
     QuantInput,
@@ -34,6 +35,17 @@ class Add(nn.Module):
         return left + right
 
 
+class Concat(nn.Module):
+    """A concatenation along the channels as a module, which a quantizer replaces by `QuantConcat`."""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Put tensors `(batch, channels, ...)` of one shape, but for their channels, one behind the other."""
+        return torch.cat(inputs, 1)
+
+
+# Without weights, but with an integer form: the layers on both sides are fused into integer kernels only with it.
+WEIGHTLESS = (Add, Concat, nn.AdaptiveAvgPool2d)
+
 # Layer classes that a method may put in the place of a layer of the model's builder. Stored models name them, and
 # rebuild them from their constructor arguments, each read from the attribute of the same name. A new layer class must
 # join this list to be stored.
@@ -47,10 +59,12 @@ STORABLE: tuple[type[nn.Module], ...] = (
     nn.ReLU,
     nn.MaxPool2d,
     Add,
+    Concat,
     Quantize,
     QuantInput,
     QuantEmbedding,
     QuantAdd,
+    QuantConcat,
     QuantAvgPool2d,
     HalfEmbedding,
 )
@@ -118,6 +132,8 @@ def count_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
 
     FlopCounterMode counts two operations per multiply-accumulate, so its figures are halved.
     """
+    # The lab's layers of integers compute in floats here, and are counted as floats are; torch's int8 modules count as
+    # 0. FlopCounterMode misses fused attention on the CPU: text models are built with plain operators.
     copied = copy.deepcopy(model).cpu().eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         forward(copied, example)

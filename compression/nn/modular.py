@@ -5,9 +5,10 @@ The network becomes a `torch.fx.GraphModule` with the layers of the original und
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from compression.nn.graph import COMPOSITE, record_graph
 from compression.nn.inputs import forward
-from compression.nn.layers import Add
+from compression.nn.layers import Add, Concat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 SUMS = (operator.add, operator.iadd, torch.add, Tensor.add, Tensor.add_, "add", "add_")
 RELUS = (F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, "relu", "relu_")
+CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
 MEANS = (torch.mean, Tensor.mean, "mean")
 SPATIAL = ({2, 3}, {-2, -1})  # the dimensions of an image's height and width
 POOLINGS: dict[Any, Callable[..., nn.Module]] = {
@@ -38,12 +40,21 @@ DROPOUTS: dict[Any, type[nn.Dropout | nn.Dropout1d | nn.Dropout2d]] = {
     F.dropout2d: nn.Dropout2d,
 }
 MODULAR = "modular"  # the entry of a model's spec that says that `trace_modular` made it, with the shape of an image
+IN_TRAINING = "modular_in_training"  # the entry that says false where only the evaluation could be traced
 # Errors of a symbolic trace of Python that it cannot follow: conditions on values, loops over shapes, …
 UNTRACEABLE = (fx.proxy.TraceError, TypeError, RuntimeError, AttributeError, NotImplementedError, ValueError, KeyError)
 
 
 class Modularized(fx.GraphModule):
     """A network whose functions have become modules, by `modularize`."""
+
+    def __deepcopy__(self, memo: Any) -> Modularized:
+        """A copy with the name of its class and the spec that it is stored by, which torch.fx would leave out."""
+        made = cast("Modularized", super().__deepcopy__(memo))
+        type(made).__name__ = type(self).__name__
+        if hasattr(self, "spec"):
+            made.spec = copy.deepcopy(self.spec, memo)
+        return made
 
 
 class Mean(nn.Module):
@@ -59,55 +70,60 @@ class Mean(nn.Module):
         return means.flatten(1)
 
 
-def modularize(model: nn.Module, example: Inputs) -> nn.Module:
+def modularize(model: nn.Module, example: Inputs, trains: bool = True) -> nn.Module:
     """The network with modules in the place of functions on images, and the parameters of `model`; or `model` itself.
 
     It stays as it is if it has no such functions, if torch.fx cannot follow its Python, if it computes something else
-    in training than in evaluation, or if the logits of the result would differ on the prepared batch `example`.
+    in training than in evaluation, or if the logits of the result would differ on the prepared batch `example`. One
+    that no longer `trains` may compute something else in training, such as auxiliary logits; what it has for that
+    alone is left out.
     """
     if not isinstance(example, Tensor) or not _has_image_functions(model, example):
         return model
-    try:
-        made = trace_modular(copy.deepcopy(model), example)
-        same = all(_same_logits(model, made, example[:size]) for size in (1, 2))
-    except UNTRACEABLE:
-        return model
-    return trace_modular(model, example) if same else model
+    for in_training in (True,) if trains else (True, False):
+        with contextlib.suppress(*UNTRACEABLE):
+            made = trace_modular(copy.deepcopy(model), example, in_training)
+            # Batches of two sizes, so that a size which the trace took for a constant shows.
+            if all(_same_logits(model, made, example[:size]) for size in (1, 2)):
+                return trace_modular(model, example, in_training)
+    return model
 
 
 def _has_image_functions(model: nn.Module, example: Tensor) -> bool:
-    replaced = {*SUMS, *RELUS, *MEANS, *POOLINGS}
+    replaced = {*SUMS, *CONCATENATIONS, *RELUS, *MEANS, *POOLINGS}
     nodes = record_graph(model, example).nodes
     return any(not node.name and node.target in replaced and len(node.inputs[0].shape) == 4 for node in nodes)
 
 
-def trace_modular(model: nn.Module, example: Tensor) -> Modularized:
+def trace_modular(model: nn.Module, example: Tensor, in_training: bool = True) -> Modularized:
     """Trace the model and replace its functions on images by modules; `example` is a batch of the size of its images.
 
-    Raises one of UNTRACEABLE if torch.fx cannot follow the model, or if it is another function in training.
+    Raises one of UNTRACEABLE if torch.fx cannot follow the model, or if it is another function `in_training`.
     """
     training = model.training
     try:
-        in_training, graph = (_Tracer().trace(model.train(mode)) for mode in (True, False))
+        trained, graph = (_Tracer().trace(model.train(mode)) for mode in (in_training, False))
         values = _Values(Modularized(model.eval(), graph)).of(example)
     finally:
         model.train(training)
-    if [_signature(node) for node in in_training.nodes] != [_signature(node) for node in graph.nodes]:
+    # A trace follows one branch of `if self.training`: the two graphs are equal where Python asks for nothing but
+    # dropout.
+    if [_signature(node) for node in trained.nodes] != [_signature(node) for node in graph.nodes]:
         raise ValueError(f"{type(model).__name__} computes something else in training than in evaluation")
     replacements = {
         node: module
-        for node, trained in zip(graph.nodes, in_training.nodes, strict=True)
-        if (module := _module_for(node, trained, values)) is not None
+        for node, twin in zip(graph.nodes, trained.nodes, strict=True)
+        if (module := _module_for(node, twin, values)) is not None
     }
     made = Modularized(model, graph, type(model).__name__)
     if hasattr(model, "spec"):
-        made.spec = model.spec | {MODULAR: list(example.shape[1:])}  # type: ignore[operator]
+        entries = {MODULAR: list(example.shape[1:])} | ({} if in_training else {IN_TRAINING: False})
+        made.spec = model.spec | entries  # type: ignore[operator]
     for node, module in replacements.items():
         name = _free_name(made, node.name)
         made.add_submodule(name, module)
-        tensors = node.args[: 2 if isinstance(module, Add) else 1]
         with graph.inserting_before(node):
-            node.replace_all_uses_with(graph.call_module(name, tensors))
+            node.replace_all_uses_with(graph.call_module(name, _tensors(node, module)))
         graph.erase_node(node)
     graph.eliminate_dead_code()  # the sizes that a pooling was given
     made.recompile()
@@ -145,6 +161,8 @@ def _module_for(node: fx.Node, trained: fx.Node, values: Mapping[fx.Node, Any]) 
 
     `trained` is the same node of the graph in training.
     """
+    if node.target in CONCATENATIONS:
+        return _concat_module(values, *node.args, **node.kwargs)
     tensors = [each for each in node.all_input_nodes if isinstance(values[each], Tensor)]
     if node.op not in ("call_function", "call_method") or not tensors or node.args[: len(tensors)] != tuple(tensors):
         return None
@@ -161,11 +179,28 @@ def _module_for(node: fx.Node, trained: fx.Node, values: Mapping[fx.Node, Any]) 
         return None
     if node.target in RELUS:
         return nn.ReLU()
+    # Over the whole image, as CIFAR networks end: an AdaptiveAvgPool2d has an integer form, an AvgPool2d none.
     if node.target is F.avg_pool2d and _kernel(*others, **options) == shapes[0][2:]:
         return nn.AdaptiveAvgPool2d(1)
     if node.target in POOLINGS and not options.get("return_indices"):
         return POOLINGS[node.target](*others, **options)
     return _mean_module(*others, **options) if node.target in MEANS else None
+
+
+def _tensors(node: fx.Node, module: nn.Module) -> tuple[Any, ...]:
+    """The arguments of the `module` that takes the place of `node`."""
+    if isinstance(module, Concat):
+        return tuple(cast("list[fx.Node]", node.args[0] if node.args else node.kwargs["tensors"]))
+    return node.args[: 2 if isinstance(module, Add) else 1]
+
+
+def _concat_module(
+    values: Mapping[fx.Node, Any], tensors: Any, dim: Any = 0, *, axis: Any = None, **others: Any
+) -> nn.Module | None:
+    """A `Concat` for images, given in a list or a tuple, along their channels."""
+    if not isinstance(tensors, (list, tuple)) or (dim if axis is None else axis) not in (1, -3) or others:
+        return None
+    return Concat() if all(isinstance(t, fx.Node) and values[t].ndim == 4 for t in tensors) else None
 
 
 def _kernel(kernel_size: Any, *others: Any, **options: Any) -> tuple[int, int]:
@@ -202,4 +237,5 @@ def _same_logits(model: nn.Module, made: nn.Module, example: Tensor) -> bool:
     training = model.training
     logits, others = forward(model.eval(), example), forward(made.eval(), example)
     model.train(training)
+    # Not bit for bit: a mean over two dimensions and a pooling add up in different orders.
     return logits.shape == others.shape and bool(torch.allclose(logits, others, rtol=1e-4, atol=1e-5))

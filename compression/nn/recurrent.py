@@ -23,6 +23,7 @@ class Direction(nn.Module):
     def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
         self.hidden_size = hidden_size
+        # One bias is enough: nn.LSTM adds its two before anything else happens to them.
         self.input, self.hidden = Gates(input_size, 4 * hidden_size), Gates(hidden_size, 4 * hidden_size, bias=False)
 
     def forward(self, values: Tensor, mask: Tensor) -> Tensor:
@@ -32,10 +33,12 @@ class Direction(nn.Module):
         """
         state = cell = values.new_zeros(len(values), self.hidden_size)
         states = []
+        # The inputs' part of all steps is one product; only that of the states has to be done step by step.
         steps = zip(self.input(values).unbind(1), mask.to(values.dtype).unsqueeze(2).unbind(1), strict=True)
         for gates, is_token in steps:
             input_gate, forget_gate, candidate, output_gate = (gates + self.hidden(state)).chunk(4, 1)
             cell = forget_gate.sigmoid() * cell + input_gate.sigmoid() * candidate.tanh()
+            # The cell runs on: padding comes last in both directions, so that nothing of it reaches a token.
             state = output_gate.sigmoid() * cell.tanh() * is_token
             states.append(state)
         return torch.stack(states, 1)
@@ -61,6 +64,8 @@ class BiLSTM(nn.Module):
         positions = torch.arange(values.shape[1], device=values.device)
         length = lengths.unsqueeze(1)
         mask = positions < length
+        # Each text turned round within its own length, padding left at its place: its own inverse, which `_gather` uses
+        # twice.
         reversed_positions = torch.where(mask, length - 1 - positions, positions)
         ahead, back = self.ahead(values, mask), self.back(_gather(values, reversed_positions), mask)
         return torch.cat([ahead, _gather(back, reversed_positions)], 2)

@@ -205,6 +205,7 @@ def cut_hidden(model: nn.Module, keep: Sequence[int]) -> None:
             "hidden size: take another sparsity."
         )
     parts = blocks(model)
+    # Heads * head_size, neurons or classes may be as many as there are hidden dimensions: these sides stay whole.
     inner_out = {m for b in parts for m in (b.query, b.key, b.value, b.up)} | {classifier(model)}
     inner_in = {m for b in parts for m in (b.output, b.down)}
     for module in model.modules():
@@ -264,6 +265,7 @@ def update_config(model: nn.Module) -> None:
     config: Any = model.config
     parts = blocks(model)
     heads, neurons, size = [b.heads for b in parts], [b.neurons for b in parts], hidden_size(model)
+    # Electra projects its embeddings where the two sizes differ: equal ones have to stay equal.
     if getattr(config, "embedding_size", None) == config.hidden_size:
         config.embedding_size = size
     config.num_hidden_layers, config.hidden_size = len(parts), size

@@ -100,6 +100,9 @@ def test_it_learns_from_a_transformer_with_training_defaults_of_its_own(make_con
     task = words_task(from_scratch={"learning_rate": 2e-3})
     assert distill.training_for(task).learning_rate == 2e-3
     assert methods.method("response")().training_defaults(task) == task.training
+    # A thinner copy of the teacher is built anew, a shallower one has its weights.
+    assert methods.method("response")(width=0.5).training_defaults(task)["learning_rate"] == 2e-3
+    assert methods.method("response")(layers=1).training_defaults(task) == task.training
     student = step("response", student="lstm").apply(tiny_bert(), context_for(make_context, tiny_bert()))
     assert type(student).__name__ == "TextLSTM"
 

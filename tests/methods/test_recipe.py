@@ -1,5 +1,9 @@
 """The grammar of chains, as text and as a file."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from compression import methods
@@ -83,3 +87,62 @@ def test_a_method_that_comes_twice_is_numbered():
 def test_an_order_that_cannot_work_is_refused(recipe, said):
     with pytest.raises(UserError, match=said):
         methods.check_order(methods.parse(recipe))
+
+
+BOMB = "- static: {bits: &a0 [x, x]}\n" + "".join(
+    f"- static: {{bits: &a{i} [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 64)
+)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        BOMB,
+        "- &a [*a]",
+        "[" * 5000,
+        "- static: {bits: 0x" + "f" * 90_000 + "}",
+        "- static: {bits: " + "1:" * 40_000 + "1}",
+        "- static: {bits: !!timestamp x}",
+        "- static: {bits: !!bool x}",
+        "- static: {bits: !!int ''}",
+        "- static: {bits: 2001-99-99}",
+        "- static: {[bits]: 8}",
+        "- static\n" * 20_000,
+        "\0",
+    ],
+)
+def test_a_file_that_is_a_trap_is_refused_in_a_sentence(tmp_path, content):
+    path = tmp_path / "my.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"my.yaml cannot be read: .") as refused:
+        methods.parse(f"@{path}")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev", "x" * 5000, "\0"])
+def test_what_is_no_file_is_refused(place):
+    with pytest.raises(UserError, match="cannot be read"):
+        methods.parse(f"@{place}")
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "my.yaml")
+    with pytest.raises(UserError, match="is a pipe or a device and no file"):
+        methods.parse(f"@{tmp_path}/my.yaml")
+
+
+def test_a_recipe_has_a_hundred_steps_at_most(tmp_path):
+    assert len(methods.parse("+".join(["static"] * 100))) == 100
+    (tmp_path / "my.yaml").write_text("- static\n" * 101)
+    for recipe in ("+".join(["static"] * 101), f"@{tmp_path}/my.yaml"):
+        with pytest.raises(UserError, match="has 101 steps; a recipe takes 100 at most"):
+            methods.parse(recipe)
+
+
+def test_a_file_is_read_in_utf_8_whatever_the_locale(tmp_path):
+    (tmp_path / "my.yaml").write_text("- magnitude: {layers: {größe: 0.3}}", encoding="utf-8")
+    code = "from compression import methods; print(ascii(methods.parse('@my.yaml')[0].layers))"
+    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout == "{'gr\\xf6\\xdfe': 0.3}\n", done.stderr

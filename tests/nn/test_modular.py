@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from compression.nn.layers import Add
+from compression import models
+from compression.nn.layers import Add, Concat
 from compression.nn.modular import Modularized, modularize
 from tests.networks import Network
 
@@ -72,6 +73,40 @@ def test_every_way_to_average_an_image_becomes_the_pooling_that_is_quantized(poo
     torch.testing.assert_close(made(IMAGES[:3]), model(IMAGES[:3]))
 
 
+@pytest.mark.parametrize(
+    "cat",
+    [
+        lambda x, y: torch.cat([x, y], 1),
+        lambda x, y: torch.concat((x, y), dim=1),
+        lambda x, y: torch.concatenate([x, y, x], axis=-3)[:, :16],
+        lambda x, y: torch.cat(tensors=[x, y], dim=1),
+    ],
+)
+def test_a_concatenation_of_channels_becomes_a_module(cat):
+    model = Network(
+        lambda m, x: m.fc(cat(m.a(x), m.b(x)).mean((2, 3))),
+        a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Conv2d(3, 8, 1), fc=nn.Linear(16, 2),
+    )  # fmt: skip
+    made = modularize(model, IMAGES)
+    assert classes(made).count(Concat) == 1
+    torch.testing.assert_close(made(IMAGES), model(IMAGES))
+
+
+@pytest.mark.parametrize(
+    "cat",
+    [
+        lambda x: torch.cat([x, x], 2).mean((2, 3)),  # along the height
+        lambda x: torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)[:, :8],  # of vectors
+        lambda x: torch.cat(x.chunk(2, 1), 1).mean((2, 3)),  # of a tuple that is not known in advance
+    ],
+)
+def test_other_concatenations_stay_functions(cat):
+    model = network(lambda m, x: m.fc(cat(F.relu(m.b(m.a(x))))))
+    made = modularize(model, IMAGES)
+    assert Concat not in classes(made)
+    torch.testing.assert_close(made(IMAGES), model(IMAGES))
+
+
 def test_other_poolings_keep_their_options():
     model = pooled(
         lambda x: F.avg_pool2d(F.max_pool2d(x, 3, stride=2, padding=1, ceil_mode=True), 2, padding=1).amax((2, 3))
@@ -128,3 +163,12 @@ def test_a_network_of_modules_and_a_text_model_are_given_back():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
     assert modularize(model, IMAGES) is model
     assert modularize(model, {"input_ids": torch.zeros(1, 1)}) is model
+
+
+def test_a_copy_keeps_its_spec_and_the_name_of_its_class():
+    model = network(lambda m, x: m.fc(F.relu(m.b(m.a(x))).mean((2, 3))))
+    made = modularize(models.adopt(model, model, [3, 8, 8]), IMAGES)
+    copied = copy.deepcopy(made)
+    assert type(copied).__name__ == "Network"
+    assert copied.spec == made.spec
+    assert copied.spec is not made.spec

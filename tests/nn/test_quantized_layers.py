@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from compression import models
 from compression.deploy.measure import layer_table, structure_metrics
 from compression.models import storage
+from compression.models.storage import describe_layer
 from compression.nn import layers
 from compression.nn.quantized import DYNAMIC, QuantAdd, QuantConv2d, QuantEmbedding, Quantize, QuantLinear
 from compression.nn.quantized.qparams import MAX_PAIR_SUM
@@ -158,3 +159,12 @@ def test_integer_weights_are_counted_like_floats(task, quantized):
 def test_quantized_layers_have_no_trainable_parameters(quantized):
     held = [m for m in quantized.modules() if hasattr(m, "codes")]
     assert not any(p.requires_grad for m in held for p in m.parameters())
+
+
+def test_a_sum_keeps_the_bits_of_either_side_also_when_it_is_rebuilt():
+    add = QuantAdd.from_qparams(input_qparams(-1, 1, 8), input_qparams(-1, 1, 3))
+    again = QuantAdd(**describe_layer(add)["arguments"])
+    again.load_state_dict(add.state_dict())
+    left, right = torch.randn(2, 500)
+    assert torch.equal(again(left, right), add(left, right))
+    assert again(torch.zeros(500), right).unique().numel() <= 8

@@ -57,6 +57,7 @@ class Cp(Decomposition):
 
     def full_ranks(self, layer: nn.Module) -> Ranks:
         """The largest rank at which the four convolutions have no more weights than the kernel."""
+        # rank (out + in + h + w) weights against out in h w.
         return (max(1, weight(layer).numel() // sum(weight(layer).shape)),)
 
     def combine_ranks(self, ranks: Ranks) -> Ranks:
@@ -96,9 +97,11 @@ def fit_cp(kernel: Tensor, rank: int, rounds: int, seed: int) -> tuple[list[Tens
     if not (norm := np.linalg.norm(values)):
         return [torch.zeros(side, rank, dtype=torch.float64, device=kernel.device) for side in kernel.shape], True
     errors = [math.inf]
+    # For this thread alone: another one's tensorly keeps its backend.
     with backend_context("numpy", local_threadsafe=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Trying to compute SVD")  # past a side's size they start at random, as meant
         _, factors = parafac(
+            # Of norm 1, so that RIDGE weighs the same for every kernel.
             values / norm,
             rank,
             n_iter_max=rounds,
@@ -114,6 +117,7 @@ def fit_cp(kernel: Tensor, rank: int, rounds: int, seed: int) -> tuple[list[Tens
 def balance_norms(factors: Sequence[Tensor], norm: float) -> list[Tensor]:
     """The same components times `norm`, each with one norm in all its columns; factors `(side, rank)`."""
     norms = [factor.norm(dim=0).clamp_min(torch.finfo(factor.dtype).tiny) for factor in factors]
+    # (rank,): the fourth root of the component's norm, which is the product of its columns'.
     shared = (norm * reduce(torch.mul, norms)) ** (1 / len(factors))
     return [factor / own * shared for factor, own in zip(factors, norms, strict=True)]
 
@@ -125,6 +129,7 @@ def reconstruct(factors: Sequence[Tensor]) -> Tensor:
 
 def cancellation(factors: Sequence[Tensor]) -> float:
     """Squared norms of the components over that of their sum: 1 if they are orthogonal, large if they cancel."""
+    # The squared norm of a rank-one tensor is the product of those of its columns: no component is built.
     components = reduce(torch.mul, (factor.square().sum(0) for factor in factors)).sum()
     return float(components / reconstruct(factors).square().sum().clamp_min(torch.finfo(components.dtype).tiny))
 
@@ -144,6 +149,8 @@ def factor_layers(layer: nn.Conv2d, factors: Sequence[Tensor]) -> nn.Sequential:
     outputs, inputs, rows, columns = factors
     rank, mode = outputs.shape[1], layer.padding_mode
     made = [
+        # Padding along one axis at a time gives what padding both at once does: the vertical convolution mixes no
+        # columns, and without a bias it makes zeros of padded zeros.
         nn.Conv2d(layer.in_channels, rank, 1, bias=False),
         nn.Conv2d(rank, rank, (len(rows), 1), **geometry_along(layer, 0), groups=rank, bias=False, padding_mode=mode),
         nn.Conv2d(

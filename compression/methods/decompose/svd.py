@@ -49,6 +49,7 @@ class Svd(Decomposition):
         (rows, columns), [rank] = weight(layer).shape[:2], ranks
         if isinstance(layer, nn.Embedding):
             return [FactorSize(rows * rank, 0), FactorSize(rank * columns, sizes.output)]
+        # At output positions: a 1x1 convolution's stride is in the first factor, so both run on the smaller map.
         return [FactorSize(columns * rank, sizes.output), FactorSize(rank * rows, sizes.output)]
 
     def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:  # noqa: ARG002 - the base's signature
@@ -71,13 +72,14 @@ def truncated_svd(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
     Eckart and Young 1936. Both factors get the square root of the singular values, so that they train at one pace.
     """
+    # In double: the product below squares the singular values, and float32 would lose those under 3e-4 of the largest.
     values = matrix.detach().double()
     wide = values if values.shape[0] <= values.shape[1] else values.T
     # Only the singular vectors of the short side are computed, in ascending order; projecting gives those of the long
     # side. For 4096 units that takes a fraction of the time of a complete singular value decomposition.
     basis = torch.linalg.eigh(wide @ wide.T).eigenvectors[:, -rank:].flip(1)
     projected = basis.T @ wide
-    root = projected.norm(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
+    root = projected.norm(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(values.dtype).tiny)  # (rank, 1)
     left, right = basis * root.T, projected / root
     if wide is not values:
         left, right = right.T, left.T

@@ -54,6 +54,7 @@ class Tucker(Decomposition):
             FactorSize(inner_out * inner_in * kernel[0] * kernel[1], sizes.output),
             FactorSize(outputs * inner_out, sizes.output),
         ]
+        # True counts as 1: the first one goes where the input rank is full, the last one where the output rank is.
         return factors[inner_in == inputs : 3 - (inner_out == outputs)]
 
     def factorize(self, layer: nn.Module, ranks: Ranks, seed: int) -> Factorization:  # noqa: ARG002 - the base's signature
@@ -70,7 +71,9 @@ def tucker2(kernel: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
 
     `ranks` is (out', in'). Computed in double precision. At full rank a factor is the identity.
     """
+    # To the CPU, since tensorly works on NumPy arrays here.
     values = kernel.detach().double().cpu()
+    # A mode of full rank would only get another basis: the others alone are iterated.
     modes = [mode for mode in (0, 1) if ranks[mode] < kernel.shape[mode]]
     factors = [torch.eye(size, dtype=torch.float64) for size in kernel.shape[:2]]
     if modes:

@@ -89,6 +89,7 @@ def attention_map_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def spatial_attention(output: Tensor) -> Tensor:
     """The mean square over the channels at each pixel, `(batch, height * width)`, scaled to norm 1."""
+    # The paper sums over the channels; the norm takes that factor away.
     return F.normalize(output.square().mean(1).flatten(1))
 
 
@@ -138,5 +139,7 @@ def minilm_loss(student: list[Tensor], teacher: list[Tensor], heads: int, mask: 
 
 def relation_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """KL divergence of log distributions `(batch, heads, length, length)`, averaged over heads and tokens."""
+    # (batch, heads, length) after the sum over the keys; padding as a query is left out, as a key it has probability 0
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    # (batch, length, heads) -> (tokens, heads)
     return divergence.transpose(1, 2)[mask].mean()

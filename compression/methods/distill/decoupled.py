@@ -31,6 +31,7 @@ class Decoupled(TeacherStudent):
     classes there is a single other class, and the second term is 0.
     """
 
+    # T = 4, alpha = 1, beta = 8 are the defaults of the authors' code.
     temperature: float = param(4.0, "softening of both outputs", interval="[0.01, 1000]", search=(1.0, 16.0), log=True)
     alpha: float = param(1.0, "weight of the target class's term", interval="[0, inf)", search=(0.2, 4.0), log=True)
     beta: float = param(8.0, "weight of the other classes' term", interval="[0, inf)", search=(0.5, 16.0), log=True)
@@ -65,6 +66,7 @@ def decoupled_losses(student: Tensor, teacher: Tensor, targets: Tensor, temperat
     TCKD is the KL divergence of target class against all others, NCKD that of the other classes among themselves.
     """
     of_student, of_teacher = (decoupled_log_probabilities(x / temperature, targets) for x in (student, teacher))
+    # "mean" would divide by the number of classes, too, which differs between the two terms.
     target, others = (
         F.kl_div(s, t, reduction="batchmean", log_target=True) for s, t in zip(of_student, of_teacher, strict=True)
     )
@@ -75,6 +77,8 @@ def decoupled_log_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor
     """Log probabilities of target and rest `(batch, 2)`, and of the others among themselves `(batch, classes - 1)`."""
     log_probabilities = F.log_softmax(logits, dim=1)
     is_target = F.one_hot(targets, logits.shape[1]).bool()
+    # A mask drops one entry of every row, so what is left is a matrix again: (batch, classes - 1).
     others = log_probabilities[~is_target].view(len(logits), -1)
+    # log(1 - p) as a sum over the others: where p rounds to 1, the difference would be the logarithm of 0.
     rest = others.logsumexp(1)
     return torch.stack([log_probabilities[is_target], rest], dim=1), others - rest.unsqueeze(1)

@@ -75,7 +75,9 @@ class MultiTeacher(StudentSelection, SoftenedLogits):
 
     def teacher_loss(self, student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
         """The mean over the examples of the weighted losses of the teachers."""
+        # (teachers, batch)
         losses = torch.stack([soft_losses(student, teacher, self.temperature) for teacher in teachers])
+        # (teachers, batch) -> (batch,) -> scalar
         return (self.teacher_weights(teachers, targets) * losses).sum(0).mean()
 
     def teacher_weights(self, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
@@ -98,4 +100,5 @@ def confidence_weights(errors: Tensor) -> Tensor:
 
     (1 - softmax of the errors over the teachers) / (teachers - 1); Zhang et al. 2022, section 2.
     """
+    # Over n teachers, 1 - softmax adds up to n - 1.
     return (1 - errors.softmax(0)) / (len(errors) - 1)

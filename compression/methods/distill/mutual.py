@@ -73,9 +73,12 @@ class Mutual(StudentSelection):
         epochs = training.epochs
 
         def on_step(step: int, steps: int) -> None:
+            # All epochs have the same number of steps, so the division leaves no rest.
             if epochs and step % (steps // epochs) == 0:
                 cohort.end_epoch(student)
 
+        # `fit` would keep all members at the student's best epoch; `cohort` keeps each at its own. It is `extra`, so
+        # that peers are trained and travel in the checkpoints.
         fit(student, context, replace(training, keep="last"), loss=loss, extra=cohort, on_step=on_step)
         if training.keep == "best":
             cohort.restore(student)
@@ -85,6 +88,7 @@ class Mutual(StudentSelection):
         of_one_kind = (self.cohort or 2) if not self.peers else 1
         members = [self.build_student(model, context.original, context) for _ in range(of_one_kind)]
         members += [context.build(place).to(context.device) for place in self.peers]
+        # Networks drawn anew differ, but copies of one teacher, or the model of a chain taken twice, do not.
         if any(have_equal_weights(members[0], other) for other in members[1:]):
             raise UserError(
                 "Students that start from the same weights have nothing to learn from each other; "
@@ -105,6 +109,7 @@ class Cohort(nn.Module):
         super().__init__()
         self.context, self.peers = context, nn.ModuleList(members[1:])
         self.best = nn.ModuleList(copy.deepcopy(member).requires_grad_(False) for member in members)
+        # In single precision an equal metric, a Python float, could count as a better one.
         self.register_buffer("qualities", torch.full((len(members),), -torch.inf, dtype=torch.float64))
 
     def end_epoch(self, student: nn.Module) -> None:
@@ -112,6 +117,7 @@ class Cohort(nn.Module):
         members = [student, *self.peers]
         for i, quality in enumerate(validation_qualities(members, self.context)):
             name = f"val_{self.context.task.metric}_member_{i + 1}"
+            # `fit` counts an epoch after its last step, and this is called within that step.
             self.context.record.metrics({name: quality}, self.context.epochs.value + 1)
             if quality > self.qualities[i]:
                 self.qualities[i] = quality
@@ -134,6 +140,7 @@ def mutual_loss(logits: Sequence[Tensor], temperature: float) -> Tensor:
 
     Logits `(batch, classes)` of each member. Those of the others are constants: no gradient flows through them.
     """
+    # One pass of each member serves as student and as teacher; the paper's algorithm updates the members in turn.
     constants = [of_member.detach() for of_member in logits]
     losses = [
         soft_loss(of_member, other, temperature)

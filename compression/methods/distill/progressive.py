@@ -133,6 +133,7 @@ class Progressive(Response):
         training = self.training_for(context.task)
         assert training.epochs is not None
         least = min(1, training.epochs)  # 0 epochs are none for anybody
+        # The whole student gets a share like a block's, and what the division leaves over.
         each = max(least, training.epochs // (count + 1))
         of_student = max(least, training.epochs - count * each)
         return replace(training, epochs=each, keep="last"), replace(training, epochs=of_student)
@@ -173,4 +174,5 @@ def halfway_copy(teacher: nn.Module, student: nn.Module) -> nn.Module | None:
             f"A {type(teacher).__name__} as this teacher is has no smaller copy that could be the assistant: "
             "name assistants=MODEL, or use response."
         ) from error
+    # Widths and layers are whole numbers: what is halfway may be one of the two again.
     return found if least < count_parameters(found) < most else None

@@ -28,6 +28,7 @@ class Relational(LayerDistillation):
     last pair of layers, or in all that are named.
     """
 
+    # 25 and 50 as in the paper
     distance: float = param(25.0, "weight of the distances", interval="[0, inf)", search=(1.0, 100.0), log=True)
     angle: float = param(50.0, "weight of the angles", interval="[0, inf)", search=(1.0, 200.0), log=True)
 
@@ -66,11 +67,14 @@ def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     Vectors `(batch, features)`; the two widths need not be the same.
     """
+    # at its beta of 1, the paper's Huber loss
     return F.smooth_l1_loss(normalized_distances(student), normalized_distances(teacher))
 
 
 def normalized_distances(vectors: Tensor) -> Tensor:
     """Pairwise distances `(batch, batch)`, divided by the mean of those that are not zero."""
+    # Above 25 rows torch would go by way of a matrix product, which gives equal vectors small distances instead of 0:
+    # these would count in the mean.
     distances = torch.cdist(vectors.float(), vectors.float(), compute_mode="donot_use_mm_for_euclid_dist")
     positive = distances[distances > 0]
     return distances / positive.mean() if len(positive) else distances
@@ -83,5 +87,5 @@ def angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 def angle_cosines(vectors: Tensor) -> Tensor:
     """`(batch, batch, batch)`: at [j, i, k] the cosine of the angle at j between i and k."""
-    directions = F.normalize(vectors.float().unsqueeze(0) - vectors.float().unsqueeze(1), dim=2)
-    return directions @ directions.transpose(1, 2)
+    directions = F.normalize(vectors.float().unsqueeze(0) - vectors.float().unsqueeze(1), dim=2)  # [j, i]: from j to i
+    return directions @ directions.transpose(1, 2)  # 8 MB for 128 examples

@@ -38,6 +38,7 @@ class SoftenedLogits(Distillation):
 
         def loss(student: Tensor, teachers: Sequence[Tensor], targets: Tensor) -> Tensor:
             if not self.alpha:
+                # Nobody was asked then: `teachers` is empty.
                 return of_labels(student, targets)
             of_teachers = self.teacher_loss(student, teachers, targets)
             return self.alpha * of_teachers + (1 - self.alpha) * of_labels(student, targets)
@@ -82,5 +83,6 @@ def soft_losses(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """The loss of each example, `(batch,)`, see `soft_loss`; with a single output, the squared difference."""
     if student.shape[1] == 1:
         return (student - teacher).square().squeeze(1)
+    # kl_div(input, target) is KL(target || input): the student comes first. Both as logarithms, where no 0 is taken.
     log_student, log_teacher = (F.log_softmax(x / temperature, dim=1) for x in (student, teacher))
     return F.kl_div(log_student, log_teacher, reduction="none", log_target=True).sum(1) * temperature**2

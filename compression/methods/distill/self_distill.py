@@ -18,7 +18,7 @@ from compression.methods.distill.students.teacher_student import freeze_teacher
 from compression.models import storage
 from compression.nn import transformer
 from compression.nn.layers import COMPRESSED_LAYERS
-from compression.params import param
+from compression.params import Place, param
 from compression.tasks.task import evaluate
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class SelfDistillation(SoftenedLogits):
     generations: int = param(
         1, "how often the student becomes the teacher", interval="[1, inf)", when={"style": ("born_again",)}
     )
+    # 0.99 as in the authors' code
     sure: float = param(
         0.99,
         "probability of the label in the virtual teacher's output",
@@ -49,7 +50,7 @@ class SelfDistillation(SoftenedLogits):
         search=(0.9, 0.99),
         when={"style": ("teacher_free",)},
     )
-    student: str = param("", "model name or folder to start from; if empty, the model's own architecture, untrained")
+    student: Place = param("", "model name or folder to start from; if empty, the model's own architecture, untrained")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Train the generations and return the best, or train once with the virtual teacher."""
@@ -87,6 +88,7 @@ class SelfDistillation(SoftenedLogits):
 
     def train_generations(self, model: nn.Module, context: Context) -> list[nn.Module]:
         """Train each generation on the logits of the one before, the first on those of `model`; a child run each."""
+        # A copy is frozen: in a chain, every generation starts from `model` itself.
         generations, training = [freeze_teacher(copy.deepcopy(model), context)], self.training_for(context.task)
         logits_loss = self.logits_loss(context.task)
         for number in range(1, self.generations + 1):
@@ -115,4 +117,5 @@ def virtual_teacher(targets: Tensor, classes: int, target_probability: float) ->
     """
     other_probability = (1 - target_probability) / (classes - 1)
     probabilities = torch.full((len(targets), classes), other_probability, device=targets.device)
+    # log p are logits of p: their softmax is p again.
     return probabilities.scatter(1, targets.unsqueeze(1), target_probability).log()

@@ -47,9 +47,11 @@ class BlockMovement(ScoreBasedPruning):
         names = {id(module): name for name, module in model.named_modules()}
 
         def rows(layer: nn.Linear, count: int) -> GriddedLayer:
+            # `count` rows over all inputs
             return names[id(layer)], BlockGrid.of_layer(layer, count, layer.in_features)
 
         def columns(layer: nn.Linear, count: int) -> GriddedLayer:
+            # `count` columns over all outputs
             return names[id(layer)], BlockGrid.of_layer(layer, layer.out_features, count)
 
         groups = []

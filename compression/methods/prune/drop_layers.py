@@ -10,7 +10,7 @@ import torch
 from compression.methods.base import Method
 from compression.methods.prune.masks.example_loss import example_batches
 from compression.nn import transformer
-from compression.nn.inputs import forward
+from compression.nn.inputs import attention_mask, forward
 from compression.params import param
 from compression.reporting.figures.prune import dropped_layers
 
@@ -81,11 +81,12 @@ def block_influence(model: nn.Module, examples: int, context: Context) -> Tensor
     model.eval()
     sums, tokens = torch.zeros(len(transformer.layers(model))), 0
     for inputs, _ in example_batches(context, examples):
-        assert isinstance(inputs, dict)
-        mask = inputs["attention_mask"].bool()
+        mask = attention_mask(inputs)
+        assert mask is not None  # of texts, which transformers take
         with transformer.record_hidden_states(model) as states:
             forward(model, inputs)
         for layer, (before, after) in enumerate(states):
+            # Summed over real tokens, divided by their number at the end: texts of other lengths weigh by their tokens.
             sums[layer] += (1 - torch.cosine_similarity(before[mask], after[mask], dim=-1)).sum().item()
         tokens += int(mask.sum())
     return sums / tokens

@@ -39,6 +39,7 @@ class Grasp(Method):
         0.5, "share of the weights to prune, over all layers", interval="[0, 1)", search=(0.3, 0.98)
     )
     examples: int = param(512, "training examples the gradient is taken on", interval="[1, inf)")
+    # 200 as in the authors' code
     temperature: float = param(200.0, "softens the logits, so that the loss does not saturate", interval="[0.01, 1e4]")
     untrained: bool = param(False, "start over from new random weights: prune before training")
 
@@ -67,6 +68,7 @@ def hessian_gradient_product(losses: Callable[[], Iterable[Tensor]], weights: li
 
     def products() -> Iterator[tuple[Tensor, ...]]:
         for loss in losses():
+            # d(g_batch . v)/dw summed over batches is H v of them all, with one batch's double graph in memory.
             gradient = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
             inner = torch.stack([(g * v).sum() for g, v in zip(gradient, fixed, strict=True)]).sum()
             yield torch.autograd.grad(inner, weights, materialize_grads=True)

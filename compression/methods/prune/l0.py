@@ -17,7 +17,7 @@ from compression.methods.prune.masks.training_progress import TrainingProgress
 from compression.methods.prune.structure.cofi import EncoderGates, attach_gates, detach_gates
 from compression.methods.prune.structure.layer_sizes import layer_sizes, log_layer_sizes
 from compression.nn import transformer
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, attention_mask, forward
 from compression.params import group, param
 from compression.reporting.figures.prune import sparsity_curve
 from compression.training.hyperparameters import Training, require_training
@@ -98,6 +98,7 @@ class GateParameters(nn.Module):
         self.gates = EncoderGates(model)
         self.multipliers = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in range(2)])
         self.projection = nn.Linear(transformer.hidden_size(model), transformer.hidden_size(teacher), bias=False)
+        # The identity: at first the student's hidden states are the teacher's.
         nn.init.eye_(self.projection.weight)
         self.progress = TrainingProgress()
 
@@ -139,6 +140,7 @@ class GateTraining:
         """The task's loss, the distillation loss and the constraint, with newly sampled gates; a scalar."""
         self.parameters.gates.sample()
         m, task = self.method, self.context.task
+        # `model` may be accelerate's wrapper: hooks go to the network itself.
         with transformer.record_hidden_states(self.model) as states:
             logits = forward(model, inputs)
         value: Tensor = task.loss(logits, targets, label_smoothing=m.training.label_smoothing or 0.0)
@@ -158,12 +160,14 @@ class GateTraining:
         value = (1 - m.layer_share) * soft_loss(logits, teacher_logits, m.temperature)
         if not m.layer_share:
             return value
-        assert isinstance(inputs, dict)
+        mask = attention_mask(inputs)
+        assert mask is not None  # of texts, which transformers take
         return value + m.layer_share * layer_distillation_loss(
             [self.parameters.projection(state) for state in states],
             [after for _, after in teacher_states],
+            # a layer lives while its feed-forward part is open
             alive=self.parameters.gates.ffn.sampled > 0,
-            attention_mask=inputs["attention_mask"],
+            attention_mask=mask,
         )
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -175,6 +179,7 @@ class GateTraining:
         return [
             *weights,
             {"params": gates, "lr": m.mask_learning_rate, "weight_decay": 0.0},
+            # Gradient ascent: a multiplier grows for as long as the sparsity is off the target.
             {"params": multipliers, "lr": m.multiplier_learning_rate, "maximize": True, "weight_decay": 0.0},
         ]
 
@@ -202,5 +207,6 @@ def layer_distillation_loss(
     teaching = [teacher[round((i + 1) * len(teacher) / count) - 1] for i in range(count)]
     learning = [state for state, is_alive in zip(student, alive.tolist(), strict=True) if is_alive] or list(student)
     mask = attention_mask.bool()
+    # (teaching, learning)
     distances = torch.stack([torch.stack([F.mse_loss(s[mask], t[mask]) for s in learning]) for t in teaching])
     return distances.min(1).values.mean()

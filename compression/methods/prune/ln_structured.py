@@ -50,6 +50,7 @@ class LnStructured(ScheduledPruning):
         keep = keep_largest({"": norms}, min(sparsity, 1 - 1 / len(norms)))[""]
         shape = [1] * weight.ndim
         shape[self.dim] = -1
+        # Contiguous: masks are narrowed in place, which torch refuses for an expanded view of stride 0.
         return keep.view(shape).expand_as(weight).contiguous()
 
 

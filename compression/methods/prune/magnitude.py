@@ -47,11 +47,14 @@ class Magnitude(ScheduledPruning):
 
 def magnitude_scores(model: nn.Module, criterion: str, seed: int) -> Scores:
     """|w| (l1), or numbers drawn from the seed (random: the same at every call); -inf where a mask has pruned."""
+    # The same seed at every update of a schedule, so that one random order is pruned further and further.
     generator = torch.Generator().manual_seed(seed)
     scores = {}
     for name, weight in prunable_weights(model).items():
-        drawn = torch.rand(weight.shape, generator=generator).to(weight.device)
-        scores[name] = weight.detach().abs() if criterion == "l1" else drawn
+        if criterion == "l1":
+            scores[name] = weight.detach().abs()
+        else:
+            scores[name] = torch.rand(weight.shape, generator=generator).to(weight.device)
     for name, layer in layers.masked_layers(model).items():
         scores[name] = scores[name].masked_fill(~cast("Tensor", layer.mask), -math.inf)
     return scores

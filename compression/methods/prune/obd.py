@@ -38,6 +38,7 @@ class Obd(Method):
         """Mask the weights with the smallest saliencies, over all layers, in place."""
         copied = differentiable_copy(model, context, batch_statistics=False)
         weights = prunable_weights(copied)
+        # One example at a time: the square of a batch's mean gradient is not the mean of the squares.
         fisher = empirical_fisher(single_losses(copied, context, self.examples), list(weights.values()))
         scores = {name: saliency(w, h) for (name, w), h in zip(weights.items(), fisher, strict=True)}
         return prune_by_scores(model, scores, self.sparsity, context.record)

@@ -59,5 +59,6 @@ class Snip(Method):
 def sensitivity(weights: dict[str, Tensor], gradient: dict[str, Tensor]) -> Scores:
     """|g w| over its sum over all layers: eq. 5, with eq. 4's derivative by the connection, dL/dc = g w at c = 1."""
     products = {name: (gradient[name] * w).abs() for name, w in weights.items()}
+    # The division changes no ranking; it makes the scores those of eq. 5. Without any gradient it must not be 0 / 0.
     total = torch.stack([p.sum() for p in products.values()]).sum().clamp_min(torch.finfo(torch.float32).tiny)
     return {name: p / total for name, p in products.items()}

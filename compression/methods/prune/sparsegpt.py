@@ -29,7 +29,7 @@ class SparseGpt(LayerwisePruning):
     )
     block: int = param(128, "columns among which the weights to prune are chosen at a time", interval="[1, inf)")
 
-    def second_moment(self, rows: Tensor) -> Tensor:
+    def input_moment(self, rows: Tensor) -> Tensor:
         """X^T X, `(groups, columns, columns)`."""
         # in double precision, since the inverse of a sum over few examples is ill-conditioned
         return rows.double().mT @ rows.double()
@@ -65,9 +65,11 @@ def prune_and_update(
     for columns, count in zip(blocks, counts, strict=True):
         saliency = (weight[:, columns] / factor.diagonal()[columns]).square()  # w^2 / [H^-1]_jj, eq. 3
         saliency[:, unused[columns]] = 0.0  # an input that is always zero
+        # below every square, so that what was pruned before goes first and is counted
         saliency.masked_fill_(~allowed[:, columns], -1.0)
         keep[:, columns] = allowed[:, columns] & ~prune_mask(saliency, count, n_of_m)
         errors = eliminate(weight[:, columns], keep[:, columns], factor[columns, columns])
+        # Columns behind the block are corrected once a block, by a matrix product, not once a column (algorithm 1).
         weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
     return weight, keep
 
@@ -101,8 +103,11 @@ def eliminate(weight: Tensor, keep: Tensor, factor: Tensor) -> Tensor:
     Returns the errors `(outputs, columns)`, scaled so that `errors @ factor` corrects the columns after the block.
     """
     errors = torch.zeros_like(weight)
+    # w_j / R_jj R_jk = w_j [H^-1]_jk / [H^-1]_jj, the update of eq. 3: R_j: is the row of the inverse over the root of
+    # its diagonal entry, and R_jj that root.
     for j in range(weight.shape[1]):
         errors[:, j] = weight[:, j] * ~keep[:, j] / factor[j, j]
         weight[:, j:] -= errors[:, j, None] * factor[j, j:]
+        # exactly 0, which the update meets up to rounding; kept weights had no error, and do not change here
         weight[:, j] *= keep[:, j]
     return errors

@@ -96,6 +96,7 @@ class Structured(Method):
         self.remove_units(model, units, context)
         for name in masked:
             layer = model.get_submodule(name)
+            # Masked weights are zero, so the mask of what is left is read off the weights that were cut.
             layers.set_mask(layer, layers.weight(layer) != 0)
         units.log_sizes(before, model, context.record)
         return model
@@ -137,6 +138,7 @@ class Structured(Method):
         """A function that gives the share of `total`, a cost, that is gone from `model` once a plan is carried out."""
 
         def share(plan: PruningPlan) -> float:
+            # Counted on a copy that is cut: MACs depend on both sides of a layer, so shares do not add up.
             copied = copy.deepcopy(model)
             units.remove(copied, plan)
             return 1 - self.cost(copied, units) / total
@@ -151,6 +153,7 @@ class Structured(Method):
         """Raise UserError if less than `sparsity` is gone of `model` with the least left in every layer."""
 
         def most(round_to: int) -> float:
+            # All units go, so their order does not matter, and nothing is differentiated before a baseline is there.
             ranked = units.ranked_units(partial(equal_scores, self.criterion), self.scope == "global", round_to)
             return self.removed_share(model, units, self.cost(model, units))(merge_plans(ranked)) if ranked else 0.0
 
@@ -171,6 +174,7 @@ class Structured(Method):
         total = self.cost(model, units)
         for step in range(1, self.steps + 1):
             if step > 1:
+                # The groups hold the indices of channels before the last cut.
                 units = self.removable_units(model, units.example)
             scores = importance(model, self.criterion, self.examples, context)
             ranked = units.ranked_units(scores, self.scope == "global", self.round_to)

@@ -22,7 +22,7 @@ class Wanda(LayerwisePruning):
     linear layer over the patches it sees.
     """
 
-    def second_moment(self, rows: Tensor) -> Tensor:
+    def input_moment(self, rows: Tensor) -> Tensor:
         """The sum of each input's squares, `(groups, columns)`."""
         return rows.square().sum(1)
 

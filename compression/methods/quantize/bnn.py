@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from compression.nn.graph import Graph, Node
 
 STEP = 2.0  # from -1 to +1
+# What makes no value negative: behind a ReLU and any of these, every binary input would be +1. A batch norm in between
+# gives both signs again, and there the ReLU stays.
 POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten)
 RESHAPING = (torch.flatten, Tensor.flatten, Tensor.view, Tensor.reshape)
 
@@ -54,6 +56,7 @@ class Bnn(FakeQuantTraining):
         """Clip the binary layers' weights to [-1, 1]: algorithm 1 of Courbariaux et al."""
         for module in model.modules():
             if isinstance(module, FakeQuantLayer) and isinstance(module.weight_fake_quant, ScaledSignWeight):
+                # Beyond 1 sign_ste passes no gradient: weights would wander off without an effect on any sign.
                 module.weight.clamp_(-1, 1)
 
 
@@ -79,6 +82,7 @@ class ScaledSignWeight(WeightFakeQuantize):
 
     def qparams(self, weight: Tensor) -> QParams:
         """The two levels of one bit, at plus and minus each output's mean magnitude."""
+        # Codes -1 and 0 at a zero point of -1/2 stand for -scale / 2 and scale / 2.
         scale = 2 * mean_magnitude(weight.detach()).view(-1, 1)
         return QParams(1, scale, torch.full_like(scale, -0.5), *code_range(1, signed=True))
 
@@ -105,5 +109,7 @@ def scaled_sign(weight: Tensor) -> Tensor:
 
     XNOR-Net, section 3.1; n is the number of weights of an output.
     """
+    # The mean is detached, for autograd would go through it: the paper gives a weight 1/n of its own gradient g, not
+    # sign(w)/n of the sum of g sign(w) over its output.
     share = (weight - weight.detach()) / weight[0].numel()  # 0, with the gradient 1/n
     return mean_magnitude(weight).detach() * sign_ste(weight) + share

@@ -72,6 +72,7 @@ class Cluster(Method):
 
 def parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
     """The usual parameter groups, and one of the codebooks with the learning rate `rate` and without weight decay."""
+    # By identity: `in` on a list of tensors compares them element by element.
     codebooks = {id(m.codebook): m.codebook for m in model.modules() if isinstance(m, SharedWeight)}
     rest = [g | {"params": [p for p in g["params"] if id(p) not in codebooks]} for g in decay_groups(model)]
     return [*rest, {"params": list(codebooks.values()), "lr": rate, "weight_decay": 0.0}]
@@ -82,6 +83,7 @@ def write_coded_file(model: nn.Module, context: Context) -> None:
     path = context.folder / "model.huffman"
     sizes = huffman_file.write(model, path)
     require_equal(huffman_file.read(path), model)
+    # Of `context.original`, the model before the whole chain: what was pruned before counts as saved.
     original = sum(4 * t.numel() for t in context.original.state_dict().values() if t.is_floating_point())
     size = path.stat().st_size
     context.record.metrics({"huffman_mb": size / 1e6, "huffman_ratio": original / size})

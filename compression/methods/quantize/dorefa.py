@@ -30,6 +30,8 @@ class Dorefa(FakeQuantTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         largest = 2**self.bits - 1  # of the odd levels as integers, ±1, ±3, …
+        # 6 bits beside 8 (2 * 63 * 255 = 32,130) and 7 beside 7 (2 * 127 * 127 = 32,258) fit. Odd levels of 8 bits, up
+        # to ±255, need a ninth bit in an integer kernel, and so have none.
         if self.bits < 8 and 2 * largest * (2**self.activation_bits - 1) > MAX_PAIR_SUM:
             raise UserError(
                 f"bits={self.bits} with activation_bits={self.activation_bits} could overflow on CPUs without VNNI; "
@@ -59,6 +61,7 @@ class TanhWeight(WeightFakeQuantize):
 
     def qparams(self, weight: Tensor) -> QParams:
         """Levels at odd multiples of half a step; they do not depend on `weight`."""
+        # 2^bits levels from -1 to 1 are 2^bits - 1 steps apart; code c stands for (c + 1/2) steps.
         scale = torch.full((1, 1), 2 / (2**self.bits - 1), device=weight.device)
         return QParams(self.bits, scale, torch.full_like(scale, -0.5), *code_range(self.bits, signed=True))
 

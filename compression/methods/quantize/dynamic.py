@@ -33,6 +33,8 @@ class Dynamic(WeightQuantization):
         """Quantize in place."""
         layers = self.select_layers(model, context.task.example(2), nn.Linear, nn.Embedding, BiLSTM)
         self.require_kernel(layers)
+        # An LSTM is selected or skipped as a whole: its kernel takes all four matrices as integers, or none
+        # (deploy.onnx.lstm).
         for name in [name for name, layer in layers.items() if isinstance(layer, BiLSTM)]:
             lstm = layers.pop(name)
             layers |= {f"{name}.{part}": gates for part, gates in lstm.named_modules() if isinstance(gates, nn.Linear)}

@@ -22,7 +22,7 @@ from compression.methods.quantize.calibration.activations import calibration_bat
 from compression.methods.quantize.calibration.selection import SKIP_HELP, warn_of_float_recurrent_layers
 from compression.methods.quantize.calibration.weights import quantize_dequantize
 from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
-from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, sums_and_poolings
+from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, weightless_layers
 from compression.methods.quantize.static import Static
 from compression.nn.graph import replace_module
 from compression.nn.layers import count_macs, weight
@@ -110,7 +110,7 @@ class Mixed(Method):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Measure the sensitivities, choose the widths, and quantize."""
         batches = calibration_batches(context, self.calibration_samples)
-        model = modularize(model.to(context.device).eval(), batches[0])
+        model = modularize(model.to(context.device).eval(), batches[0], trains=False)
         fold_batch_norms(model, batches[0])
         swap_pools_and_relus(model, batches[0])
         layers = self.static(8).select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
@@ -119,6 +119,7 @@ class Mixed(Method):
         statistics = self.observe(model, layers, batches, context)
 
         def quantized(widths: dict[str, int]) -> nn.Module:
+            # On a copy: the search within a latency converts, exports and times about log2(layers) choices of widths.
             converted = self.convert(copy.deepcopy(model), widths, statistics).to(context.device)
             return requantize_inputs(converted, self.static(8).float_input_qparams(statistics), batches[0])
 
@@ -139,6 +140,7 @@ class Mixed(Method):
         count = weight(layer).numel()
         if bits == FLOAT_BITS:
             return 4 * count
+        # `static` weights are symmetric: a scale of 4 bytes per channel, and no zero points.
         return packed_size(count, bits) + 4 * self.weight_qparams(layer, bits).scale.numel()
 
     def measure_sensitivities(
@@ -157,6 +159,8 @@ class Mixed(Method):
                     costs[name, bits] = {"loss": 0.0, "quality": 0.0, "fisher": 0.0}
                     continue
                 values = quantize_dequantize(weight(layer), self.weight_qparams(layer, bits))
+                # Half of the sum of F (dw)^2: the second-order term of the loss, with the Fisher diagonal for the
+                # Hessian.
                 fisher = (information[name] * (values - weight(layer)).square()).sum().item() / 2
                 with temporary_weight(layer, values):
                     rounded = loss_and_quality(model, examples, context.task)
@@ -190,6 +194,7 @@ class Mixed(Method):
         assert self.latency is not None
         widest, example = self.candidates[0], context.task.example(2)
         operations = count_macs(model, example)
+        # An embedding multiplies nothing: divided by 1, it becomes integers last, unless that costs nothing at all.
         by_cost = sorted(
             layers, key=lambda n: max(0.0, sensitivities[n, widest][self.by]) / max(operations.get(n, 0), 1)
         )
@@ -210,15 +215,16 @@ class Mixed(Method):
     def observe(
         self, model: nn.Module, layers: Mapping[str, nn.Module], batches: Sequence[Inputs], context: Context
     ) -> Statistics:
-        """Observe the inputs of layers, sums and poolings, and record histograms of some of them."""
-        between = sums_and_poolings(model)
+        """Observe the inputs of layers and `weightless_layers`, and record histograms of some of them."""
+        between = weightless_layers(model)
+        # Also of the layers that stay in floats: behind integers, their inputs are quantized as well.
         statistics = observe_inputs(model, float_layers(model) | between, batches)
         shown = {n: of_inputs for n, of_inputs in statistics.items() if n in layers or n in between}
         self.static(8).log_input_histograms(model, shown, context)
         return statistics
 
     def convert(self, model: nn.Module, widths: Mapping[str, int], statistics: Statistics) -> nn.Module:
-        """Quantize the layers of `model` with `widths`, and sums and poolings with 8 bits, in place."""
+        """Quantize the layers of `model` with `widths`, and `weightless_layers` with 8 bits, in place."""
         for name, of_inputs in statistics.items():
             module = model.get_submodule(name)
             bits = widths.get(name, FLOAT_BITS if hasattr(module, "weight") else 8)

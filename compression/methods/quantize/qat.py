@@ -13,16 +13,15 @@ from compression.methods.quantize.calibration.observers import OBSERVERS
 from compression.methods.quantize.calibration.scheme import CalibratedQuantization
 from compression.methods.quantize.calibration.selection import warn_of_float_recurrent_layers
 from compression.methods.quantize.fake_quant.folded import (
-    FakeQuantAdd,
-    FakeQuantAvgPool2d,
+    FakeQuantWeightless,
     FoldedFakeQuantLayer,
     RangeFakeQuantize,
-    fake_quantize_sum_or_pooling,
+    fake_quantize_weightless,
     fold_and_fake_quantize,
     freeze,
 )
 from compression.methods.quantize.graph.folding import foldable_norms, swap_pools_and_relus
-from compression.methods.quantize.graph.requantize import float_input_qparams, requantize_inputs, sums_and_poolings
+from compression.methods.quantize.graph.requantize import float_input_qparams, requantize_inputs, weightless_layers
 from compression.nn.graph import record_graph, replace_module
 from compression.nn.layers import weight
 from compression.nn.modular import modularize
@@ -49,6 +48,9 @@ class Qat(CalibratedQuantization):
     observers `mse` for both: one outlier takes most of so few levels.
     """
 
+    # On a ResNet-8 at W2A2, 5,000 examples: 24.4% with both defaults, 36.5 with observer=mse, 37.2 with
+    # weight_observer=mse, 48.4 with both. The default of weights stays minmax, since mse tries its 36 ranges anew in
+    # every forward pass.
     observer: str = param(
         "moving_average",
         "range of an activation: moving_average follows the training, the others stay as calibrated",
@@ -87,7 +89,7 @@ class Qat(CalibratedQuantization):
         model = fit(model, context, self.training, on_step=on_step)
         self.log_figures(model, context, batches)
         for name, module in list(model.named_modules()):
-            if isinstance(module, (FoldedFakeQuantLayer, FakeQuantAdd, FakeQuantAvgPool2d)):
+            if isinstance(module, FoldedFakeQuantLayer | FakeQuantWeightless):
                 replace_module(model, name, module.convert())
         for name, embedding in embeddings.items():
             qparams = self.weight_qparams(weight(embedding), None)
@@ -97,16 +99,21 @@ class Qat(CalibratedQuantization):
     def insert_fake_quantization(
         self, model: nn.Module, layers: Mapping[str, nn.Module], context: Context, batches: Sequence[Inputs]
     ) -> None:
-        """Replace `layers`, sums and mean poolings by fake-quantized ones, in place; batch norms move into the layers.
+        """Replace `layers` and `weightless_layers` by fake-quantized ones, in place; batch norms move into the layers.
 
         The order of replacement is that of the first forward pass.
         """
-        between = sums_and_poolings(model)
-        norms = foldable_norms(record_graph(model, batches[0]))
+        between = weightless_layers(model)
+        # Before anything is replaced: foldable_norms asks for plain layers and norms.
+        graph = record_graph(model, batches[0])
+        norms = foldable_norms(graph)
         for name, statistics in observe_inputs(model, {**layers, **between}, batches).items():
-            inputs = [self.input_fake_quant(model.get_submodule(name), of_input) for of_input in statistics]
+            module = model.get_submodule(name)
+            # An average over several calls of a layer would lie between their ranges and cut the wider one.
+            follows = self.observer == "moving_average" and len(graph.calls(name)) == 1
+            inputs = [self.input_fake_quant(module, of_input, follows) for of_input in statistics]
             if name in between:
-                replace_module(model, name, fake_quantize_sum_or_pooling(between[name], inputs))
+                replace_module(model, name, fake_quantize_weightless(between[name], inputs))
                 continue
             norm_name = norms.get(name)
             norm = cast("BatchNorm", model.get_submodule(norm_name)) if norm_name else None
@@ -116,11 +123,11 @@ class Qat(CalibratedQuantization):
             folded = fold_and_fake_quantize(layer, norm, self.current_qparams, inputs[0])
             replace_module(model, name, folded.to(context.device))
 
-    def input_fake_quant(self, module: nn.Module, statistics: ActivationStatistics) -> RangeFakeQuantize:
-        """The fake quantization of an input of a layer, sum or pooling."""
+    def input_fake_quant(self, module: nn.Module, statistics: ActivationStatistics, follows: bool) -> RangeFakeQuantize:
+        """The fake quantization of an input of a layer, sum, concatenation or pooling."""
         bits = self.input_bits(module)
         low, high = self.activation_range(statistics, bits)
-        return RangeFakeQuantize(bits, low, high, follows=self.observer == "moving_average")
+        return RangeFakeQuantize(bits, low, high, follows)
 
     def current_qparams(self, values: Tensor) -> QParams:
         """Quantization parameters of a layer's weight as it stands."""

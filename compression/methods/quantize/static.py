@@ -18,12 +18,12 @@ from compression.methods.quantize.graph.equalization import equalize
 from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import (
     float_layers,
-    quantize_sum_or_pooling,
+    quantize_weightless,
     requantize_inputs,
-    sums_and_poolings,
+    weightless_layers,
 )
 from compression.nn.graph import replace_module
-from compression.nn.layers import Add, weight
+from compression.nn.layers import WEIGHTLESS, weight
 from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.params import param
@@ -52,7 +52,9 @@ class Static(CalibratedQuantization):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Rewrite the float model, calibrate, and replace its layers."""
         batches = calibration_batches(context, self.calibration_samples)
-        model = modularize(model.to(context.device).eval(), batches[0])
+        model = modularize(model.to(context.device).eval(), batches[0], trains=False)
+        # Folding first: behind it a layer's weight is what the kernel multiplies with, and no norm is left between two
+        # layers that `equalize` could not pass.
         fold_batch_norms(model, batches[0])
         swap_pools_and_relus(model, batches[0])
         if self.equalize:
@@ -60,7 +62,9 @@ class Static(CalibratedQuantization):
         layers = self.select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
         warn_of_float_recurrent_layers(model, context.record)
         embeddings = {name: m for name, m in layers.items() if isinstance(m, nn.Embedding)}
-        replaced = {name: m for name, m in layers.items() if name not in embeddings} | sums_and_poolings(model)
+        replaced = {name: m for name, m in layers.items() if name not in embeddings} | weightless_layers(model)
+        # One pass for both: the inputs of layers that stay in floats are quantized, too, where integers come before
+        # them.
         observed = observe_inputs(model, replaced | float_layers(model), batches)
         statistics = {name: of_inputs for name, of_inputs in observed.items() if name in replaced}
         skipped = {name: of_inputs for name, of_inputs in observed.items() if name not in replaced}
@@ -84,16 +88,18 @@ class Static(CalibratedQuantization):
         return {name: self.activation_qparams(of_inputs[0], SUM_BITS) for name, of_inputs in statistics.items()}
 
     def quantized(self, module: nn.Module, statistics: Sequence[ActivationStatistics]) -> nn.Module:
-        """The integer form of a layer, sum or pooling with these statistics of its inputs."""
+        """The integer form of a layer, sum, concatenation or pooling with these statistics of its inputs."""
         inputs = [self.activation_qparams(of_input, self.input_bits(module)) for of_input in statistics]
-        if isinstance(module, (Add, nn.AdaptiveAvgPool2d)):
-            return quantize_sum_or_pooling(module, inputs)
+        if isinstance(module, WEIGHTLESS):
+            return quantize_weightless(module, inputs)
         layer = cast("nn.Linear | nn.Conv2d", module)
         qparams = self.weight_qparams(weight(layer), self.activation_bits)
         quantized = quantize_layer(layer, qparams, inputs[0])
         if not self.bias_correction:
             return quantized
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        # Quantized once to know the error, and again below: the corrected bias has to be rounded to the kernel's steps
+        # as well.
         error = mean_output_error(quantized.weight - weight(layer), statistics[0].means, groups)
         bias = layer.bias.detach() if layer.bias is not None else 0.0
         layer.bias = nn.Parameter(bias - error, requires_grad=False)
@@ -123,6 +129,7 @@ def mean_output_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:
     `means` are those of the layer's inputs, `(channels,)`, for a convolution in `groups`. Nagel et al. 2019,
     arXiv:1906.04721, eq. 17.
     """
+    # The mean of an input is taken to be the same at every place of the kernel, which is not so at padded borders.
     kernels = error.flatten(2).sum(2) if error.ndim > 2 else error
-    grouped = kernels.view(groups, -1, kernels.shape[1])
+    grouped = kernels.view(groups, -1, kernels.shape[1])  # (groups, outputs / groups, inputs / groups)
     return torch.einsum("goi,gi->go", grouped, means.to(error).view(groups, -1)).flatten()

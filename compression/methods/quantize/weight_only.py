@@ -36,6 +36,7 @@ class WeightOnly(WeightQuantization):
         layers = self.select_layers(model, context.task.example(2), nn.Linear, Gates, nn.Embedding)
         self.log_weight_histograms(model, list(layers), None, context.record)
         for name, layer in layers.items():
+            # None: products with floats cannot saturate, so that 8 bits use all codes -128..127.
             qparams = self.weight_qparams(weight(layer), None)
             if isinstance(layer, nn.Linear):
                 replace_module(model, name, QuantLinear.from_float(layer, qparams))

@@ -11,6 +11,7 @@ from compression.nn.quantized.activations import (
     ActivationScheme,
     QuantAdd,
     QuantAvgPool2d,
+    QuantConcat,
     QuantInput,
     Quantize,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "QParams",
     "QuantAdd",
     "QuantAvgPool2d",
+    "QuantConcat",
     "QuantConv2d",
     "QuantEmbedding",
     "QuantInput",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.nn.quantized.qparams import QParams, code_range, dequantize, nonzero_scale, quantize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # Share of a step that is added before a mid-rise quantizer takes the sign. Quantized layers output multiples of a
 # step, often exactly zero, and rounding noise would decide the sign: in torch for one side, in ONNX Runtime for the
@@ -78,6 +81,7 @@ class Quantize(nn.Module):
         """Return scale and zero point, scalars; those of a dynamic range depend on `values`."""
         if self.qscheme != "dynamic":
             return self.scale, self.zero_point
+        # DynamicQuantizeLinear takes 0 into the range, so that the zero point is one of the codes 0..255.
         low, high = values.amin().clamp(max=0.0), values.amax().clamp(min=0.0)
         scale = nonzero_scale((high - low) / 255)
         return scale, (-low / scale).round().clamp(0, 255)
@@ -92,17 +96,20 @@ class QuantInput(Quantize):
 
 
 class QuantAdd(nn.Module):
-    """The sum of two inputs of one shape, each quantized with its own parameters, as integer kernels add them."""
+    """The sum of two inputs of one shape, each quantized with its own parameters, as integer kernels add them.
 
-    def __init__(self, bits: int = 8) -> None:
+    The right one has `bits` as well unless `right_bits` says otherwise.
+    """
+
+    def __init__(self, bits: int = 8, right_bits: int | None = None) -> None:
         super().__init__()
-        self.bits = bits
-        self.left, self.right = Quantize(bits=bits), Quantize(bits=bits)
+        self.bits, self.right_bits = bits, right_bits
+        self.left, self.right = Quantize(bits=bits), Quantize(bits=bits if right_bits is None else right_bits)
 
     @classmethod
     def from_qparams(cls, left: QParams, right: QParams) -> Self:
-        """Build the sum of inputs quantized by `left` and `right`, of equal bits."""
-        made = cls(left.bits)
+        """Build the sum of inputs quantized by `left` and `right`."""
+        made = cls(left.bits, None if right.bits == left.bits else right.bits)
         made.left, made.right = Quantize.from_qparams(left), Quantize.from_qparams(right)
         return made
 
@@ -110,6 +117,29 @@ class QuantAdd(nn.Module):
         """Add two tensors of one shape."""
         total: Tensor = self.left(left) + self.right(right)
         return total
+
+
+class QuantConcat(nn.Module):
+    """A concatenation along the channels of inputs that are each quantized with their own parameters.
+
+    `bits` has those of each input.
+    """
+
+    def __init__(self, bits: Sequence[int]) -> None:
+        super().__init__()
+        self.bits = tuple(bits)
+        self.inputs = nn.ModuleList(Quantize(bits=each) for each in bits)
+
+    @classmethod
+    def from_qparams(cls, inputs: Sequence[QParams]) -> Self:
+        """Build the concatenation of inputs quantized by `inputs`."""
+        made = cls([qparams.bits for qparams in inputs])
+        made.inputs = nn.ModuleList(map(Quantize.from_qparams, inputs))
+        return made
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Put tensors `(batch, channels, ...)` of one shape, but for their channels, one behind the other."""
+        return torch.cat([rounded(values) for rounded, values in zip(self.inputs, inputs, strict=True)], 1)
 
 
 class QuantAvgPool2d(nn.Module):

@@ -40,6 +40,7 @@ class ClusteredLayer(LowBitLayer):
     def set_indices(self, indices: Tensor, codebook: Tensor, bias: Tensor | None) -> Self:
         """Set the indices (shape of the weight), the codebook (at most 2**bits values) and the bias."""
         self.to(codebook.device)
+        # pack and unpack take signed codes: -2^(bits-1) stands for index 0.
         self.packed = pack(indices - 2 ** (self.bits - 1), self.bits)
         self.codebook[: len(codebook)] = codebook
         if self.bias is not None and bias is not None:

@@ -27,12 +27,14 @@ def code_lengths(counts: NDArray[np.int64]) -> NDArray[np.uint8]:
     """
     lengths = np.zeros(len(counts), dtype=np.uint8)
     order = itertools.count()
+    # The number decides between equal counts: lists of symbols are never compared, and the code is always the same.
     heap = [(int(counts[s]), next(order), [int(s)]) for s in np.flatnonzero(counts)]
     if len(heap) == 1:
         lengths[heap[0][2]] = 1
     heapq.heapify(heap)
     while len(heap) > 1:
         (one, _, left), (two, _, right) = heapq.heappop(heap), heapq.heappop(heap)
+        # One bit more for every symbol below the new node.
         lengths[left + right] += 1
         heapq.heappush(heap, (one + two, next(order), left + right))
     if lengths.size and lengths.max() > WINDOW:
@@ -91,8 +93,9 @@ def decode(coded: HuffmanCoded) -> NDArray[np.int64]:
     codes = canonical_codes(coded.lengths)
     # Padded to a full window, the codes are sorted, and each is the least number that begins with it.
     least = codes[ordered] << (WINDOW - lengths[ordered]).astype(np.uint64)
+    # Every bit is looked up as if a code began there, all at once; the loop only hops from one code to the next.
     found = np.searchsorted(least, _windows(coded.bits), side="right") - 1
-    steps = lengths[ordered][found].tolist()
+    steps = lengths[ordered][found].tolist()  # Python's integers: faster than items of an array
     starts, position, total = [], 0, len(steps)
     for _ in range(coded.count):
         if position >= total:
@@ -108,6 +111,7 @@ def _windows(stream: bytes) -> NDArray[np.uint64]:
     """Return the `WINDOW` bits from each bit of the stream on as numbers, `(8 * bytes,)`; zeros follow its end."""
     padded = np.frombuffer(stream + bytes(8), dtype=np.uint8).astype(np.uint64)
     count = len(stream)
+    # A window of 32 bits that begins at any of a byte's 8 bits lies within 5 bytes.
     wide = sum((padded[i : i + count] << np.uint64(8 * (4 - i)) for i in range(5)), np.zeros(count, dtype=np.uint64))
     shifts = (8 - np.arange(8)).astype(np.uint64)
     return ((wide[:, None] >> shifts) & np.uint64(2**WINDOW - 1)).ravel()

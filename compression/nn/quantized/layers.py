@@ -51,6 +51,7 @@ class QuantWeightLayer(LowBitLayer):
         ones = torch.ones(split_groups(weight, granularity, group_size).shape[:2])
         self.register_buffer("packed", torch.zeros(packed_size(weight.numel(), bits), dtype=torch.uint8))
         self.register_buffer("scale", ones)
+        # An affine zero point is one of the codes (calc_qparams), so that a byte holds it.
         self.register_buffer("zero_point", ones.to(torch.int8) if levels == "affine" else None)
         self.register_buffer("weight", weight, persistent=False)
         self.bias = frozen_bias(bias_size)
@@ -71,11 +72,13 @@ class QuantWeightLayer(LowBitLayer):
         made.to(values.device)
         scale = weight.scale.detach().to(torch.float32)
         if codes is None:
+            # A channel of tiny weights has a tiny scale, of which its bias could be more multiples than 32 bits count.
             if isinstance(activation, QParams) and bias is not None:
                 scale = torch.maximum(scale, _min_scale(bias.detach(), scale.shape, activation, made.code_step))
             codes = _round_weight(values, scale, weight)
         made.set_codes(codes, scale, weight.zero_point)
         if made.bias is not None and bias is not None:
+            # Rounded here already, so that torch adds what the integer kernel adds.
             step = made.bias_scale
             made.bias.data = bias.detach().clone() if step is None else (bias.detach() / step).round() * step
         return made
@@ -100,6 +103,8 @@ class QuantWeightLayer(LowBitLayer):
     @property
     def has_integer_kernel(self) -> bool:
         """Whether an integer kernel can multiply with this weight; otherwise it is cast to floats on loading."""
+        # Kernels take a scale per tensor or channel. Odd levels are doubled to whole numbers, ±255 at 8 bits: nine
+        # bits.
         return self.granularity != "group" and not (self.qscheme == "odd" and self.bits == 8)
 
     @property
@@ -123,6 +128,8 @@ class QuantWeightLayer(LowBitLayer):
         """
         if self.kernel_input is None:
             return 1
+        # Codes of 2 bits are spread by 64: undivided, biases cost W2A2 up to 8 points of what training had reached. Odd
+        # codes reach as far up as down, to 127; of the others -128 is the farthest, and above zero there is one less.
         odd = self.qscheme == "odd"
         limit = MAX_PAIR_SUM // (2 * self.kernel_input.largest_code)
         largest = (1 << self.bits) - 1 if odd else 1 << self.bits - 1
@@ -157,6 +164,8 @@ class QuantWeightLayer(LowBitLayer):
         codes = split_groups(self.codes.float(), self.granularity, self.group_size)
         values = dequantize(codes, self.scale.unsqueeze(2), self.zero_points.unsqueeze(2))
         self.weight = merge_groups(values, self.weight.shape)
+        # Also where a file is read, and for dynamic inputs, whose kernels multiply integers too: what could saturate is
+        # refused.
         if self.input_quantizer is not None and self.has_integer_kernel:
             stored = self.codes.flatten(1).int()
             integers = 2 * stored + 1 if self.qscheme == "odd" else stored
@@ -191,6 +200,7 @@ def _scheme_arguments(weight: QParams, activation: ActivationScheme) -> dict[str
 def _min_scale(bias: Tensor, shape: torch.Size, activation: QParams, code_step: int) -> Tensor:
     """Return the least weight scales, of `shape` `(1 or outputs, 1)`, with which the bias `(outputs,)` fits 32 bits."""
     largest = bias.abs().amax().expand(shape) if shape[0] == 1 else bias.abs().unsqueeze(1).expand(shape)
+    # From |bias| <= MAX_ROW_SUM * bias_scale, where bias_scale is input scale * weight scale / code_step.
     return largest / (activation.scale * MAX_ROW_SUM / code_step)
 
 

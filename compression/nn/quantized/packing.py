@@ -11,9 +11,10 @@ _BIT_POSITIONS = torch.arange(8, dtype=torch.uint8)
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Pack the signed codes of a tensor of any shape into bytes, uint8 `(ceil(count * bits / 8),)`."""
-    unsigned = (codes.flatten().to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
-    stream = (unsigned.unsqueeze(1) >> _BIT_POSITIONS[:bits].to(codes.device)) & 1
+    unsigned = (codes.flatten().to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)  # int8 overflows at 127 + 128
+    stream = (unsigned.unsqueeze(1) >> _BIT_POSITIONS[:bits].to(codes.device)) & 1  # (count, bits)
     stream = F.pad(stream.flatten(), (0, -stream.numel() % 8))
+    # Each bit has a place of its own: the sum of a row is at most 255, and uint8 holds it.
     return (stream.view(-1, 8) << _BIT_POSITIONS.to(codes.device)).sum(1, dtype=torch.uint8)
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 # CPUs without VNNI multiply unsigned by signed bytes in pairs and keep the sum of a pair in 16 bits, saturating in
-# silence (vpmaddubsw). Codes that keep every pair within this bound give the exact sum on every CPU.
+# silence (vpmaddubsw). Codes that keep every pair within this bound give the exact sum on every CPU: beside activations
+# of 8 bits, -64..64 (2 * 64 * 255 = 32,640).
 MAX_PAIR_SUM = 2**15 - 1
 # Sums of a row and biases each stay below half of what the 32-bit accumulator holds.
 MAX_ROW_SUM = 2**30
@@ -72,6 +73,7 @@ def quantize(values: Tensor, scale: Tensor, zero_point: Tensor, low: int, high: 
     """
     integer_part = zero_point.floor()
     steps = values / scale
+    # Levels at halves: the one within (n, n + 1) steps is n + 1/2, and its code n + 1/2 + zero_point.
     rounded = torch.where(zero_point == integer_part, steps.round(), steps.floor() + 1)
     return (rounded + integer_part).clamp(low, high)
 
@@ -89,6 +91,8 @@ def calc_qparams(minimum: Tensor, maximum: Tensor, low: int, high: int, symmetri
     minimum, maximum = minimum.clamp(max=0.0), maximum.clamp(min=0.0)
     if symmetric:
         middle = (low + high + 1) // 2
+        # Above the middle there may be a code less than below it (127 and 128): the larger of the two sides' scales
+        # clips neither. One bit (0..1) has no code above its middle.
         above = maximum / (high - middle) if high > middle else torch.zeros_like(maximum)
         scale = nonzero_scale(torch.maximum(above, minimum / (low - middle)))
         return scale, torch.full_like(scale, middle)
@@ -116,6 +120,7 @@ def split_groups(weight: Tensor, granularity: str, group_size: int = 0) -> Tenso
 
 def merge_groups(groups: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """Undo `split_groups`: return the tensor of `shape` that `groups` was made from."""
+    # Per tensor: a single row. With one output it is that output's, and both ways give the same.
     if len(groups) != shape[0]:
         return groups.reshape(shape)
     columns = torch.Size(shape[1:]).numel()

@@ -251,3 +251,13 @@ def test_a_bert_is_quantized_after_it_was_decomposed(make_context, tmp_path):
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(forward(again, task.example(4)), forward(made, task.example(4)))
     assert transformer.is_transformer(made)
+
+
+def test_layers_that_the_model_never_uses_are_not_decomposed_and_that_is_said(make_context, task):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    model.add_module("unused", nn.Module())
+    model.unused.conv = nn.Conv2d(3, 8, 3)
+    model[2].forward = lambda logits: logits
+    context = make_context(task, model)
+    with pytest.raises(UserError, match="The model never uses unused.conv"):
+        methods.method("tucker")().apply(copy.deepcopy(model), context)

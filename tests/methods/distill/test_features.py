@@ -10,10 +10,9 @@ from compression import models
 from compression.errors import UserError
 from compression.methods import method, parse, text
 from compression.methods.distill.layers.features import (
-    attention_mask,
     layer_listing,
-    layer_pairs,
     record_outputs,
+    resolve_layer_pairs,
     stage_names,
 )
 from compression.methods.distill.layers.layer_distillation import LayerLoss, train_on_layers
@@ -44,17 +43,17 @@ def test_the_outputs_of_layers_are_recorded_and_the_hooks_removed_even_after_a_f
 
 def test_by_default_the_last_block_of_each_stage_is_compared():
     expected = [("stages.0", "stages.0"), ("stages.1", "stages.1"), ("stages.2", "stages.2")]
-    assert layer_pairs((), network("resnet20"), network("resnet8")) == expected
+    assert resolve_layer_pairs((), network("resnet20"), network("resnet8")) == expected
 
 
 def test_of_more_stages_some_are_taken_evenly_with_the_last():
     expected = [("stages.0", "stages.0"), ("stages.1", "stages.1"), ("stages.3", "stages.2")]
-    assert layer_pairs((), network("resnet18"), network("cnn5")) == expected
-    assert layer_pairs((), network("cnn5"), network("resnet18")) == [(b, a) for a, b in expected]
+    assert resolve_layer_pairs((), network("resnet18"), network("cnn5")) == expected
+    assert resolve_layer_pairs((), network("cnn5"), network("resnet18")) == [(b, a) for a, b in expected]
 
 
 def test_of_a_transformer_layers_are_taken_evenly():
-    found = layer_pairs((), tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2))
+    found = resolve_layer_pairs((), tiny_bert(num_hidden_layers=6), tiny_bert(num_hidden_layers=2))
     assert found == [("bert.encoder.layer.2", "bert.encoder.layer.0"), ("bert.encoder.layer.5", "bert.encoder.layer.1")]
 
 
@@ -68,7 +67,7 @@ def test_other_cnns_are_compared_where_their_images_shrink():
 def test_pairs_are_named_in_one_word_that_a_chain_can_carry():
     [step] = parse("feature:pairs=stages.2:stages.1/stem")
     assert parse(text([step])) == (step,)
-    found = layer_pairs(step.pairs, network("resnet20"), network("resnet8"))
+    found = resolve_layer_pairs(step.pairs, network("resnet20"), network("resnet8"))
     assert found == [("stages.2", "stages.1"), ("stem", "stem")]
 
 
@@ -82,17 +81,11 @@ def test_pairs_are_named_in_one_word_that_a_chain_can_carry():
 )
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(pairs, sentence):
     with pytest.raises(UserError, match=sentence):
-        layer_pairs(pairs, network("resnet8"), network("digits_cnn"))
+        resolve_layer_pairs(pairs, network("resnet8"), network("digits_cnn"))
 
 
 def test_a_long_list_of_layers_is_cut():
     assert layer_listing(tiny_bert(num_hidden_layers=12)).endswith("within them")
-
-
-def test_padding_is_masked():
-    mask = torch.tensor([[1, 1, 0]])
-    assert attention_mask({"input_ids": mask, "attention_mask": mask}).tolist() == [[True, True, False]]
-    assert attention_mask(torch.zeros(2, 1, 8, 8)) is None
 
 
 @pytest.mark.parametrize("name", LAYERED)

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.distill.layers.features import attention_mask, record_outputs
+from compression.methods.distill.layers.features import record_outputs
 from compression.methods.distill.layers.layer_distillation import train_on_layers
 from compression.methods.distill.mutual import have_equal_weights
 from compression.nn import transformer
-from compression.nn.inputs import forward
+from compression.nn.inputs import attention_mask, forward
 from compression.tasks.task import predict
 from tests.conftest import tiny_bert, words_task
 

@@ -10,7 +10,13 @@ from torch.nn import functional as F
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.prune.structure.channels import ChannelUnits
-from compression.methods.prune.structure.dependencies import channel_rows, channels_together
+from compression.methods.prune.structure.dependencies import (
+    channel_rows,
+    channels_together,
+    dependency_groups,
+    names_of,
+    remove_channels,
+)
 from compression.methods.prune.structure.trial import Trial
 from compression.models import huggingface
 from compression.tasks.task import predict
@@ -342,3 +348,17 @@ def test_other_transformers_are_refused_before_a_training(kind, make_context):
     model = huggingface.build_from_config(given).eval()
     with pytest.raises(UserError, match=f"structured cuts transformers of the types .*; of a {kind} neither"):
         Structured(sparsity=0.2).check(model, make_context(words_task(), model))
+
+
+def test_a_layer_norm_keeps_the_order_of_its_channels_however_few_are_left():
+    model = nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.Linear(16, 3))
+    scales = torch.arange(16.0)
+    model[1].weight.data, model[1].bias.data = scales.clone(), -scales
+    example = torch.randn(2, 4)
+    groups, _ = dependency_groups(model, example)
+    [group] = [group for group in groups if len(group[0].idxs) == 16]
+    kept = [5, 9, 10, 12]  # a set of these begins with 9
+    remove_channels(model, names_of(model), [(group, [i for i in range(16) if i not in kept])])
+    assert model[1].weight.tolist() == kept
+    assert model[1].bias.tolist() == [-i for i in kept]
+    assert model(example).shape == (2, 3)

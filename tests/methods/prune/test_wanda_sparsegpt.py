@@ -12,7 +12,7 @@ INPUTS = torch.tensor([[3.0, 1.0, 0.0], [4.0, 0.0, 0.0]], dtype=torch.double)
 
 def test_importance_is_the_weight_times_the_norm_of_its_input():
     weight = torch.tensor([[1.0, -6.0, 9.0], [2.0, 0.0, -1.0]])
-    norms = method("wanda")().second_moment(INPUTS[None].float())[0].sqrt()
+    norms = method("wanda")().input_moment(INPUTS[None].float())[0].sqrt()
     assert norms.tolist() == [5.0, 1.0, 0.0]
     assert wanda.wanda_scores(weight, norms).tolist() == [[5.0, 6.0, 0.0], [10.0, 0.0, 0.0]]
 

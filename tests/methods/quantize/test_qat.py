@@ -173,3 +173,25 @@ def test_a_bert_is_trained_rounded_and_answers_as_its_file(name, make_context, t
     assert {"activation-ranges", "weight-ranges"} <= set(context.record.figures)
     file = export(made, task.example(4), tmp_path / "model.onnx")
     check_parity(made, file, task.test, task.compute_metrics, threads=1)
+
+
+class Twice(nn.Module):
+    """One linear layer on two inputs, one of which is 20 times as large."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.fc = nn.Linear(64, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        rows = images.flatten(1)
+        return self.fc(self.layer(rows / 20) + self.layer(rows))
+
+
+@pytest.mark.parametrize("fields", [{"epochs": 0}, {"epochs": 2, "learning_rate": 1e-6}])
+def test_a_layer_called_twice_has_a_range_for_both_calls(fields, make_context, task):
+    model = models.adopt(Twice().eval(), Twice)
+    made = method("qat")(**fields).resolved(task).apply(copy.deepcopy(model), make_context(task, model)).eval()
+    largest = max(inputs.abs().max().item() for inputs, _ in task.train.batches(500))
+    assert made.layer.input.scale.item() * 255 > 0.95 * largest
+    example = task.example(50)
+    assert (made(example) - model(example)).norm() < 0.1 * model(example).norm()

@@ -62,6 +62,7 @@ def feature_map_sizes(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tens
     if isinstance(layer, nn.Conv2d):
         (rows, columns), (out_rows, out_columns) = inputs[0].shape[2:], output.shape[2:]
         return FeatureMapSizes(rows * columns, out_rows * columns, out_rows * out_columns)
+    # Of the output, whose last dimension is features for both; an embedding's input has none.
     tokens = output.numel() // output.shape[-1]
     return FeatureMapSizes(tokens, tokens, tokens)
 
@@ -91,4 +92,5 @@ def bisect_share(cost_at: Callable[[float], float], wanted: float, rounds: int =
     for _ in range(rounds):
         middle = (low + high) / 2
         low, high = (low, middle) if cost_at(middle) > wanted else (middle, high)
+    # Ranks are whole: `cost_at` has steps, and low and high end on the two sides of one.
     return min((low, high), key=lambda share: abs(cost_at(share) - wanted))

@@ -106,6 +106,8 @@ class Decomposition(Method):
         example = map_inputs(lambda tensor: tensor.to(context.device), context.task.example())
         selected = self.select_layers(model, example)
         sizes, macs = profile_layers(model, selected, example)
+        if not sizes:
+            raise UserError(f"The model never uses {', '.join(selected)}, so there is nothing to decompose.")
         before = Cost(layers.count_parameters(model), macs)
         candidates = [self.candidate(name, selected[name], of_layer) for name, of_layer in sizes.items()]
         chosen = self.choose_ranks(candidates, before)
@@ -159,6 +161,8 @@ class Decomposition(Method):
             return self.shrinking_ranks(candidates, 1.0)
 
         def remaining(share: float) -> float:
+            # By arithmetic alone, since the bisection asks some fifty times: nothing is factorized before the ranks are
+            # fixed.
             saved = self.saved_cost(candidates, self.shrinking_ranks(candidates, share))
             return 1 - float(getattr(saved, self.rank) / getattr(whole, self.rank))
 
@@ -180,6 +184,7 @@ class Decomposition(Method):
         fewer_params, fewer_macs = after.params < before.params, after.macs < before.macs
         if self.rank in TARGETS:
             return fewer_params if self.rank == "params" else fewer_macs
+        # An embedding has no MACs to lose: its parameters decide.
         return fewer_params and (fewer_macs or not before.macs)
 
     def cost_at(self, candidate: Candidate, ranks: Ranks) -> Cost:

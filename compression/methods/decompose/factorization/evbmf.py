@@ -54,6 +54,7 @@ def threshold(alpha: float) -> float:
     t is where phi(t) + phi(t / alpha) crosses zero, phi(z) = log(1 + z) / z - 1/2; the paper's t = 2.5129 sqrt(alpha)
     is close to it.
     """
+    # phi falls and is zero at 2.5129: for alpha <= 1 both terms are positive at 2.5 alpha, and negative at 2.6.
     t = brentq(lambda t: _phi(t) + _phi(t / alpha), 2.5 * alpha, 2.6)
     return float((1 + t) * (1 + alpha / t))
 
@@ -64,6 +65,8 @@ def _phi(z: float) -> float:
 
 def shrink(squares: np.ndarray, variance: float, short: int, long: int) -> np.ndarray:
     """Estimate the singular values that are kept from their squares gamma**2 `(rank,)`."""
+    # gamma / 2 (1 - (L + M) s2 / g2 + sqrt((1 - (L + M) s2 / g2)^2 - 4 L M s2^2 / g2^2)) with s2 = sigma^2, g2 =
+    # gamma^2.
     rest = 1 - (short + long) * variance / squares
     root = np.sqrt(np.maximum(rest**2 - 4 * short * long * (variance / squares) ** 2, 0))
     estimates: np.ndarray = np.sqrt(squares) / 2 * (rest + root)
@@ -79,6 +82,7 @@ def noise_variance(squares: np.ndarray, short: int, long: int) -> float:
     def objective(variance: float) -> float:
         return free_energy(squares / (long * variance), short / long)
 
+    # In equal ratios: the bounds may lie orders of magnitude apart, where most of the matrix is signal.
     grid = np.geomspace(low, high, GRID)
     best = int(np.argmin([objective(variance) for variance in grid]))
     around = grid[max(best - 1, 0)], grid[min(best + 1, GRID - 1)]
@@ -88,6 +92,8 @@ def noise_variance(squares: np.ndarray, short: int, long: int) -> float:
 
 def free_energy(x: np.ndarray, alpha: float) -> float:
     """The part of the free energy that depends on the variance, of x = gamma**2 / (M sigma**2) `(L,)`."""
+    # psi_0(x) = x - log x of all values, and of those that are kept psi_1(x) = log(1 + t) + alpha log(1 + t / alpha) -
+    # t, where t is the papers' tau(x), the larger root of t^2 - (x - 1 - alpha) t + alpha = 0.
     excess = x[x > threshold(alpha)] - (1 + alpha)
     t = (excess + np.sqrt(np.maximum(excess**2 - 4 * alpha, 0))) / 2
     return float(np.sum(x - np.log(x)) + np.sum(np.log1p(t) + alpha * np.log1p(t / alpha) - t))
@@ -97,5 +103,6 @@ def _bounds(squares: np.ndarray, short: int, long: int) -> tuple[float, float]:
     """Lower and upper bound of the variance: at most L / (1 + alpha) singular values can be above the noise."""
     alpha = short / long
     most = min(int(np.ceil(short / (1 + alpha))) - 1, short - 1)
+    # Below, more values than that would be above the threshold; nor is the noise less than the mean of the rest.
     low = max(squares[most] / (long * threshold(alpha)), squares[most:].mean() / long)
     return float(low), float(squares.sum() / (short * long))

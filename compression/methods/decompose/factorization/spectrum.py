@@ -28,7 +28,8 @@ class Spectrum:
         """Compute the singular values of a matrix `(rows, columns)`, in double precision."""
         rows, columns = matrix.shape
         wide = matrix.detach().double() if rows <= columns else matrix.detach().double().T
-        # Through the small square matrix: a convolution's unfolding is some ten times as long as it is high.
+        # Through the small square matrix: a convolution's unfolding is some ten times as long as it is high. Rounding
+        # makes eigenvalues of 0 slightly negative.
         squares = torch.linalg.eigvalsh(wide @ wide.T).clamp_min(0)
         return cls(squares.sqrt().flip(0).cpu().numpy(), (rows, columns))
 

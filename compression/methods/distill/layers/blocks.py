@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from compression.errors import UserError
 from compression.methods.distill.feature import HintLoss
-from compression.methods.distill.layers.features import LayerPairs, layer_pairs, record_outputs, sample_outputs
+from compression.methods.distill.layers.features import LayerPairs, record_outputs, resolve_layer_pairs, sample_outputs
 from compression.methods.distill.layers.layer_distillation import require_comparable, train_on_layers
 from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward, map_inputs
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def stage_pairs(teacher: nn.Module, student: nn.Module, context: Context) -> LayerPairs:
     """The stages of the teacher and those of the student that replace them; raises UserError where they do not fit."""
     try:
-        pairs = layer_pairs((), teacher, student)
+        pairs = resolve_layer_pairs((), teacher, student)
         of_teacher, of_student = zip(*pairs, strict=True)
         require_comparable(
             pairs, sample_outputs(teacher, of_teacher, context), sample_outputs(student, of_student, context)
@@ -98,6 +98,7 @@ def match_output(replacement: Tensor, output: Tensor | tuple[Tensor, ...]) -> Te
     if isinstance(output, tuple):
         return replacement, *output[1:]
     if replacement.ndim == 4:
+        # to a larger size, adaptive pooling repeats pixels
         return F.adaptive_avg_pool2d(replacement, (output.shape[2], output.shape[3]))
     return replacement
 
@@ -109,5 +110,6 @@ def count_parameters_up_to(model: nn.Module, layer: str, context: Context) -> in
     with record_outputs(copied, [layer]) as outputs:
         forward(copied, inputs)
     weights = list(copied.parameters())
+    # By gradients, since the order of modules need not be that of the calls; parameters that are not used have None.
     gradients = torch.autograd.grad(outputs[layer].sum(), weights, allow_unused=True)
     return sum(weight.numel() for weight, gradient in zip(weights, gradients, strict=True) if gradient is not None)

@@ -13,7 +13,7 @@ from compression.errors import UserError
 from compression.methods.distill.students.copies import evenly_spaced
 from compression.nn import transformer
 from compression.nn.hooks import Call, on_forward
-from compression.nn.inputs import Inputs, forward, map_inputs
+from compression.nn.inputs import forward, map_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,12 +46,7 @@ def sample_outputs(model: nn.Module, names: Iterable[str], context: Context) -> 
     return outputs
 
 
-def attention_mask(inputs: Inputs) -> Tensor | None:
-    """The mask `(batch, length)` of a batch of texts, bool, False for padding; None for images."""
-    return inputs["attention_mask"].bool() if isinstance(inputs, dict) else None
-
-
-def layer_pairs(named: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> LayerPairs:
+def resolve_layer_pairs(named: Sequence[tuple[str, str]], teacher: nn.Module, student: nn.Module) -> LayerPairs:
     """The pairs `named`; if there are none, the stages of both models, evenly spaced.
 
     Raises UserError for a layer that does not exist, with the names of those that do.
@@ -74,6 +69,7 @@ def stage_names(model: nn.Module) -> list[str]:
     if transformer.is_transformer(model):
         names = {id(module): name for name, module in model.named_modules()}
         return [names[id(layer)] for layer in transformer.layers(model)]
+    # the lab's residual networks; torchvision's
     found = [name for name, _ in model.named_modules() if re.fullmatch(r"stages\.\d+|layer\d+", name)]
     found = found or [name for name, module in model.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not found:

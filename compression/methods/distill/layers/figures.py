@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.methods.distill.layers.features import LayerPairs, attention_mask, record_outputs
+from compression.methods.distill.layers.features import LayerPairs, record_outputs
 from compression.methods.distill.layers.heads import AttentionProjections, log_relations
 from compression.nn import transformer
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, attention_mask, forward
 from compression.reporting.figures.distill import feature_maps
 
 if TYPE_CHECKING:
@@ -54,4 +54,4 @@ def attention_map(model: nn.Module, layer: str, inputs: Inputs) -> Tensor | None
     with record_outputs(model, [query, key]) as outputs:
         forward(model, inputs)
     attention = log_relations(outputs[query], outputs[key], projections.heads[layer], mask).exp()[0].mean(0)
-    return attention[mask[0]][:, mask[0]]
+    return attention[mask[0]][:, mask[0]]  # without padding

@@ -51,11 +51,15 @@ def require_same_heads(teacher: list[int], student: list[int]) -> None:
 
 def attention_scores(queries: Tensor, keys: Tensor, heads: int) -> Tensor:
     """Scaled dot products `(batch, heads, length, length)` of tensors `(batch, length, heads * size)`."""
+    # transformers 5 returns attention with attn_implementation="eager" only, and after its dropout.
+    # (batch, heads, length, size)
     by_head, keys_by_head = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (queries, keys))
+    # Each model scales by the size of its own heads, which may differ between teacher and student.
     return by_head @ keys_by_head.transpose(2, 3) / math.sqrt(by_head.shape[-1])
 
 
 def log_relations(queries: Tensor, keys: Tensor, heads: int, mask: Tensor) -> Tensor:
     """The log softmax of the scores over the tokens in `mask` `(batch, length)`: attention, or a value relation."""
+    # padding as a key, for all heads and queries
     scores = attention_scores(queries, keys, heads).masked_fill(~mask[:, None, None, :], MASKED_SCORE)
     return F.log_softmax(scores, dim=-1)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.errors import UserError
-from compression.methods.distill.layers.features import LayerPairs, attention_mask, layer_pairs, record_outputs
+from compression.methods.distill.layers.features import LayerPairs, record_outputs, resolve_layer_pairs
 from compression.methods.distill.layers.figures import log_feature_maps
 from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.teacher_time import TeacherTimer
 from compression.methods.distill.response import Response
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, attention_mask, forward
 from compression.params import param
 from compression.training.loop import fit
 
@@ -78,7 +78,7 @@ class LayerDistillation(Response):
 
     def compared_layers(self, teacher: nn.Module, student: nn.Module) -> LayerPairs:
         """The pairs of layers to compare; raises UserError for layers that do not exist."""
-        return layer_pairs(self.pairs, teacher, student)
+        return resolve_layer_pairs(self.pairs, teacher, student)
 
 
 def train_on_layers(
@@ -99,6 +99,7 @@ def train_on_layers(
     def loss(runner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         with timer.measure(), torch.no_grad(), record_outputs(teacher, teacher_layers) as teacher_outputs:
             teacher_logits = forward(teacher, inputs)
+        # `runner` may be accelerate's wrapper around the student, under which layers have other names.
         with record_outputs(student, student_layers) as student_outputs:
             student_logits = forward(runner, inputs)
         between_layers: Tensor = layer_loss(teacher_outputs, student_outputs, attention_mask(inputs))

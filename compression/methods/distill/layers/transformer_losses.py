@@ -36,6 +36,7 @@ class TransformerLayerLoss(LayerLoss):
         )
         sizes = hidden_size(student), hidden_size(teacher)
         self.layers = list(dict.fromkeys(layer for _, layer in pairs))
+        # One module in every place is one set of weights; `parameters()` gives it once.
         shared = projection(*sizes, always=False)
         self.projections = nn.ModuleList(projection(*sizes, always=True) if adaptive else shared for _ in self.layers)
 
@@ -48,6 +49,7 @@ class TransformerLayerLoss(LayerLoss):
             for layer, project in zip(self.layers, self.projections, strict=True)
         }
         smallest = [
+            # Only the nearest layer of the teacher gets a gradient through the minimum.
             torch.stack([self.distance(of_student[layer], of_teacher[t]) for t, s in self.pairs if s == layer]).min()
             for layer in self.layers
         ]
@@ -87,6 +89,7 @@ class TinyBertLoss(TransformerLayerLoss):
         super().__init__(pairs, teacher, student, adaptive, weight)
         require_same_heads(*self.heads)
         self.embeddings = embeddings_name(teacher), embeddings_name(student)
+        # W_e of eq. 9, apart from the layers' W_h of eq. 8
         self.project = projection(hidden_size(student), hidden_size(teacher), always=False)
 
     def layer_names(self) -> tuple[list[str], list[str]]:
@@ -114,10 +117,11 @@ class TinyBertLoss(TransformerLayerLoss):
     ) -> Sequence[Tensor]:
         """The hidden states, and the attention scores `(pairs of tokens, heads)`."""
         query, key, _ = projections.names(layer)
+        # Before the softmax, as in the paper: the probabilities converged more slowly there.
         scores = attention_scores(outputs[query], outputs[key], projections.head_count(layer))
-        both = mask.unsqueeze(2) & mask.unsqueeze(1)
+        both = mask.unsqueeze(2) & mask.unsqueeze(1)  # (batch, length, length): pairs of real tokens
         hidden = super().compared_tensors(projections, layer, outputs, mask, project)
-        return [*hidden, scores.permute(0, 2, 3, 1)[both]]
+        return [*hidden, scores.permute(0, 2, 3, 1)[both]]  # (batch, length, length, heads) before the mask
 
     def distance(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """The sum of the mean squared differences of hidden states and scores."""

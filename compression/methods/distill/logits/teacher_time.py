@@ -44,11 +44,12 @@ class TeacherTimer:
         """Wait for the events held so far and add their time."""
         for begin, end in self.events:
             end.synchronize()
-            self.seconds += begin.elapsed_time(end) / 1000
+            self.seconds += begin.elapsed_time(end) / 1000  # it is in milliseconds
         self.events.clear()
 
     def log_share(self, context: Context) -> None:
         """Record `teacher_time_share`, of all the time since the timer was made."""
+        # Work that is queued on a GPU is not done yet: its last events are waited for before either number is read.
         self.add_up_events()
         context.teacher_times.append((self.seconds, time.perf_counter() - self.started))
         log_share_of(context, context.teacher_times[-1:])

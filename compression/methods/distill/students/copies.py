@@ -39,6 +39,7 @@ def shallower_copy(teacher: nn.Module, count: int) -> nn.Module:
     DistilBERT's initialization: Sanh et al. 2019, arXiv:1910.01108, section 3. Raises UserError where the teacher has
     fewer layers, or none that can be dropped.
     """
+    # A teacher is frozen, and so is its copy.
     student = copy.deepcopy(teacher).requires_grad_(True)
     if not transformer.is_transformer(student):
         keep_blocks(student, count)
@@ -79,7 +80,9 @@ def keep_blocks(model: nn.Module, count: int) -> None:
         most = len(stages) * min(map(len, stages))
         raise UserError(f"layers={count}: the teacher has {len(stages)} stages; take a multiple of it, {most} at most.")
     for stage in stages:
+        # the first, and evenly spaced ones of those behind it
         kept = {0, *(1 + i for i in evenly_spaced(len(stage) - 1, each - 1))}
+        # from the end, for a deletion moves the blocks behind it
         for i in reversed(range(len(stage))):
             if i not in kept:
                 del stage[i]

@@ -9,7 +9,7 @@ from compression import models
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.distill.students.copies import shallower_copy, thinner_copy
-from compression.params import group, param
+from compression.params import Place, group, param
 from compression.training.hyperparameters import Training
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Distillation(Method):
 class StudentSelection(Distillation):
     """A distillation whose student is a named model, or a smaller copy of its teacher."""
 
-    student: str = param(
+    student: Place = param(
         "",
         "model name, runs:/…, models:/… or a folder; if empty, the model from earlier steps, else the task's small one",
     )
@@ -54,7 +54,9 @@ class StudentSelection(Distillation):
 
     def training_defaults(self, task: Task) -> Mapping[str, Any]:
         """The task's defaults; for a student that starts untrained, those for training from scratch."""
-        return {**task.training, **(task.from_scratch if self.student in models.MODELS else {})}
+        # The task's own defaults are for weights that were trained before, as those of a pretrained transformer.
+        is_untrained = self.student in models.MODELS or self.width is not None  # a copy of other width is built anew
+        return {**task.training, **(task.from_scratch if is_untrained else {})}
 
     def build_student(self, model: nn.Module, teacher: nn.Module, context: Context) -> nn.Module:
         """The student to train, on the device; `model` is the one that the step before gave.
@@ -85,7 +87,7 @@ class StudentSelection(Distillation):
 class TeacherStudent(StudentSelection):
     """A distillation with one teacher and one student."""
 
-    teacher: str = param("", "model name, runs:/…, models:/… or a folder; if empty, the model before the first step")
+    teacher: Place = param("", "model name, runs:/…, models:/… or a folder; if empty, the model before the first step")
 
     def teacher_and_student(self, model: nn.Module, context: Context) -> tuple[nn.Module, nn.Module]:
         """The frozen teacher and the student to train; raises UserError where there is no such model."""

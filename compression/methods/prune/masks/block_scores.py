@@ -43,6 +43,8 @@ class BlockGrid:
     def expand(self, values: Tensor) -> Tensor:
         """Repeat a value for each block, `(blocks,)`, for each of its weights; in the weight's shape."""
         rows, columns = self.blocks
+        # A view (rows, height, columns, width) of stride 0; only `reshape` copies. Blocks at the edge are then cut to
+        # the weight, since the grid is rounded up.
         repeated = values.view(rows, 1, columns, 1).expand(-1, self.height, -1, self.width)
         padded = repeated.reshape(rows * self.height, columns * self.width)
         return padded[: self.shape[0], : self.shape[1:].numel()].reshape(self.shape)
@@ -50,8 +52,10 @@ class BlockGrid:
     def sum_blocks(self, values: Tensor) -> Tensor:
         """The sums `(blocks,)` of values in the weight's shape over each block: the transpose of `expand`."""
         flat, (rows, columns) = values.flatten(1), self.blocks
+        # `pad` takes the last dimension first. Zeros add nothing, so blocks at the edge sum what there is of them.
         padding = (0, columns * self.width - flat.shape[1], 0, rows * self.height - flat.shape[0])
         padded = nn.functional.pad(flat, padding)
+        # (rows, height, columns, width) -> (rows, columns)
         return padded.view(rows, self.height, columns, self.width).sum((1, 3)).flatten()
 
 
@@ -101,6 +105,7 @@ class ScoredLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The layer's outputs with the masked weight."""
+        # The weight stays whole underneath: the score of a pruned block still has a gradient, and it may come back.
         weight = cast("Tensor", self.layer.weight) * self.grid.expand(self.scores())
         outputs: Tensor = functional_call(self.layer, {"weight": weight}, (input,))
         return outputs
@@ -116,6 +121,7 @@ def attach_scores(
     group_scores = []
     for group in groups:
         modules = {name: model.get_submodule(name) for name, _ in group}
+        # A block all of whose weights an earlier step has pruned has size 0: to prune it again counts nothing.
         sizes = torch.stack([grid.sum_blocks(unpruned(modules[name])) for name, grid in group]).sum(0).long()
         scores = BlockScores(sizes, sum(grid.shape.numel() for _, grid in group), initial)
         for name, grid in group:
@@ -156,6 +162,7 @@ def select_globally(groups: Sequence[BlockScores], sparsity: float, per_weight: 
     blocks of different sizes compare.
     """
     sizes = torch.cat([s.sizes for s in groups])
+    # Single weights and a head of thousands are ranked together; `clamp_min` is for blocks that were pruned before.
     scores = torch.cat([s.scores.detach() for s in groups]) / (sizes.clamp_min(1) if per_weight else 1)
     pruned = lowest_blocks(scores, sizes, sum(s.count_to_prune(sparsity) for s in groups))
     for group, part in zip(groups, torch.split(pruned, [len(s.sizes) for s in groups]), strict=True):
@@ -167,6 +174,7 @@ def select_locally(groups: Sequence[BlockScores], sparsity: float) -> None:
 
     At least one block of a group stays; what whole blocks cannot meet in one group is carried over to the next.
     """
+    # Carried over, so that the total is off by half a block at most, and not by as much in every group.
     missing = 0.0
     for group in groups:
         scores, count = group.scores.detach(), group.count_to_prune(sparsity)
@@ -184,6 +192,7 @@ def lowest_blocks(scores: Tensor, sizes: Tensor, count: float) -> Tensor:
     else:
         order = scores.argsort(stable=True)
         in_order = sizes[order]
+        # A block goes if its middle lies below the count: then the sum is off by half of the last block at most.
         index = order[in_order.cumsum(0) - in_order / 2 < count]
     lowest[index] = True
     return lowest

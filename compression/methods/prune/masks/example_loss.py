@@ -29,6 +29,7 @@ def example_batches(context: Context, examples: int, size: int = BATCH) -> Itera
     split = context.task.train
     generator = torch.Generator().manual_seed(context.seed)
     chosen = torch.randperm(len(split), generator=generator)[:examples]
+    # Even: 129 examples are 65 and 64, not 128 and 1, which batch norms could not normalise by its own statistics.
     batches = math.ceil(len(chosen) / size)
     return split.select(chosen).to(context.device).batches(math.ceil(len(chosen) / batches))
 
@@ -38,6 +39,7 @@ def differentiable_copy(model: nn.Module, context: Context, batch_statistics: bo
 
     With `batch_statistics`, batch norms normalise by the batch at hand: an untrained model has no running statistics.
     """
+    # A copy, for the model itself must keep its gradients, its running statistics, and which parameters train.
     copied = copy.deepcopy(model).to(context.device).eval().requires_grad_(False)
     for module in copied.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -70,8 +70,10 @@ class LayerwisePruning(Method):
         model = model.to(context.device).eval()
         batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
         before = layer_sparsities(model)
+        # A forward pass of all batches for every layer, after the layers before it were pruned: a later layer makes up
+        # for what earlier ones lost, and one layer's moments are held at a time (75 MB for 3,072 inputs in doubles).
         for layer in self.layers_to_prune(model, context.record):
-            moments = sum_second_moments(model, layer, batches, self.second_moment)
+            moments = sum_second_moments(model, layer, batches, self.input_moment)
             groups = zip(weight_matrices(layer), moments, mask_matrices(layer), strict=True)
             pruned = [self.prune_matrix(*group) for group in groups]
             with torch.no_grad():
@@ -96,7 +98,7 @@ class LayerwisePruning(Method):
             record.warn(f"Inputs that do not divide by {self.pattern}'s m stay dense: {', '.join(dense)}.")
         return list(fitting.values())
 
-    def second_moment(self, rows: Tensor) -> Tensor:
+    def input_moment(self, rows: Tensor) -> Tensor:
         """Products of inputs `(groups, n, columns)`, summed over the n rows; the first dimension stays `groups`."""
         raise NotImplementedError
 
@@ -116,6 +118,7 @@ def weight_matrices(layer: Any, values: Tensor | None = None) -> Tensor:
     """
     values = layers.weight(layer) if values is None else values
     groups = getattr(layer, "groups", 1)
+    # (groups, outputs / groups, channels, positions)
     by_position = values.reshape(groups, values.shape[0] // groups, values.shape[1], -1)
     return by_position.transpose(2, 3).flatten(2)
 
@@ -124,6 +127,7 @@ def from_matrices(layer: Any, matrices: Tensor) -> Tensor:
     """Reshape matrices, as `weight_matrices` gives them, to the shape of the layer's weight."""
     shape = layers.weight(layer).shape
     groups, outputs, _ = matrices.shape
+    # (groups, outputs / groups, positions, channels) -> (groups, outputs / groups, channels, positions) -> the weight
     return matrices.reshape(groups, outputs, -1, shape[1]).transpose(2, 3).reshape(shape)
 
 
@@ -136,9 +140,9 @@ def mask_matrices(layer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def sum_second_moments(
-    model: nn.Module, layer: nn.Module, batches: Sequence[Inputs], second_moment: Callable[[Tensor], Tensor]
+    model: nn.Module, layer: nn.Module, batches: Sequence[Inputs], moment: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Sum `second_moment(rows)` of the layer's inputs over the batches, one forward pass of `model` each.
+    """Sum `moment(rows)` of the layer's inputs over the batches, one forward pass of `model` each.
 
     Raises UserError for a layer that the model never uses.
     """
@@ -146,8 +150,8 @@ def sum_second_moments(
     attention_mask: Tensor | None = None
 
     def add_call(call: Call) -> None:
-        moment = second_moment(input_rows(layer, call.inputs[0], attention_mask))
-        moments[:] = [moments[0] + moment if moments else moment]
+        added = moment(input_rows(layer, call.inputs[0], attention_mask))
+        moments[:] = [moments[0] + added if moments else added]
 
     with on_forward({"": layer}, add_call, before=True):
         for inputs in batches:
@@ -164,6 +168,7 @@ def input_rows(layer: nn.Module, inputs: Tensor, attention_mask: Tensor | None) 
     Tokens where `attention_mask` `(batch, length)` is 0, padding, are left out.
     """
     if isinstance(layer, nn.Linear):
+        # Of other shapes are the inputs of a pooler or classifier, which read one vector of each text.
         if attention_mask is not None and inputs.shape[:-1] == attention_mask.shape:
             inputs = inputs[attention_mask.bool()]
         return inputs.flatten(0, -2).unsqueeze(0)
@@ -177,15 +182,18 @@ def input_patches(layer: Any, images: Tensor) -> Tensor:
     """
     channels, size = layer.in_channels, math.prod(layer.kernel_size)
     arguments = {n: getattr(layer, n) for n in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
+    # Not F.unfold, which takes images alone, and neither padding="same" nor reflected or circular padding.
     pick = type(layer)(channels, channels * size, groups=channels, bias=False, **arguments).to(images)
     one_hot = torch.eye(size, device=images.device, dtype=images.dtype)
     pick.weight.data = one_hot.view(size, 1, *layer.kernel_size).repeat(channels, *[1] * (images.ndim - 1))
+    # (batch, groups, channels, size, positions)
     picked: Tensor = pick(images).flatten(2).unflatten(1, (layer.groups, channels // layer.groups, size))
-    return picked.permute(1, 0, 4, 3, 2).flatten(3).flatten(1, 2)
+    return picked.permute(1, 0, 4, 3, 2).flatten(3).flatten(1, 2)  # (groups, batch, positions, size, channels) first
 
 
 def smallest_per_row(saliency: Tensor, counts: Sequence[int]) -> Tensor:
     """A mask, true at the `counts[i]` smallest entries of row i of `saliency` `(rows, columns)`."""
+    # Ranks, not a threshold: with equal scores (zeros of dead inputs) a threshold would prune more than the count.
     ranks = saliency.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < torch.tensor(counts, device=saliency.device)[:, None]
 

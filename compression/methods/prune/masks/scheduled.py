@@ -140,12 +140,15 @@ class PruningLoop:
         """
         method, model = self.method, initial_model(model, self.context)
         require_training(method.training, self.context.task.training, "sparsity_schedule=lottery draws tickets")
+        # Copies, and `extra` of the first round: its checkpoints have them, so that a run killed after the epoch to
+        # rewind to still rewinds to the same weights.
         early = SavedTensors(value.clone() for value in model.state_dict().values())
         epochs = method.training_for(self.context.task).epochs or 0
         if method.rewind > epochs:
             raise UserError(f"rewind={method.rewind} lies after the last of {epochs} epochs; it must not.")
 
         def save_early_weights(step: int, steps: int) -> None:
+            # rewind / epochs of the way, compared in whole numbers
             if step * epochs == method.rewind * steps:
                 early.copy_from(model.state_dict().values())
 
@@ -153,6 +156,7 @@ class PruningLoop:
         fit(model, self.context, method.training, on_step=save_early_weights, extra=early, name="round-0")
         for number in range(1, method.rounds + 1):
             curve.append((number, *self.prune(model, self.scheduled_sparsities(number / method.rounds))))
+            # Masks are not in the state dict, so they stay; they are applied again to the weights that come back.
             model.load_state_dict(dict(zip(model.state_dict(), early.buffers(), strict=True)))
             layers.apply_masks(model)
             fit(model, self.context, method.training, name=f"round-{number}")
@@ -180,6 +184,7 @@ class PruningLoop:
         modules = [model.get_submodule(name) for name in self.final_sparsities]
         for module in modules:
             intersect_mask(module, torch.ones_like(layers.weight(module), dtype=torch.bool))
+        # The same tensors under a second name; on the device already, so `fit` does not part them by moving them.
         return SavedTensors(cast("Tensor", module.mask) for module in modules)
 
     def log_curve(self, curve: Sequence[tuple[float, float, float]], unit: str) -> None:
@@ -196,6 +201,7 @@ def initial_model(model: nn.Module, context: Context) -> nn.Module:
         return model
     if context.model_changed:
         raise UserError("lottery goes back to the weights a training began with, so it must be the first step.")
+    # New weights must not move the generator that the training draws from.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(context.seed)
         return models.rebuild(models.spec_of(model)).to(context.device)

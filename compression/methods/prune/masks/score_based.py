@@ -49,6 +49,7 @@ class ScoreBasedPruning(Method):
     scope: str = param(
         "local", "rank within each layer, or all layers together", choices=("local", "global"), when=WITH_TOPK
     )
+    # Scores begin equal, and the rate scales every step of theirs alike: what topk ranks does not change with it.
     score_learning_rate: float = param(
         0.01,
         "peak learning rate of the scores (a ranking by topk does not depend on it)",
@@ -132,6 +133,7 @@ class ScoreTraining:
 
     def on_step(self, step: int, steps: int) -> None:
         """Choose the blocks to keep in the next step, and add to the curve, which has about 100 points."""
+        # Asked before the progress moves on: the gap is told once, when the last step with a threshold is over.
         used_threshold, self.progress.fraction = self.uses_threshold, step / steps
         if self.uses_threshold:
             apply_threshold(self.groups, self.method.threshold * self.ramp)
@@ -180,6 +182,7 @@ class ScoreTraining:
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The optimizer's groups: weights as usual, scores at their own learning rate and without decay."""
+        # The scores are parameters of the model's ScoredLayers, so `decay_groups` has them among its vectors.
         scores = [s.scores for s in self.groups]
         score_ids = {id(s) for s in scores}
         weights = [g | {"params": [p for p in g["params"] if id(p) not in score_ids]} for g in decay_groups(model)]

@@ -31,6 +31,7 @@ def keep_largest(scores: Mapping[str, Tensor], sparsity: float) -> Masks:
     """
     flat = torch.cat([s.flatten() for s in scores.values()])
     keep = torch.zeros_like(flat, dtype=torch.bool)
+    # Not torch.kthvalue: a threshold would keep or drop all equal scores at once, such as the -inf of earlier masks.
     order = flat.sort(descending=True, stable=True).indices
     keep[order[: len(flat) - round(sparsity * len(flat))]] = True
     parts = torch.split(keep, [s.numel() for s in scores.values()])
@@ -65,6 +66,7 @@ def intersect_mask(layer: nn.Module, keep: Tensor) -> None:
 
 def prune_counts(sizes: Sequence[int], sparsity: float) -> Iterator[int]:
     """How many weights to prune of each part, near `sparsity` times its size, so that the total is off by < 1."""
+    # Each part rounded by itself: half of 3 weights would be 2 in every row, two thirds of the layer.
     total, pruned = 0, 0
     for size in sizes:
         total += size

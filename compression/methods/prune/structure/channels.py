@@ -47,6 +47,7 @@ class ChannelUnits:
         self.groups: dict[str, Any] = {self.names[id(group[0].dep.target.module)]: group for group in chosen}
         cut = {module for group in chosen for module in output_layers(group)}
         kept = [*lost, *(module for group in inner for module in output_layers(group))]
+        # A layer may be in a group that goes and in one that stays; one of a single channel has none to spare.
         self.untouched = [self.names[id(m)] for m in kept if m not in cut and output_channels(m) > 1]
 
     def ranked_units(
@@ -83,6 +84,8 @@ class ChannelUnits:
         Raises UserError if this one would not answer without them as with nothing that reads them.
         """
         removal = [(self.groups[str(name)], channels) for name, channels in plan.items()]
+        # Copies are cut in the search for a plan, for their cost alone; what is kept is tried once more with just these
+        # channels, for the trials before drew random ones.
         if model is self.model and not self.trial.passes(removal):
             raise UserError(
                 f"The channels that structured would remove from a {type(model).__name__} do not go together, though "

@@ -80,10 +80,12 @@ class EncoderGates(nn.Module):
         """
         rows, fixed = self.rows(), list[Tensor]()
         for index, row in enumerate(rows):
+            # At these shifts all gates are closed, and all open.
             low, high = -50.0, 50.0
             for _ in range(50):  # the interval of 100 shrinks below the spacing of floats
                 middle = (low + high) / 2
                 values = [*fixed, *(r.discretized(middle) for r in rows[index:])]
+                # `high` is always a shift that leaves too much open, `low` one that leaves too little.
                 low, high = (low, middle) if self.sparsity(values) <= sparsity else (middle, high)
             fixed.append(row.discretized(high))
         return fixed
@@ -111,6 +113,8 @@ class GatedNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalised and gated input."""
+        # Mean and variance over the open dimensions alone: those are what the plain norm sees once the others are cut.
+        # In single precision, as autocast runs layer norms.
         gate, input = self.after(), input.float()
         is_open = (gate > 0).float()
         count = is_open.sum().clamp_min(1)
@@ -154,6 +158,7 @@ def attach_gates(model: nn.Module, gates: EncoderGates) -> None:
     blocks, norms, linears = transformer.blocks(model), list(hidden_norms(model)), list(hidden_linears(model))
     for i, block in enumerate(blocks):
         heads = RepeatedGates(cast("Gates", gates.heads[i]), block.head_size)
+        # Behind the output's bias too: a closed layer adds nothing to the residual stream.
         replace_module(model, names[id(block.output)], GatedLinear(block.output, heads, SingleGate(gates.attention, i)))
         replace_module(
             model, names[id(block.down)], GatedLinear(block.down, gates.neurons[i], SingleGate(gates.ffn, i))
@@ -183,8 +188,11 @@ def hidden_linears(model: nn.Module) -> Iterator[nn.Linear]:
 def detach_gates(model: nn.Module, gates: EncoderGates, values: Sequence[Tensor]) -> nn.Module:
     """Multiply the discretized `values` of each row into the weights, cut what is closed, and remove the gates."""
     for row, value in zip(gates.rows(), values, strict=True):
+        # In evaluation a row would give its own discretization, without the shifts that met the target.
         row.train()
         row.sampled = value  # the gates in the model now have these values
+    # A list, since modules are replaced on the way. Values go into the weights before anything is cut: gates have the
+    # sizes of the whole model.
     for name, module in list(model.named_modules()):
         if isinstance(module, (GatedLinear, GatedNorm)):
             fold_gates(module)
@@ -202,6 +210,7 @@ def cut_attention(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     """Keep the heads `keep` of a layer; with none, a head of one dimension and zero output weights has to stay."""
     transformer.cut_heads(model, layer, keep)
     if not keep:
+        # `cut_heads` leaves a head with zero output weights; of its dimensions (64 in BERT) one is enough.
         block, first = transformer.blocks(model)[layer], torch.tensor([0])
         for projection in (block.query, block.key, block.value):
             transformer.index_select_layer(projection, first, dim=0)
@@ -218,5 +227,6 @@ def fold_gates(gated: GatedLinear | GatedNorm) -> None:
         layer.weight.mul_(gated.before())
     if gated.after is not None:
         after = gated.after()
+        # (outputs,) gates scale the rows of a matrix; a norm's vector and a single gate broadcast as they are.
         layer.weight.mul_(after.unsqueeze(-1) if layer.weight.ndim == 2 and after.ndim else after)
         layer.bias.mul_(after)

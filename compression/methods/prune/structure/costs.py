@@ -24,6 +24,8 @@ def count_parameters(model: nn.Module, _example: Inputs) -> int:
 @torch.no_grad()
 def count_operations(model: nn.Module, example: Inputs) -> int:
     """Operations of one forward pass, twice the multiply-accumulates."""
+    # Attention is counted in its eager form alone (torch 2.14.1 misses SDPA on the CPU), as the lab loads transformers.
+    # Convolutions and matrix products count 2 a MAC; norms, activations and sums count nothing.
     with FlopCounterMode(display=False) as counter:
         forward(model.eval(), example)
     operations: int = counter.get_total_flops()

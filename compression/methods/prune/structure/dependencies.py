@@ -78,6 +78,8 @@ def find_group(graph: Any, layer: nn.Module, limit: int) -> Any | None:
 
     torch-pruning's own search goes on for ever where it takes views of windows for flattened feature maps.
     """
+    # The walk of `get_pruning_group` (torch-pruning 1.6.1), but what a node has seen is not followed again. Theirs
+    # compares whole lists of indices, and where every round brings other ones it does not end.
     pruner = graph.get_pruner_of_module(layer)
     node, function = graph.module2node[layer], pruner.prune_out_channels
     first = tp.dependency.Dependency(function, function, source=node, target=node)
@@ -89,6 +91,7 @@ def find_group(graph: Any, layer: nn.Module, limit: int) -> Any | None:
         for dependency in reached.target.dependencies:
             if not dependency.is_triggered_by(reached.handler):
                 continue
+            # maps of concatenations, splits and flattened feature maps, in turn
             mapped = indices
             for mapping in dependency.index_mapping:
                 mapped = mapping(mapped) if mapping else mapped
@@ -101,6 +104,7 @@ def find_group(graph: Any, layer: nn.Module, limit: int) -> Any | None:
     group = tp.dependency.Group()
     for dependency, roots in found.values():
         if roots:
+            # `add_dep` keeps the indices alone; `root_idxs` says to which channel of the first layer each belongs.
             group.add_dep(dependency, list(roots))
             group[len(group) - 1].root_idxs = list(roots.values())
     return group
@@ -136,6 +140,7 @@ def is_indivisible(model: nn.Module, group: Any) -> bool:
 
     Nor can the width of an `nn.MultiheadAttention`, by which it scales its scores.
     """
+    # Of a tied weight, torch-pruning would give its new parameter to one owner only.
     owners = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
     modules = [item.dep.target.module for item in group if isinstance(item.dep.target.module, nn.Module)]
     return (
@@ -159,6 +164,7 @@ def channels_together(group: Any) -> int:
             continue
         # Where its other channels are another group's, behind torch.cat, its parts would have to lose as many of both.
         counts.append(parts if parts == 1 or len(set(item.idxs)) == channels else total)
+    # With 4 parts in one layer and 6 in another, 12 go at once: as many from every part of both.
     together = math.lcm(*counts)
     return together if total % together == 0 else total
 
@@ -191,6 +197,7 @@ def ignore_inputs(model: nn.Module, names: Names, removal: Removal) -> None:
 
 def over_inputs(module: Any, values: Tensor) -> Tensor:
     """View `values` of the input channels so that they broadcast over the weight of `module`."""
+    # The weight has inputs / groups columns; those of row r are the inputs of the group that r belongs to.
     groups, spatial = getattr(module, "groups", 1), [1] * (module.weight.ndim - 2)
     if getattr(module, "transposed", False):
         return values.view(-1, 1, *spatial)
@@ -202,16 +209,34 @@ def remove_channels(model: nn.Module, names: Names, removal: Removal) -> None:
 
     `names` are those of the model in which the groups were found, of which `model` may be a copy.
     """
+    # torch-pruning (1.6.1) puts a new parameter in the place of each, and all of them take gradients.
     trains = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for name, handler, node, indices in removed_slices(names, removal):
+        # One ParameterPruner serves all bare parameters, and reads the axis to cut from itself.
         handler.__self__.pruning_dim = node.pruning_dim
         if name in trains:  # a parameter that belongs to no layer
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, handler(model.get_parameter(name), indices))
+        elif isinstance(module := model.get_submodule(name), nn.LayerNorm):
+            _remove_from_norm(module, handler, node.pruning_dim, indices)
         else:
-            handler(model.get_submodule(name), indices)
+            handler(module, indices)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trains[name])
+
+
+def _remove_from_norm(norm: nn.LayerNorm, handler: Any, axis: int, indices: Iterable[int]) -> None:
+    """Remove the channels `indices` along `axis` from a layer norm, in place, with torch-pruning's `handler`.
+
+    That one (1.6.1) leaves the others in the order of a Python set: of 16 channels it may keep 9, 10, 12, 5.
+    """
+    before = {name: parameter.data for name, parameter in norm.named_parameters()}
+    handler(norm, indices)
+    for name, values in before.items():
+        if (parameter := norm.get_parameter(name)).shape != values.shape:
+            kept = torch.ones(values.shape[axis], dtype=torch.bool, device=values.device)
+            kept[list(indices)] = False
+            parameter.data = values.index_select(axis, kept.nonzero().flatten())
 
 
 def removed_slices(names: Names, removal: Removal) -> Iterator[tuple[str, Any, Any, list[int]]]:

@@ -27,9 +27,11 @@ def remove_empty_units(model: nn.Module) -> nn.Module:
 @torch.no_grad()
 def fold_constant_heads(block: transformer.Block) -> list[int]:
     """Add the outputs of constant heads to the output bias; the indices of the heads to keep."""
-    by_head = block.value.weight.reshape(block.heads, block.head_size, -1)
+    by_head = block.value.weight.reshape(block.heads, block.head_size, -1)  # (heads, head_size, hidden)
     is_constant = ~by_head.flatten(1).any(1)
+    # (hidden, heads, head_size): no output reads any dimension of the head
     is_unused = ~block.output.weight.reshape(-1, block.heads, block.head_size).any(2).any(0)
+    # Attention weights add up to 1 over the tokens, so a constant value comes out of a head as it is.
     constant = block.value.bias * is_constant.repeat_interleave(block.head_size)
     block.output.bias.add_(block.output.weight @ constant)
     return _indices(~is_constant & ~is_unused)

@@ -56,6 +56,7 @@ class EncoderUnits:
                 raise UserError(
                     "Heads were cut before, so heads and hidden cannot go together any more; cut one of them."
                 )
+            # Ranked by the heads: as many steps of both, so a head's width stays hidden size / heads all the way.
             pairs = zip(heads, hidden, strict=True)
             units["hidden"] = [PruningUnit(head.plan | other.plan, head.rank) for head, other in pairs]
         return sorted((unit for of_part in units.values() for unit in of_part), key=lambda unit: unit.rank)
@@ -73,6 +74,7 @@ class EncoderUnits:
         blocks = transformer.blocks(self.model)
         scores: dict[str, dict[Location, Tensor]] = {part: {} for part in PARTS}
         for index, block in enumerate(blocks):
+            # (heads * size,) -> (heads, size) -> (heads,)
             scores["heads"][index, "heads"] = output_scores(block.query).view(block.heads, -1).mean(1)
             scores["ffn"][index, "ffn"] = output_scores(block.up)
         scores["hidden"][0, "hidden"] = output_scores(blocks[0].output)

@@ -19,7 +19,8 @@ def quantile(log_alpha: Tensor, uniform: Tensor) -> Tensor:
 
     For a uniform random number, it is a sample of the gate.
     """
-    concrete = ((uniform.log() - (1 - uniform).log() + log_alpha) / BETA).sigmoid()
+    concrete = ((uniform.log() - (1 - uniform).log() + log_alpha) / BETA).sigmoid()  # eq. 10, in (0, 1)
+    # eq. 11: stretched over both ends, so that 0 and 1 themselves have a probability
     return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 

@@ -145,6 +145,7 @@ def normalise_scores(scores: Tensor, criterion: str) -> Tensor:
     if criterion != "lamp":
         return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
     ranked, order = scores.sort()
+    # sums[i] = ranked[i] + all that are larger
     sums = ranked.flip(0).cumsum(0).flip(0)
     return torch.empty_like(scores).index_copy_(0, order, ranked / sums)
 

@@ -53,8 +53,9 @@ def rank_units(
     units = []
     for location, channel_scores in scores.items():
         together, removed = (parallel or {}).get(location, 1), 0
-        position_scores = channel_scores.view(together, -1).mean(0)
+        position_scores = channel_scores.view(together, -1).mean(0)  # (together, positions) -> (positions,)
         order = position_scores.argsort(stable=True).tolist()
+        # A position stands for `together` channels: with 2 in each, multiples of 8 channels are those of 4 positions.
         for run in split_into_runs(order, round_to // math.gcd(round_to, together)):
             removed += len(run)
             rank = position_scores[run].mean().item() if is_global else removed / len(order)
@@ -99,10 +100,12 @@ class PlanSearch:
         self, units: Sequence[PruningUnit], removed_share: Callable[[PruningPlan], float], target: float
     ) -> None:
         self.units, self.target = units, target
+        # An evaluation copies the model, cuts it and, for MACs, runs it: seconds matter here, not the search itself.
         self.share = cache(lambda selection: removed_share(merge_plans(units[i] for i in sorted(selection))))
 
     def objective(self, selection: Selection) -> Objective:
         """What is minimised, the first entry first: how far the target is missed beyond TOLERANCE, disorder, miss."""
+        # Within TOLERANCE all are equally good by the first entry, and the order of importance decides.
         miss = abs(self.share(selection) - self.target)
         return max(0.0, miss - TOLERANCE), disorder(selection), miss
 
@@ -114,6 +117,7 @@ class PlanSearch:
         """The best of the selections in order, with filled gaps, and with swaps."""
         candidates = list(self.selections_in_order()) or [Selection()]
         best = min(candidates, key=self.objective)
+        # Swaps begin at the two next to the target in plain order, just below it and just above.
         for start in candidates[:2]:
             best = self.swap_units(start, best)
         return best
@@ -123,11 +127,13 @@ class PlanSearch:
         selected, rest = Selection(), list(range(len(self.units)))
         while rest:
             counts = range(len(rest) + 1)
+            # The share grows with every unit, so the place of the target is bisected: some 7 evaluations for 100 units.
             below = bisect_right(counts, self.target, key=lambda count: self.share(selected.union(rest[:count]))) - 1
             nearest = [selected.union(rest[:count]) for count in (below, min(below + 1, len(rest)))]
             yield from nearest
             if below == len(rest) or min(abs(self.share(each) - self.target) for each in nearest) <= TOLERANCE:
                 return
+            # The unit that would step over the target; what its location loses is settled, and others fill the gap.
             too_large = self.units[rest[below]].plan.keys()
             selected = nearest[0]
             rest = [i for i in rest[below + 1 :] if self.units[i].plan.keys() != too_large]
@@ -139,6 +145,7 @@ class PlanSearch:
         goes on from the neighbour with the best objective, and stops where no neighbour is better.
         """
         while not self.meets_target(start):
+            # Sorting evaluates nothing, and the first that meets the target ends the search: 3 s, not 11, a ResNet-20.
             neighbours = sorted(self.neighbours(start), key=disorder)
             for selection in neighbours:
                 if self.meets_target(best) and disorder(selection) >= disorder(best):
@@ -156,6 +163,7 @@ class PlanSearch:
         by_location: dict[frozenset[Location], list[int]] = {}
         for index, unit in enumerate(self.units):
             by_location.setdefault(frozenset(unit.plan), []).append(index)
+        # Within a location the order is that of importance: only its next unit can come, only its last one go back.
         added = {key: frozenset([min(out)]) for key, all_ in by_location.items() if (out := {*all_} - selection)}
         removed = {key: frozenset([max(in_)]) for key, all_ in by_location.items() if (in_ := {*all_} & selection)}
         yield from (selection | unit for unit in added.values())

@@ -35,6 +35,7 @@ def group_penalty(groups: Iterable[Any]) -> Callable[[], Tensor]:
         sums = []
         for channels, parts in members:
             squares = torch.stack([channel_squares(part, channels) for part in parts]).sum(0)
+            # gamma is a constant of the step: the penalty's gradient is to be gamma w, without gamma's own.
             sums.append((channel_weights(squares.detach().sqrt()) * squares).sum())
         return torch.stack(sums).sum() / 2
 
@@ -51,6 +52,7 @@ def channel_squares(member: GroupMember, channels: int) -> Tensor:
 
 def channel_weights(norms: Tensor) -> Tensor:
     """gamma_k for the norms of a group's channels; both `(channels,)`."""
+    # Of equal norms all weights are 2^0, not 0 / 0.
     spread = (norms.max() - norms.min()).clamp_min(torch.finfo(norms.dtype).tiny)
     weights: Tensor = 2 ** (ALPHA * (norms.max() - norms) / spread)
     return weights

@@ -59,6 +59,7 @@ class Trial:
         """Scale all numbers by a random factor, and add to vectors (of any axis) and to what is zero."""
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             if tensor.is_floating_point():
+                # By 0.75 to 1.25: no two alike, all of their old size. Nothing negative is added: variances stay valid.
                 tensor.mul_(0.75 + self.random(tensor) / 2)
                 if tensor.numel() in tensor.shape or not tensor.any():
                     tensor.add_(self.random(tensor) / 5)
@@ -71,6 +72,7 @@ class Trial:
         """Run the model as it is in the present precision."""
         self.model.to(self.dtype)
         self.batches = [map_inputs(partial(self.batch_like, n), example) for n in BATCHES]
+        # Of the larger batch: a size written into the code, such as view(2, -1), shows on a second size only.
         self.shapes = [shapes(run(self.model, inputs)) for inputs in self.batches][-1]
         with contextlib.suppress(Exception):  # a batch norm over one number, say
             self.training_shapes = shapes(run(copy.deepcopy(self.model).train(), self.batches[0]))
@@ -78,6 +80,7 @@ class Trial:
     def batch_like(self, n: int, tensor: Tensor) -> Tensor:
         """`n` examples: random numbers in the shape of one of `tensor`, but its own where they are integers."""
         examples = tensor[:1].cpu().expand(n, *tensor.shape[1:]).clone()
+        # In [-1, 1). Integers are ids or masks, and random ones could lie beyond a table of embeddings.
         return self.random(examples).to(self.dtype) * 2 - 1 if tensor.is_floating_point() else examples
 
     def passes(self, removal: Removal) -> bool:
@@ -86,6 +89,7 @@ class Trial:
         It has to run on two sizes of batches, and in training as the whole one does. Layer and group norms then average
         over fewer channels, so they are taken to scale and shift alone where answers are compared.
         """
+        # The same copy before and after the cut: first nothing reads the channels, then they are gone.
         tried, (few, more) = copy.deepcopy(self.model), self.batches
         try:
             ignore_inputs(tried, self.names, removal)
@@ -104,6 +108,7 @@ class Trial:
 
     def passes_all(self, groups: Sequence[Any]) -> bool:
         """Whether random channels of all `groups` at once can be removed, and so those of a random half of them."""
+        # Two wrong cuts may fit together and pass in one another's company; a random half parts them.
         some = [group for group in groups if torch.rand((), generator=self.generator) < 0.5]
         return all(self.passes([(g, self.draw(g)) for g in chosen]) for chosen in (groups, some) if chosen)
 
@@ -121,10 +126,12 @@ class Trial:
             return list(groups)
         if len(groups) == 1:
             return []
+        # One bad group among n costs about 2 log2 n rounds of trials, none costs one.
         first = self.select(groups[: len(groups) // 2], known)
         return [*first, *self.select(groups[len(groups) // 2 :], [*known, *first])]
 
 
+# A mode and not hooks on modules, since networks (torchvision's LayerNorm2d) call F.layer_norm themselves.
 class NormsAlone(TorchFunctionMode):
     """While active, norms over channels scale and shift each channel and leave out the normalization.
 
@@ -186,4 +193,5 @@ def is_close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape or not other.isfinite().all():
         return False
     largest = (one - other).abs().max() if one.numel() else torch.tensor(0.0)
+    # eps^(2/3): 4e-11 of the largest answer in double precision, 2e-5 in single, above rounding and below a wrong cut
     return bool(largest <= torch.finfo(other.dtype).eps ** (2 / 3) * other.abs().max().clamp_min(1e-30))

@@ -44,7 +44,10 @@ def allocate_bits(options: Mapping[str, Sequence[Option]], budget: int) -> dict[
         )
     front, remaining = [_Selection(0, 0.0)], smallest
     for layer in options.values():
+        # What the narrowest widths of the layers to come take: a selection that leaves less room can never be
+        # completed.
         remaining -= min(o.size for o in layer)
+        # As linked lists selections share their beginnings: one more layer costs an object each, not a copy.
         extended = [_Selection(s.size + o.size, s.cost + o.cost, o, s) for s in front for o in layer]
         front = _pareto_front([s for s in extended if s.size + remaining <= budget])
     best = min(front, key=lambda selection: (selection.cost, selection.size))
@@ -54,6 +57,7 @@ def allocate_bits(options: Mapping[str, Sequence[Option]], budget: int) -> dict[
 def _pareto_front(selections: list[_Selection]) -> list[_Selection]:
     """The selections that cost less than every other one that is no larger."""
     front: list[_Selection] = []
+    # In order of size: the last one kept is the cheapest so far, so each is compared once.
     for selection in sorted(selections, key=lambda selection: (selection.size, selection.cost)):
         if not front or selection.cost < front[-1].cost:
             front.append(selection)

@@ -31,6 +31,7 @@ def fewest_layers(count: int, target: float, latency_of: Callable[[int], float])
             f"latency={target:g} cannot be met: with every layer in integers an example takes {least:.2f} of the time "
             "of the floats; raise it."
         )
+    # Throughout, `enough` meets the target and `too_few` does not: no layer in integers takes 1, above any target.
     too_few, enough = 0, count
     while enough - too_few > 1:
         middle = (too_few + enough) // 2

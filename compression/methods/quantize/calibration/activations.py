@@ -25,7 +25,7 @@ SAMPLE_SIZE = 2**17  # values kept of each input: 13 of them lie beyond the 99.9
 class ActivationStatistics:
     """Statistics of one input of a layer over the calibration batches, in float32; all but `means` on the CPU."""
 
-    minima: Tensor  # (batches,), the smallest value of each batch
+    minima: Tensor  # (batches,), the smallest value of each batch, in all calls of the layer
     maxima: Tensor  # (batches,), the largest
     sample: Tensor  # (values,), picked at random
     means: Tensor  # (channels,), or (features,) where the input is not (batch, channels, height, width)
@@ -33,28 +33,30 @@ class ActivationStatistics:
 
 @dataclass
 class _Collector:
-    minima: list[Tensor] = field(default_factory=list)
-    maxima: list[Tensor] = field(default_factory=list)
+    minima: dict[int, Tensor] = field(default_factory=dict)  # by batch: of all calls of a module in it
+    maxima: dict[int, Tensor] = field(default_factory=dict)
     sample: list[Tensor] = field(default_factory=list)
-    means: list[Tensor] = field(default_factory=list)
+    sums: list[Tensor] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
 
-    def add(self, values: Tensor, count: int, seed: int) -> None:
-        """Add a batch, with `count` of its values as a sample."""
+    def add(self, values: Tensor, count: int, batch: int) -> None:
+        """Add a call in the batch of this number, with `count` of its values as a sample."""
         values = values.detach()
         flat = values.flatten()
         # The same positions in every tensor of this shape, so that layers that share a tensor get the same range.
-        positions = torch.randint(len(flat), (count,), generator=torch.Generator().manual_seed(seed))
-        self.minima.append(flat.amin())
-        self.maxima.append(flat.amax())
+        positions = torch.randint(len(flat), (count,), generator=torch.Generator().manual_seed(batch))
+        self.minima[batch] = torch.minimum(flat.amin(), self.minima.get(batch, flat.amin()))
+        self.maxima[batch] = torch.maximum(flat.amax(), self.maxima.get(batch, flat.amax()))
         self.sample.append(flat[positions.to(flat.device)])
         channel_dimension = 1 if values.ndim == 4 else -1
-        self.means.append(values.movedim(channel_dimension, 0).flatten(1).mean(1))
+        by_channel = values.movedim(channel_dimension, 0).flatten(1)  # (channels, everything else)
+        self.sums.append(by_channel.sum(1))
+        self.counts.append(by_channel.shape[1])  # the last batch may be smaller
 
     def statistics(self) -> ActivationStatistics:
-        minima, maxima = (torch.stack(ends).float().cpu() for ends in (self.minima, self.maxima))
-        return ActivationStatistics(
-            minima, maxima, torch.cat(self.sample).float().cpu(), torch.stack(self.means).mean(0)
-        )
+        minima, maxima = (torch.stack([*ends.values()]).float().cpu() for ends in (self.minima, self.maxima))
+        means = torch.stack(self.sums).sum(0) / sum(self.counts)
+        return ActivationStatistics(minima, maxima, torch.cat(self.sample).float().cpu(), means)
 
 
 def calibration_batches(context: Context, samples: int) -> list[Inputs]:
@@ -81,7 +83,7 @@ def observe_inputs(
     def collect(call: Call) -> None:
         of_module = collectors.setdefault(call.name, [_Collector() for _ in call.inputs])
         for collector, values in zip(of_module, call.inputs, strict=True):
-            collector.add(values, values_per_batch, seed=batch_index)
+            collector.add(values, values_per_batch, batch_index)
 
     with on_forward(modules, collect, before=True):
         for batch_index, inputs in enumerate(batches):  # noqa: B007 - `collect` reads it

@@ -64,6 +64,7 @@ def mse(statistics: ActivationStatistics, bits: int) -> Range:
     """The range with the least squared quantization error; first its upper end is searched, then its lower."""
     low, high = minmax(statistics)
     values = statistics.sample[:: max(1, len(statistics.sample) // MSE_SAMPLE)]
+    # One end after the other: 192 candidates, not 96 * 96 = 9,216.
     high = min((high * share for share in SHARES), key=lambda end: quantization_error(values, low, end, bits))
     low = min((low * share for share in SHARES), key=lambda end: quantization_error(values, end, high, bits))
     return low, high
@@ -100,6 +101,7 @@ def _clip_bins(low: Tensor, high: Tensor, width: Tensor, share: float, levels: i
     reach = share * torch.maximum(-low, high)
     start = int(((torch.maximum(low, -reach) - low) / width).floor())
     stop = int(((torch.minimum(high, reach) - low) / width).ceil())
+    # With fewer bins than levels, each bin would have a level of its own, and rounding would seem to cost nothing.
     stop = min(BINS, max(stop, start + levels))
     return min(start, max(0, stop - levels)), stop
 
@@ -122,8 +124,9 @@ def clipping_divergence(counts: Tensor, start: int, stop: int, levels: int) -> f
     clipped = inside.clone()
     clipped[0] += counts[:start].sum()
     clipped[-1] += counts[stop:].sum()
-    level = torch.arange(len(inside)) * levels // len(inside)
+    level = torch.arange(len(inside)) * levels // len(inside)  # of each bin, (stop - start,)
     total = torch.zeros(levels, dtype=torch.float64).index_add(0, level, inside)
+    # Bins of each level that are not empty; then its counts, spread evenly over them, (stop - start,).
     filled = torch.zeros(levels, dtype=torch.float64).index_add(0, level, (inside > 0).double())
     spread = torch.where(inside > 0, (total / filled.clamp(min=1))[level], 0.0)
     reference, quantized = clipped / clipped.sum(), spread / spread.sum().clamp(min=1e-12)

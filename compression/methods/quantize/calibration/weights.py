@@ -55,6 +55,7 @@ def least_error_range(groups: Tensor, low: int, high: int, symmetric: bool, shar
     """
     minimum, maximum = groups.amin(2), groups.amax(2)
     best_scale, best_zero_point, least = minimum, maximum, torch.full_like(minimum, torch.inf)
+    # One candidate at a time: all at once would take 36 times the weight's memory.
     for number, share in enumerate(shares.tolist()):
         scale, zero_point = calc_qparams(minimum * share, maximum * share, low, high, symmetric)
         error = squared_error(groups, scale, zero_point, low, high)

@@ -61,6 +61,7 @@ def decode_indices(coded: CodedIndices, count: int, zero: int | None) -> NDArray
     values = decode(coded.values)
     if coded.gaps is None:
         return values
+    # Only zeros follow the last entry: they are not coded.
     indices = np.full(count, zero, dtype=np.int64)
     indices[np.cumsum(decode(coded.gaps) + 1) - 1] = values
     return indices
@@ -73,6 +74,8 @@ def split_gaps(indices: NDArray[np.int64], zero: int) -> tuple[NDArray[np.int64]
     """
     positions = np.flatnonzero(indices != zero)
     lengths = np.diff(positions, prepend=-1) - 1
+    # 556 zeros before a weight become gaps of 255, 255 and 44: a zero that is stored ends each of the first two, and
+    # they take 256 places each. `ends` are the places of the real weights among the entries.
     ends = np.cumsum(lengths // GAPS + 1) - 1
     count = ends[-1] + 1 if len(ends) else 0
     gaps, values = np.full(count, GAPS - 1), np.full(count, zero)
@@ -102,6 +105,7 @@ def write(model: nn.Module, path: Path) -> dict[str, int]:
 def _layer_parts(module: ClusteredLayer) -> tuple[list[Any], list[bytes]]:
     """A layer's entry in the header (shape, values, index of zero, counts and lengths of the parts), and the parts."""
     indices = module.indices.cpu().numpy()
+    # The buffer has 2^bits entries, zeros at its end: these are no values, nor the index of zero.
     codebook = module.codebook.cpu().numpy()[: int(indices.max()) + 1]
     zero = next(iter(np.flatnonzero(codebook == 0).tolist()), None)
     coded = encode_indices(indices, len(codebook), zero)
@@ -130,6 +134,7 @@ def read(path: Path) -> dict[str, Tensor]:
     header = json.loads(zlib.decompress(stream.read(int.from_bytes(stream.read(4), "little"))))
     found = {}
     for name, shape, *entry in header:
+        # A dtype for plain tensors, the number of values for a codebook.
         if isinstance(entry[0], str):
             found[name] = _read_tensor(stream, shape, getattr(torch, entry[0]))
         else:

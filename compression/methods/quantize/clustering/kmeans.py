@@ -17,6 +17,7 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     centroids = torch.linspace(values.min().item(), values.max().item(), count, device=values.device)
     index = nearest(values, centroids)
     for _ in range(MAX_ROUNDS):
+        # Sums in double: added to the float32 sum of a large cluster, a weight would lose most of its digits.
         members = index.bincount(minlength=count)
         sums = torch.zeros(count, dtype=torch.float64, device=values.device).index_add(0, index, values.double())
         centroids = torch.where(members > 0, (sums / members.clamp_min(1)).to(values.dtype), centroids)
@@ -29,6 +30,8 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def nearest(values: Tensor, centroids: Tensor) -> Tensor:
     """Index of the nearest of the ascending `centroids` for each of `values`, int64."""
+    # Between two midpoints is what is nearest to one centroid: a search of log2(count) steps, without an (n, count)
+    # matrix of distances. The order holds in every round, since clusters are intervals.
     return torch.bucketize(values.contiguous(), (centroids[1:] + centroids[:-1]) / 2)
 
 
@@ -42,6 +45,7 @@ def build_codebook(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, bool]:
     has_zeros = not bool(alive.all())
     index = torch.zeros_like(flat, dtype=torch.int64)
     distinct = len(torch.unique(flat[alive]))
+    # One value is kept for the pruned weights. More centroids than distinct weights would stay empty.
     count = min(2**bits - has_zeros, distinct)
     if not count:
         return flat.new_zeros(1), index.view(weight.shape), True

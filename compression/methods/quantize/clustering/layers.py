@@ -47,6 +47,7 @@ class SharedLinear(SharedWeight, nn.Linear):
     """`nn.Linear` with a shared weight, in training; it shares the bias of `layer`."""
 
     def __init__(self, layer: nn.Linear, bits: int) -> None:
+        # On meta: a weight that is given up at once takes no memory and no random numbers.
         nn.Linear.__init__(self, layer.in_features, layer.out_features, layer.bias is not None, device="meta")
         self._share(layer, bits)
 

@@ -88,6 +88,9 @@ class FakeQuantTraining(Method):
         model = fit(model, context, self.training, on_step=lambda *_: self.after_step(model))
         batches = calibration_batches(context, SAMPLES)
         log_figures(model, context, batches)
+        # Norms by the graph of before the training: foldable_norms asks for plain layers, which fake-quantized ones are
+        # not. Sums come last, for without integers in these ONNX Runtime computes the convolutions in floats: a
+        # ResNet-8 ran at 0.55 of the floats' speed, with them at 1.1 to 1.4.
         return quantize_residuals(convert_layers(model, foldable_norms(graph)), batches)
 
     def insert_fake_quantization(self, model: nn.Module, graph: Graph, inputs: Inputs) -> None:
@@ -98,8 +101,10 @@ class FakeQuantTraining(Method):
         called = [node.name for node in graph.nodes if isinstance(node.target, PRUNABLE)]
         found = [name for name in dict.fromkeys(called) if is_quantizable(model.get_submodule(name))]
         selected = select_layers(model, found, self.skip, inputs)
+        # The first and the last that run, whatever the order in which they are registered.
         edges = {called[0], called[-1]}
         inner = {name: model.get_submodule(name) for name in selected if name not in edges}
+        # Before observing: it changes what layers are given.
         self.prepare(model, graph, inner)
         observed = observe_inputs(model, {name: model.get_submodule(name) for name in selected}, [inputs])
         for name in selected:

@@ -24,10 +24,12 @@ from compression.methods.quantize.fake_quant.norms import (
     scale_outputs,
 )
 from compression.methods.quantize.fake_quant.ste import fake_quantize
+from compression.nn.layers import Concat
 from compression.nn.quantized import (
     QParams,
     QuantAdd,
     QuantAvgPool2d,
+    QuantConcat,
     QuantConv2d,
     QuantLinear,
     conv_arguments,
@@ -106,6 +108,22 @@ class FakeQuantAdd(nn.Module):
         return QuantAdd.from_qparams(self.left.qparams(), self.right.qparams())
 
 
+class FakeQuantConcat(nn.Module):
+    """A concatenation along the channels of fake-quantized inputs."""
+
+    def __init__(self, inputs: Sequence[RangeFakeQuantize]) -> None:
+        super().__init__()
+        self.inputs = nn.ModuleList(inputs)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Put tensors `(batch, channels, ...)` one behind the other."""
+        return torch.cat([rounded(values) for rounded, values in zip(self.inputs, inputs, strict=True)], 1)
+
+    def convert(self) -> QuantConcat:
+        """The concatenation in integers."""
+        return QuantConcat.from_qparams([cast("RangeFakeQuantize", each).qparams() for each in self.inputs])
+
+
 class FakeQuantAvgPool2d(nn.Module):
     """Mean pooling of a fake-quantized input."""
 
@@ -123,12 +141,16 @@ class FakeQuantAvgPool2d(nn.Module):
         return QuantAvgPool2d.from_float(self.pool, self.input_fake_quant.qparams())
 
 
-def fake_quantize_sum_or_pooling(
-    module: nn.Module, inputs: Sequence[RangeFakeQuantize]
-) -> FakeQuantAdd | FakeQuantAvgPool2d:
-    """The module to train in place of a residual sum or mean pooling, with this fake quantization of its inputs."""
+# What trains in place of one of the `nn.layers.WEIGHTLESS`.
+FakeQuantWeightless = FakeQuantAdd | FakeQuantConcat | FakeQuantAvgPool2d
+
+
+def fake_quantize_weightless(module: nn.Module, inputs: Sequence[RangeFakeQuantize]) -> FakeQuantWeightless:
+    """The module to train in place of a sum, concatenation or pooling, with this fake quantization of its inputs."""
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return FakeQuantAvgPool2d(module, inputs[0])
+    if isinstance(module, Concat):
+        return FakeQuantConcat(inputs)
     left, right = inputs
     return FakeQuantAdd(left, right)
 
@@ -164,6 +186,8 @@ class FoldedFakeQuantLayer(Freezable):
     def forward(self, input: Tensor) -> Tensor:
         """The outputs of the layer and its norm."""
         factors = self.factors()
+        # The weight is scaled by the running statistics, so one product is enough: with those of the batch, as in Jacob
+        # et al., a first one is needed to know them.
         outputs = self.compute(self.input_fake_quant(input), self._rounded(self.folded_weight()))
         if factors is not None:
             outputs = outputs / self._per_channel(factors)
@@ -171,6 +195,7 @@ class FoldedFakeQuantLayer(Freezable):
             outputs = outputs + self._per_channel(self.bias)
         if self.norm is None:
             return outputs
+        # In every pass: `model.train()` puts a frozen norm, too, back into training mode.
         self.norm.train(self.training and not self.frozen)
         normalized: Tensor = self.norm(outputs)
         return normalized
@@ -189,9 +214,11 @@ class FoldedFakeQuantLayer(Freezable):
 
     def _per_channel(self, values: Tensor) -> Tensor:
         """`values` `(outputs,)` in a shape that broadcasts over the layer's outputs."""
+        # (outputs, 1, 1) for images, (outputs,) behind a linear layer.
         return values.view(-1, *[1] * (self.weight.ndim - 2))
 
     def _rounded(self, weight: Tensor) -> Tensor:
+        # Detached: scales follow the weights, and no gradient goes through them.
         qparams = self.weight_qparams(weight.detach())
         groups = split_groups(weight, qparams.granularity, qparams.group_size)
         scale, zero_point = qparams.scale.unsqueeze(2), qparams.zero_point.unsqueeze(2)

@@ -114,6 +114,8 @@ def convert(layer: FakeQuantLayer, norm: BatchNorm | None = None) -> QuantLinear
     if norm is not None:
         factors = norm_factors(norm)
         fold_norm(plain, norm, factors)
+        # A factor's magnitude goes into the scale; its sign is in the folded weight, and turns that of the codes. A
+        # scale per tensor, (1, 1), becomes one per channel, (outputs, 1).
         scale = qparams.scale * factors.abs().unsqueeze(1)
         qparams = replace(qparams, scale=scale, zero_point=qparams.zero_point.expand_as(scale))
     return quantize_layer(plain, qparams, activation)
@@ -132,5 +134,6 @@ def is_foldable(layer: FakeQuantLayer, norm: BatchNorm) -> bool:
     if qparams.qscheme == "odd" or -qparams.low <= qparams.high:
         return True
     weight = layer.weight_fake_quant(layer.weight)
+    # Half a step above the lowest level, so that the rounding of products does not decide.
     has_lowest = weight.flatten(1).amin(1) < (qparams.low + 0.5) * qparams.scale.flatten()
     return not bool((has_lowest & (factors < 0)).any())

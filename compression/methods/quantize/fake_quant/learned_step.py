@@ -78,8 +78,10 @@ def initial_step(values: Tensor, low: int, high: int) -> Tensor:
     """
     values = values.flatten()
     values = values[torch.linspace(0, len(values) - 1, min(len(values), SAMPLE), device=values.device).long()].float()
+    # -1 where the codes are unsigned: there is no value below 0 then, and nothing is divided by 0.
     full = torch.maximum(values.amax() / high, values.amin() / min(low, -1)).clamp_min(MIN_STEP)  # nothing is clipped
     steps = full * SHARES.to(values).unsqueeze(1)
+    # (99, 1) against (16384,): all candidates at once take 6.5 MB a tensor.
     errors = ((values / steps).round().clamp(low, high) * steps - values).square().sum(1)
     return positive(steps[errors.argmin()].squeeze())
 
@@ -101,6 +103,8 @@ def quantize_with_step(values: Tensor, step: Tensor, low: int, high: int, scale:
     round(v / s) - v / s within, low or high outside (eq. 3).
     """
     step = scale_gradient(positive(step), scale)
+    # Autograd gives eq. 3: the derivative of round(v / s) s is round(v / s) by the factor s, and -v / s through v / s,
+    # which the clamp cuts off outside of the range.
     return round_ste((values / step).clamp(low, high)) * step
 
 

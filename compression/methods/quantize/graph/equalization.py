@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # f(s x) = s f(x) for s > 0 in every channel, so a channel's scale can move across.
 HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout)
+# Poolings of images stay within a channel; those of rows would mix features.
 HOMOGENEOUS_ON_IMAGES = (*HOMOGENEOUS, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout2d)
 HOMOGENEOUS_FUNCTIONS = (F.relu, torch.relu, torch.Tensor.relu, torch.Tensor.relu_)
 ROUNDS = 20  # over all pairs; it converges in a handful
@@ -37,8 +38,10 @@ def _pairs(graph: Graph) -> list[tuple[str, str]]:
     pairs = []
     for node in graph.nodes:
         second = node.target
+        # Along dim 1 the weight of a grouped convolution has inputs / groups entries, each for an input of every group.
         if type(second) is nn.Linear or (type(second) is nn.Conv2d and second.groups == 1):
             first = _weighted_source(graph, node)
+            # Behind a flattened image a linear layer has many inputs for one channel.
             if first and type(first.target) is type(second) and graph.only_call(node.name):
                 pairs.append((first.name, node.name))
     return pairs
@@ -62,6 +65,7 @@ def equalize_pair(first: nn.Linear | nn.Conv2d, second: nn.Linear | nn.Conv2d) -
     outgoing = first.weight.flatten(1).abs().amax(1)
     incoming = second.weight.transpose(0, 1).flatten(1).abs().amax(1)
     alive = (outgoing > 0) & (incoming > 0)
+    # Both ranges become sqrt(r1 r2): eq. 11.
     scale = torch.where(alive, (outgoing * incoming).sqrt() / incoming.clamp_min(1e-30), 1.0)
     first.weight.div_(scale.view(-1, *[1] * (first.weight.ndim - 1)))
     second.weight.mul_(scale.view(-1, *[1] * (second.weight.ndim - 2)))  # along the inputs

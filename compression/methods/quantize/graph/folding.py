@@ -55,6 +55,7 @@ def fold_batch_norms(model: nn.Module, example: Inputs) -> list[str]:
 
 
 def _fold(layer: Any, norm: Any) -> None:
+    # Both take None for the gain and the shift of a norm that has none.
     fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     layer.weight, layer.bias = fuse(
         layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
