@@ -11,7 +11,7 @@ import copy
 import html
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from compression import methods, models, params, tasks, tracking
+from compression import methods, models, params, tracking
+from compression.deploy.onnx import files as onnx_files
 from compression.errors import UserError, first_line
 from compression.extras import explain_missing
 from compression.methods.base import Method
@@ -27,13 +28,13 @@ from compression.models import storage
 from compression.reporting import report
 from compression.runs import baseline, chain, conclusion, loading
 from compression.runs.job import Job, started
+from compression.runs.job import load_task as task_of
 from compression.runs.settings import Settings
 from compression.tasks.own import task
+from compression.tasks.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from compression.tasks.task import Task
 
 CompressionError = UserError
 Recipe = str | Method | Sequence[str | Method]
@@ -82,9 +83,9 @@ class Result:
 
     def report(self, path: str | Path = "") -> Page:
         """The report as a page, which a notebook shows; with a `path`, it is written there too."""
-        page = Page((self.folder / "report.html").read_text())
+        page = Page((self.folder / "report.html").read_text(encoding="utf-8"))
         if path:
-            Path(path).write_text(page)
+            Path(path).write_text(page, encoding="utf-8")
         return page
 
     def save(self, folder: str | Path) -> Path:
@@ -94,12 +95,19 @@ class Result:
         CompressionError if the folder has other content, or a file cannot be written.
         """
         to = Path(folder)
+        if to.exists() and not to.is_dir():
+            raise UserError(f"{to} is a file: name a folder.")
         if to.exists() and any(to.iterdir()) and not (to / storage.STRUCTURE_FILE).exists():
             raise UserError(f"{to} is not empty, and holds no model of the lab: name another folder.")
-        shutil.copytree(self.folder / "model", to, dirs_exist_ok=True)
-        for name in ("model.onnx", "report.html", "comparison.json"):
-            shutil.copyfile(self.folder / name, to / name)
-        save_exported(self.model, self.task, to / EXPORTED)
+        # First, so that a model that torch.export cannot follow leaves no half of a folder.
+        save_exported(self.model, self.task, self.folder / EXPORTED)
+        try:
+            shutil.copytree(self.folder / "model", to, dirs_exist_ok=True)
+            onnx_files.copy(self.folder / "model.onnx", to / "model.onnx")
+            for name in (EXPORTED, "report.html", "comparison.json"):
+                shutil.copyfile(self.folder / name, to / name)
+        except OSError as error:
+            raise UserError(f"Could not write the model to {to}: {first_line(error)}.") from error
         return to
 
     def __repr__(self) -> str:
@@ -170,23 +178,26 @@ def tune(
 ) -> Tuned:
     """Search the fields that a recipe leaves out: `lab.tune(model, "structured+finetune:epochs=2+static", task)`.
 
-    `options` are the fields of `compression tune`: objectives, constraints, space, sampler, timeout. It is not tracked
-    in MLflow, as `compression tune` is. Raises CompressionError, with one sentence, for what cannot be done.
+    `options` are the fields of `compression tune`: objectives, constraints, space, sampler, timeout; `settings` are as
+    for `compress`, and so is whether MLflow keeps the search: then each trial is a child run. Raises CompressionError,
+    with one sentence, for what cannot be done.
     """
     with explain_missing():
         from compression.tuning import in_memory
         from compression.tuning.config import TuningConfig
         from compression.tuning.space import build_space
-    config = TuningConfig(trials=trials, **(options or {}))
+    if not isinstance(recipe, str):
+        raise UserError("tune takes its recipe as text, which tells the fields that are given from those to search.")
+    _require_known(options or {}, params.fields(TuningConfig), "option")
+    config = TuningConfig(**({"trials": trials} | (options or {})))
     space = build_space(recipe, config.space)
     methods.check_order(space.steps)
-    with _opened(model, task, "tune", space.steps, {**settings, "track": False}) as opened:
-        front, selected = in_memory.search(opened.job, opened.original, space, config)
-        results: dict[str, Result] = {}
-        for each in selected:
-            result = replace(opened, job=each.job).result(each.model, each.content)
-            results |= dict.fromkeys(each.aliases, result)
-        return Tuned(front, results)
+    with _opened(model, task, "tune", space.steps, settings) as opened:
+
+        def keep(job: Job, model: nn.Module, content: dict[str, Any]) -> Result:
+            return replace(opened, job=job).result(model, content)
+
+        return Tuned(*in_memory.search(opened.job, opened.original, space, config, keep))
 
 
 def load(folder: str | Path, like: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -198,13 +209,26 @@ def load(folder: str | Path, like: nn.Module | Callable[[], nn.Module] | None = 
     return storage.load(Path(folder), like)
 
 
-def load_task(name: str, *, data: str = "", limit: int | None = None, model: str = "") -> Task:
+def load_task(
+    name: str,
+    *,
+    data: str | Path = "",
+    limit: int | None = None,
+    model: str = "",
+    text_columns: Sequence[str] = (),
+    label_column: str = "",
+    mean: Sequence[float] = (),
+    std: Sequence[float] = (),
+) -> Task:
     """Load a task of the command line by its name, such as `cifar10`; see `compression --help`.
 
-    `data` is the folder with the data, `limit` the largest number of examples in each split, and `model` the model
-    whose tokenizer encodes the text.
+    `data` is the folder with the data, or the file, `limit` the largest number of examples in each split, and `model`
+    the model whose tokenizer encodes the text. `text_columns` and `label_column` name the columns of a table, `mean`
+    and `std` normalize images otherwise than the task does.
     """
-    return tasks.load(name, data=data, limit=limit, model=model)
+    columns: dict[str, Any] = {"text_columns": text_columns, "label_column": label_column}
+    given: dict[str, Any] = {"task": name, "data": str(data), "limit": limit, "model": model, "mean": mean, "std": std}
+    return task_of(Settings(**given, **columns))
 
 
 def parse_steps(recipe: Recipe) -> list[Method]:
@@ -213,6 +237,10 @@ def parse_steps(recipe: Recipe) -> list[Method]:
         return list(methods.parse(recipe))
     if isinstance(recipe, Method):
         return [recipe]
+    if not isinstance(recipe, Sequence) or not recipe:
+        raise UserError(
+            f"A recipe is text, a step such as Structured(sparsity=0.5), or a list of them; not {recipe!r}."
+        )
     return [step for part in recipe for step in parse_steps(part)]
 
 
@@ -235,7 +263,9 @@ class _Opened:
 def _opened(
     model: nn.Module | str, task: Task | str, stage: str, steps: Sequence[Method], given: dict[str, Any]
 ) -> Iterator[_Opened]:
-    task = tasks.load(task) if isinstance(task, str) else task
+    task = load_task(task) if isinstance(task, str) else task
+    if not isinstance(task, Task):
+        raise UserError(f"A {type(task).__name__} is no task: make one with task(train=…, test=…) or load_task(NAME).")
     name = model if isinstance(model, str) else type(model).__name__
     track, settings = given.pop("track", None), _settings(given)
     scratch = tempfile.TemporaryDirectory(prefix="compression-")
@@ -247,10 +277,15 @@ def _opened(
 def _settings(given: dict[str, Any]) -> Settings:
     """Settings with these fields. Raises CompressionError for one that there is not."""
     allowed = [name for name in params.fields(Settings) if name not in ("task", "model", "baseline", "data", "limit")]
+    _require_known(given, ["track", *allowed], "setting")
+    return Settings(**given)
+
+
+def _require_known(given: dict[str, Any], allowed: Collection[str], what: str) -> None:
+    """Raise CompressionError for a name that there is not."""
     for name in given:
         if name not in allowed:
-            raise UserError(f"There is no setting {name!r}; there are track, {', '.join(allowed)}.")
-    return Settings(**given)
+            raise UserError(f"There is no {what} {name!r}; there are {', '.join(allowed)}.")
 
 
 def _is_tracking_set(settings: Settings) -> bool:
@@ -259,6 +294,8 @@ def _is_tracking_set(settings: Settings) -> bool:
 
 def _original(model: nn.Module | str, task: Task) -> nn.Module:
     """The model before its first step: a copy, frozen, with the spec that it is stored by."""
+    if not isinstance(model, (str, nn.Module)):
+        raise UserError(f"{model!r} is no model: give an nn.Module, made, or a model's name, URI or folder.")
     if isinstance(model, str):
         return loading.open_model(model, task).requires_grad_(False)
     try:
@@ -266,4 +303,4 @@ def _original(model: nn.Module | str, task: Task) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{type(model).__name__} cannot be copied: {first_line(error)}") from error
     loading.require_fit(copied, task, type(model).__name__)
-    return models.with_spec(copied, task.input_shape).requires_grad_(False)
+    return models.with_spec(copied, task.input_shape, task.example(2)).requires_grad_(False)

@@ -11,7 +11,13 @@ class UserError(Exception):
 
 def first_line(error: BaseException) -> str:
     """An exception's first line, short enough to stand in a sentence."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def quoted(value: object) -> str:
+    """A value as Python writes it, short enough to stand in a sentence."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:120]} … {text[-40:]}"
 
 
 def root_cause(error: BaseException) -> BaseException:

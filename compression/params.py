@@ -7,17 +7,18 @@ a second time anywhere. `group` holds the fields of another dataclass: from outs
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NewType
+from typing import Annotated, Any
 
-from compression.errors import UserError
+from compression.errors import UserError, quoted
 
-Place = NewType("Place", str)  # the name of a model, a folder, runs:/… or models:/…: it may hold a /
-Values = NewType("Values", str)  # the values of another field, low..high or a/b
+Place = Annotated[str, "place"]  # the name of a model, a task, a folder, runs:/… or models:/…: it may hold a /
+Values = Annotated[str, "values"]  # the values of another field, low..high or a/b
 When = Mapping[str, Collection[Any]]  # field -> the values of it with which another field has an effect
 
 
@@ -103,6 +104,7 @@ class Kind:
     container: str = ""  # list, mapping or pairs
     slashes: bool = False  # the items may hold a / of their own
     noun: str = ""  # what an item is, where its type does not say it
+    place: bool = False  # an item names a model, data or a file: who runs it for others asks whether they may read it
 
     @property
     def spoken(self) -> str:
@@ -115,7 +117,7 @@ class Kind:
         }[self.container]
 
     @property
-    def shown(self) -> str:
+    def metavar(self) -> str:
         """The same as a command line's help shows it."""
         name = self.item.__name__
         return {"": name, "list": f"{name}{self.separator}…", "mapping": f"name:{name}/…", "pairs": "name:name/…"}[
@@ -194,37 +196,44 @@ class Field:
         try:
             value = self._parsed(text.strip())
         except (ValueError, KeyError):
-            raise UserError(f"{self.name}={text!r} is not {self.kind.spoken}; {self.valid}.") from None
+            raise UserError(f"{self.name}={quoted(text)} is not {self.kind.spoken}; {self.valid}.") from None
         self.check(value)
         return value
 
     def read(self, value: Any) -> Any:
         """The same for a value from YAML or JSON, which have lists, mappings and numbers of their own."""
-        if isinstance(value, list) and self.kind.container == "pairs":
-            value = tuple(tuple(map(str, pair)) for pair in value)
-        elif isinstance(value, dict) and self.kind.container == "pairs":
-            value = tuple((str(key), str(other)) for key, other in value.items())
-        elif isinstance(value, list) and self.kind.container == "list":
-            value = tuple(self._scalar(str(item)) for item in value)
-        elif isinstance(value, dict) and self.kind.container == "mapping":
-            value = {str(key): self._scalar(str(item)) for key, item in value.items()}
-        else:
+        if value is None:
+            return self.default if self.empty else self.parse("")
+        if not isinstance(value, (list, dict)):
             return self.parse(str(value))
-        self.check(value)
-        return value
+        found = self._held(value)
+        self.check(found)
+        return found
+
+    def _held(self, value: list[Any] | dict[Any, Any]) -> Any:
+        """A list or mapping of scalars as the field holds it; UserError where it holds no such thing."""
+        container = self.kind.container
+        if isinstance(value, dict) and container in ("mapping", "pairs") and _are_scalars(value.values()):
+            entries = {str(key): self._scalar(str(item)) for key, item in value.items()}
+            return entries if container == "mapping" else tuple(entries.items())
+        if isinstance(value, list) and container == "list" and _are_scalars(value):
+            return tuple(self._scalar(str(item)) for item in value)
+        if isinstance(value, list) and container == "pairs" and not any(isinstance(pair, dict) for pair in value):
+            found = [pair if isinstance(pair, list) else _pair(str(pair)) for pair in value]
+            if all(map(_are_scalars, found)):
+                return tuple(tuple(map(str, pair)) for pair in found)
+        raise UserError(f"{self.name}={quoted(value)} is not {self.kind.spoken}; {self.valid}.")
 
     def _parsed(self, text: str) -> Any:
         if not self.kind.container:
             return _READ[self.kind.item](text)
         if self.kind.container == "list":
             return tuple(_READ[self.kind.item](item) for item in items(text, self.kind.slashes))
-        if self.kind.container == "pairs":  # c stands for c:c
-            return tuple(
-                (one, other if colon else one) for one, colon, other in (i.partition(":") for i in items(text))
-            )
+        if self.kind.container == "pairs":
+            return tuple(map(_pair, items(text)))
         found = pairs(text, self.kind.slashes)
         if len(dict(found)) < len(found):
-            raise UserError(f"{self.name}={text!r} names one thing twice; each counts once.")
+            raise UserError(f"{self.name}={quoted(text)} names one thing twice; each counts once.")
         return {key: _READ[self.kind.item](value) for key, value in found}
 
     def _scalar(self, text: str) -> Any:
@@ -232,7 +241,7 @@ class Field:
             return _READ[self.kind.item](text)
         except (ValueError, KeyError):
             raise UserError(
-                f"{self.name} holds {text!r}, which is not {_SPOKEN[self.kind.item]}; {self.valid}."
+                f"{self.name} holds {quoted(text)}, which is not {_SPOKEN[self.kind.item]}; {self.valid}."
             ) from None
 
     def text(self, value: Any) -> str:
@@ -265,16 +274,16 @@ class Field:
         elif container == "pairs" and isinstance(value, right) and all(len(pair) == 2 for pair in value):
             yield from (item for pair in value for item in pair)
         else:
-            raise UserError(f"{self.name}={value!r} is not {self.kind.spoken}; {self.valid}.")
+            raise UserError(f"{self.name}={quoted(value)} is not {self.kind.spoken}; {self.valid}.")
 
     def _check_item(self, value: Any) -> None:
         if not _is(value, self.kind.item):
-            raise UserError(f"{self.name}={value!r} is not {_SPOKEN[self.kind.item]}; {self.valid}.")
+            raise UserError(f"{self.name}={quoted(value)} is not {_SPOKEN[self.kind.item]}; {self.valid}.")
         p = self.param
         if (isinstance(value, float) and math.isnan(value)) or (p.interval and value not in p.interval):
             raise UserError(f"{self.name}={value} is out of range; {self.valid}.")
         if p.choices and value not in p.choices:
-            raise UserError(f"{self.name}={value!r} is unknown; {self.valid}.")
+            raise UserError(f"{self.name}={quoted(value)} is unknown; {self.valid}.")
 
     @property
     def valid(self) -> str:
@@ -288,15 +297,30 @@ class Field:
         return f"it takes {self.kind.spoken}{each}{within}"
 
 
+def _pair(text: str) -> tuple[str, str]:
+    """The two names of `a:b`; `c` stands for `c:c`."""
+    one, colon, other = text.partition(":")
+    return one, other if colon else one
+
+
+def _are_scalars(values: Collection[Any]) -> bool:
+    return not any(isinstance(value, (list, dict)) for value in values)
+
+
 def _is(value: Any, kind: type) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float)) if kind is float else isinstance(value, kind)
 
 
-def fields(cls: Any) -> dict[str, Field]:
+def fields(cls: Any) -> Mapping[str, Field]:
     """The described fields of a dataclass and of the groups that it holds, by name, in the order they were written."""
-    hints = typing.get_type_hints(cls)
+    return _fields(cls)
+
+
+@functools.cache  # reading the types takes 2 ms; a chain of 100 steps asks 1,000 times
+def _fields(cls: Any) -> Mapping[str, Field]:
+    hints = typing.get_type_hints(cls, include_extras=True)
     found: dict[str, Field] = {}
     for f in dataclasses.fields(cls):
         if "param" in f.metadata:
@@ -324,7 +348,7 @@ def _kind(hint: Any) -> Kind:
         )
     if typing.get_origin(hint) is Mapping:
         return dataclasses.replace(_kind(typing.get_args(hint)[1]), container="mapping")
-    return Kind(str, slashes=True, noun=_NOUNS[hint]) if hint in _NOUNS else Kind(hint)
+    return Kind(str, slashes=True, noun=_NOUNS[hint], place=hint == Place) if hint in _NOUNS else Kind(hint)
 
 
 class Flat(type):

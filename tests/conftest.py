@@ -8,7 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 
 import base64
 import contextlib
-import functools
+import logging
 import signal
 from pathlib import Path
 
@@ -16,15 +16,14 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from compression import models
 from compression.runs.machine import accelerator
 from compression.tasks.task import Split, Task
 from compression.training.context import Context
 
-# The exporter reads its 497 translations anew for every file, 0.4 s long; a process of tests writes hundreds of files.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+# The compiler tells its every thought to a logger that pytest would listen to, and keep for each test.
+logging.getLogger("torch.__trace").addHandler = lambda handler: None
 save_picture = Figure.savefig
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 

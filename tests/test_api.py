@@ -8,6 +8,8 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -179,6 +181,120 @@ def test_data_that_is_no_classification_is_refused_in_a_sentence(changes, senten
         lab.task(**({"train": tensors(24, 1), "test": tensors(24, 1)} | changes))
 
 
+def test_a_task_from_python_and_one_from_a_file_have_the_same_defaults(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    Path("mine_of_api.py").write_text(
+        "import dataclasses, torch, compression as lab\n"
+        "def make():\n    x = torch.zeros(12, 4), torch.arange(12) % 2\n"
+        "    return dataclasses.replace(lab.task(train=x, test=x), model='mlp', training={})\n"
+    )
+    from_file, here = lab.load_task("./mine_of_api.py:make"), lab.task(train=tensors(24, 1), test=tensors(24, 1))
+    assert from_file.training == here.training
+    assert {"epochs", "learning_rate", "optimizer"} <= here.training.keys()
+    assert lab.task(train=tensors(24, 1), test=tensors(24, 1), training={"epochs": 2}).training["epochs"] == 2
+
+
+def numbers(count, seed):
+    x = torch.randn(count, 4, generator=torch.Generator().manual_seed(seed))
+    return x, (x @ torch.tensor([[1.0], [-2.0], [0.5], [0.0]]) + 3).double()
+
+
+@pytest.mark.parametrize("column", [True, False])
+def test_targets_that_are_floats_are_a_regression(column):
+    splits = {name: numbers(64, i) for i, name in enumerate(("train", "validation", "test"))}
+    task = lab.task(**{name: (x, y if column else y.squeeze(1)) for name, (x, y) in splits.items()})
+    assert (task.outputs, task.labels, task.metric) == (1, (), "pearson")
+    assert task.test.targets.shape == (64,)
+    assert task.test.targets.dtype == torch.float32
+    result = lab.compress(
+        nn.Sequential(nn.Linear(4, 1)), "finetune:epochs=8,learning_rate=0.1,batch_size=8", task, threads=1
+    )
+    assert result.figures["pearson"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        (lambda x, y: (x.numpy(), y.numpy()), 3),
+        (lambda x, y: (x.double(), y.unsqueeze(1)), 3),
+        (lambda x, y: (x, y.double()), 3),
+        (lambda x, y: {"image": x, "labels": y}, 3),
+        (lambda x, y: DataLoader(Pairs(x, y), batch_size=None), 3),
+        (lambda x, y: [(image, target[None]) for image, target in zip(x.repeat(1, 2, 1, 1), y, strict=True)], 3),
+    ],
+    ids=["arrays", "column", "whole floats", "one batch of named tensors", "loader of examples", "targets of one"],
+)
+def test_other_forms_of_data_are_read_right(form, expected):
+    inputs, targets = tensors(24, 1)
+    made = lab.task(train=form(inputs, targets), test=form(inputs, targets), classes=expected)
+    assert torch.equal(made.test.targets, targets)
+    stored = made.test.inputs["image"] if isinstance(made.test.inputs, dict) else made.test.inputs
+    assert torch.equal(stored[:, :1], inputs)
+    assert stored.dtype == torch.float32
+
+
+class Unending(Dataset):
+    """A Dataset that is iterated over without end, as those without an IndexError are."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.zeros(4), torch.tensor([float(index)])
+
+
+def test_a_dataset_ends_where_its_length_says():
+    task = lab.task(train=Unending(), test=Unending())
+    assert task.test.inputs.shape == (6, 4)
+    assert task.test.targets.tolist() == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def texts(pad, *lengths, masked=True):
+    """Batches of one text each, with one token of padding by their own tokenizer where there is a mask."""
+    for length in lengths:
+        ids = torch.tensor([[*range(1, length + 1), *([pad] if masked else [])]])
+        mask = {"attention_mask": torch.tensor([[1] * length + [0]])} if masked else {}
+        yield {"input_ids": ids, "labels": torch.tensor([length % 2])} | mask
+
+
+def test_texts_are_padded_with_the_token_that_their_batches_are_padded_with():
+    task = lab.task(train=list(texts(9, 2, 3, 4)), test=list(texts(9, 2, 3, 4)))
+    assert task.test.inputs["input_ids"].tolist() == [[1, 2, 9, 9, 9], [1, 2, 3, 9, 9], [1, 2, 3, 4, 9]]
+    assert task.test.inputs["attention_mask"].sum(1).tolist() == [2, 3, 4]
+
+
+X, Y = torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
+ODD = {
+    "names as one text": ({"classes": "ab"}, "classes='ab' is no list"),
+    "names without order": ({"classes": {"a", "b"}}, "is no list"),
+    "a name twice": ({"classes": ["a", "a"]}, "lab.task calls two classes 'a'"),
+    "no class": ({"classes": 0}, "A target is 1; with 0 classes"),
+    "fractions as classes": ({"classes": 2, "test": (X, torch.tensor([0.0, 0.5, 1.0, 1.0]))}, "have to be classes"),
+    "missing targets": ({"classes": 2, "test": (X, torch.full((4,), torch.nan))}, "have to be classes"),
+    "missing numbers": ({"train": (X, Y / 2), "test": (X, torch.full((4,), torch.nan))}, "have to be finite"),
+    "one-hot targets": ({"train": (X, torch.eye(4)), "test": (X, torch.eye(4))}, r"targets of lab.task have the shape"),
+    "missing inputs": ({"test": (X / 0, Y)}, "inputs of the test split of lab.task are not all finite"),
+    "other counts": ({"test": (X[:3], Y)}, "has 4 targets and another number of inputs"),
+    "a path": ({"test": "data.csv"}, "it gives a str"),
+    "a number": ({"test": 5}, "is a int; give a DataLoader, a Dataset or a pair of arrays"),
+    "texts": ({"test": [{"text": "good", "label": 1}]}, "holds a str, which is no tensor"),
+    "objects": ({"test": [(object(), 1)]}, "holds a object, which is no tensor"),
+    "other names": ({"test": [{"x": X, "labels": Y}, {"z": X, "labels": Y}]}, "do not fit together"),
+    "a tensor and names": ({"test": [(X, Y), {"x": X, "labels": Y}]}, "do not fit together"),
+    "no mask": ({"test": list(texts(0, 2, 3, masked=False))}, "Texts of different lengths .* need an attention_mask"),
+    "one example": ({"train": (X[:1], Y[:1])}, "holds 1 example"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_data_are_refused_in_a_sentence(case):
+    changes, said = ODD[case]
+    with pytest.raises(lab.CompressionError, match=said) as refusal:
+        lab.task(**({"train": (X, Y), "test": (X, Y)} | changes))
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("model", "recipe", "settings", "sentence"),
     [
@@ -193,6 +309,57 @@ def test_data_that_is_no_classification_is_refused_in_a_sentence(changes, senten
 def test_what_cannot_be_done_is_said_in_a_sentence(model, recipe, settings, sentence, task):
     with pytest.raises(lab.CompressionError, match=sentence):
         lab.compress(model, recipe, task, threads=1, **settings)
+
+
+class OfOtherMeaning(Strange):
+    """A network that keeps something else under the name of the lab's."""
+
+    spec = 3
+
+
+NOT_THESE = {
+    "no model": (lambda task: lab.measure(None, task), "None is no model: give an nn.Module"),
+    "a class": (lambda task: lab.measure(Strange, task), "is no model: give an nn.Module, made"),
+    "no name": (lambda task: lab.measure("", task), "There is no model ''"),
+    "its spec": (lambda task: lab.measure(OfOtherMeaning(), task), "has an attribute `spec` of its own"),
+    "no recipe": (lambda task: lab.compress(Strange(), None, task), "A recipe is text, a step such as .* not None"),
+    "no steps": (lambda task: lab.compress(Strange(), [], task), "A recipe is text, a step"),
+    "a pair": (lambda task: lab.measure(Strange(), tensors(24, 1)), "A tuple is no task: make one with task"),
+    "a step": (lambda task: lab.tune(Strange(), lab.Magnitude(), task), "tune takes its recipe as text"),
+    "an option": (lambda task: lab.tune(Strange(), "magnitude", task, options={"x": 1}), "There is no option 'x'"),
+    "a bound": (
+        lambda task: lab.tune(Strange(), "magnitude", task, options={"constraints": {"size_mb": "nan..2"}}),
+        "is written name=low..high",
+    ),
+    "a metric": (
+        lambda task: lab.tune(Strange(), "magnitude", task, options={"constraints": {"size": "..2"}}, threads=1),
+        "There is no metric 'size'",
+    ),
+    "no name of a task": (lambda task: lab.load_task(None), "task=None is not a text"),
+    "half an example": (lambda task: lab.load_task("digits", limit=1.5), "limit=1.5 is not a whole number"),
+    "a text as mean": (lambda task: lab.load_task("digits", mean="0.5"), "mean='0.5' is not a list of numbers"),
+    "no number as mean": (lambda task: lab.load_task("digits", mean=[float("nan")]), "mean=nan is out of range"),
+    "no function": (lambda task: lab.task(train=(X, Y), test=(X, Y), augment=3), "augment=3 is no function"),
+    "complex": (lambda task: lab.task(train=(X, Y * 1j), test=(X, Y)), "its numbers are complex"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_THESE)
+def test_what_is_something_else_is_said_in_a_sentence(case, task):
+    call, said = NOT_THESE[case]
+    with pytest.raises(lab.CompressionError, match=said):
+        call(task)
+
+
+def test_tables_sparse_and_differentiable_tensors_are_read_as_their_numbers():
+    numbers = np.arange(24.0).reshape(12, 2)
+    targets = np.arange(12) % 2
+    table = pd.DataFrame(numbers, columns=["a", "b"]), pd.Series(targets)
+    forms = [table, (torch.tensor(numbers).to_sparse(), targets), (torch.tensor(numbers).requires_grad_(), targets)]
+    for form in forms:
+        made = lab.task(train=form, test=form).test
+        assert torch.equal(made.inputs, torch.tensor(numbers).float())
+        assert torch.equal(made.targets, torch.tensor(targets))
 
 
 def test_a_transformer_that_transformers_built_is_stored_by_its_config(tmp_path):
@@ -219,6 +386,22 @@ def test_tuning_gives_the_front_and_its_best_models_on_the_test_split(trained, t
     assert not Path("mlflow.db").exists()
     with pytest.raises(lab.CompressionError, match="None of 2 trials meets the constraints"):
         lab.tune(trained, "magnitude", task, trials=2, options={"constraints": {"size_mb": "..0.0001"}}, threads=1)
+
+
+def test_tuning_is_tracked_by_the_same_rule_as_compression(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("COMPRESSION_HOME", str(tmp_path / "home"))
+    options = {"objectives": ("accuracy", "size_mb"), "space": {"magnitude.sparsity": "0.2/0.4"}}
+    tuned = lab.tune(Strange(), "magnitude+half", task, trials=2, options=options, threads=1)
+    smallest = tuned.results["smallest"]
+    record = tracking.get_run(smallest.content["run"])
+    assert record.metrics["size_mb"] == pytest.approx(smallest.figures["size_mb"])
+    parent = tracking.get_run(record.tags["mlflow.parentRunId"])
+    assert parent.tags["stage"] == "tune"
+    assert parent.params["recipe"] == "magnitude+half"
+    assert parent.metrics["trials"] == 2
+    assert torch.equal(lab.load(smallest.save("small"), like=Strange)(task.example(4)), smallest.model(task.example(4)))
 
 
 def test_a_warning_of_a_run_is_a_python_warning_and_in_the_result(task):

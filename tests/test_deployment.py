@@ -61,7 +61,7 @@ def test_mlproject_and_the_stack_use_the_image_that_make_builds():
 def test_every_secret_of_the_stack_is_empty_in_the_example_and_demanded():
     example = dict(line.split("=", 1) for line in read("docker/.env.example").splitlines() if not line.startswith("#"))
     secrets = [name for name in example if re.search(r"PASSWORD|SECRET|KEY", name)]
-    assert len(secrets) == 4
+    assert len(secrets) == 5
     for name in secrets:
         assert example[name] == ""
         assert f"${{{name}:?" in read("docker/compose.yaml")

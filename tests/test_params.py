@@ -154,3 +154,37 @@ def test_fields_of_a_group_are_the_holders_own_to_whoever_looks_from_outside():
 def test_a_field_with_a_condition_is_inactive_until_it_is_met():
     assert params.inactive(Holder()) == {"rate", "epochs"}
     assert params.inactive(Holder(style="trained")) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pairs", [5, {"a": 1}]),
+        ("pairs", [["a", ["b"]]]),
+        ("pairs", [["a", "b", "c"]]),
+        ("parts", {"heads": 1}),
+        ("parts", [["heads"]]),
+        ("shares", ["conv1"]),
+        ("shares", {"conv1": [0.3]}),
+        ("epochs", [3]),
+        ("epochs", {"a": 3}),
+    ],
+)
+def test_a_value_of_yaml_that_the_field_does_not_hold_is_refused(name, value):
+    with pytest.raises(UserError, match=f"{name}=.* is not "):
+        params.build(Holder, {name: value}, "Holder")
+
+
+def test_a_name_in_a_list_of_pairs_is_never_taken_apart():
+    assert params.fields(Holder)["pairs"].read(["ab", "c:d", ["e", "f"], 5]) == (
+        ("ab", "ab"),
+        ("c", "d"),
+        ("e", "f"),
+        ("5", "5"),
+    )
+
+
+def test_a_long_value_is_cut_short_in_the_sentence_that_refuses_it():
+    with pytest.raises(UserError) as refused:
+        params.fields(Holder)["epochs"].parse("x" * 100_000)
+    assert len(str(refused.value)) < 400

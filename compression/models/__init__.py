@@ -7,6 +7,7 @@ the group `compression.models`, each named `image.<name>` or `text.<name>`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compression.errors import UserError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
+
+    from compression.nn.inputs import Inputs
 
 
 class TaskInterface(Protocol):
@@ -48,6 +51,7 @@ class TaskInterface(Protocol):
 
 
 OWN = "own"  # the builder of a model that comes from somebody's own code
+SEPARATE = "separate_attention"  # the entry of a spec that says that `nn.attention` made linear layers of attentions
 
 
 class OwnSpec(dict[str, Any]):
@@ -64,20 +68,36 @@ class OwnSpec(dict[str, Any]):
         return OwnSpec(self.make, self)
 
 
-def with_spec(model: nn.Module, input_shape: Sequence[int]) -> nn.Module:
-    """The model with a spec: the one that it has, that of its transformers config, or one as `adopt` gives it."""
-    if "builder" in (getattr(model, "spec", None) or {}):
-        return model
+def with_spec(model: nn.Module, input_shape: Sequence[int], example: Inputs) -> nn.Module:
+    """The model with a spec: the one that it has, that of its transformers config, or one as `adopt` gives it.
+
+    Attentions of one that is adopted become linear layers where it answers the prepared batch `example` as before.
+    Raises UserError for a model that has an attribute `spec` of another meaning.
+    """
+    if (spec := getattr(model, "spec", None)) is not None:
+        if isinstance(spec, dict) and "builder" in spec:
+            return model
+        raise UserError(
+            f"{type(model).__name__} has an attribute `spec` of its own, under which the lab keeps how a network is "
+            "made: give it another name."
+        )
     if type(model).__module__.startswith("transformers."):
         from transformers import PreTrainedModel
 
         from compression.models import huggingface
 
-        if isinstance(model, PreTrainedModel):
-            spec = {"builder": "huggingface", "config": model.config.to_dict()}
-            if type(rebuild(spec)) is type(model):
-                return huggingface.attach_spec(model)
-    return adopt(model, model, input_shape)
+        # A config makes a classifier; a model with another head is somebody's own, and is adopted.
+        if isinstance(model, PreTrainedModel) and huggingface.is_made_by_config(model):
+            return huggingface.attach_spec(model, input_shape)
+    return _with_linear_attention(adopt(model, model, input_shape), example)
+
+
+def _with_linear_attention(model: nn.Module, example: Inputs) -> nn.Module:
+    from compression.nn.attention import separate_if_equal
+
+    if separate_if_equal(model, example):
+        model.spec = spec_of(model) | {SEPARATE: True}  # type: ignore[assignment]
+    return model
 
 
 def adopt(model: nn.Module, like: nn.Module | Callable[[], nn.Module], input_shape: Sequence[int] = ()) -> nn.Module:
@@ -98,6 +118,7 @@ def factory(like: nn.Module | Callable[[], nn.Module]) -> Callable[[], nn.Module
 
     if not isinstance(like, nn.Module):
         return like
+    # Now, since `like` may be the very model that compression is about to change.
     pristine = copy.deepcopy(like).cpu()
     return lambda: reset_parameters(copy.deepcopy(pristine))
 
@@ -141,11 +162,11 @@ def build(name: str, task: TaskInterface) -> nn.Module:
     suitable = IMAGE_MODELS if task.takes_images else TEXT_MODELS
     if name in MODELS and name not in suitable:
         raise UserError(f"The model {name} is not for {task.name}; take {_choices(suitable)}.")
-    if task.takes_images:
-        return _build_own(name, {"outputs": task.outputs, "input_shape": list(task.input_shape), "width": 1.0})
-    if name in suitable:
+    if task.takes_images and (name in suitable or not is_huggingface(name)):
+        return _built(name, {"outputs": task.outputs, "input_shape": list(task.input_shape), "width": 1.0})
+    if not task.takes_images and name in suitable:
         assert task.tokenizer is not None  # every text task has one
-        return _build_own(name, {"outputs": task.outputs, "vocabulary": len(task.tokenizer), "width": 1.0})
+        return _built(name, {"outputs": task.outputs, "vocabulary": len(task.tokenizer), "width": 1.0})
     from compression.models import huggingface
 
     if task.tokenizer is not None and task.tokenizer.name_or_path == TRAINING_WORDS:
@@ -170,9 +191,16 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
     if spec["builder"] == "huggingface":
         from compression.models import huggingface
 
-        return huggingface.build_from_config(spec["config"])
+        shape = spec.get("arguments", {}).get("input_shape", ())
+        return _with_modules(huggingface.build_from_config(spec["config"], shape), spec)
     model = _make_own(spec) if spec["builder"] == OWN else _build_own(spec["builder"], spec["arguments"])
     return _with_modules(model, spec)
+
+
+def transformers_config(model: nn.Module) -> Any:
+    """The config of a model of transformers, which may be changed; None for other models, whatever they call config."""
+    config = getattr(model, "config", None)
+    return config if hasattr(config, "save_pretrained") else None
 
 
 def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
@@ -182,15 +210,17 @@ def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
     """
     import torch
 
-    if hasattr(model, "config"):
+    arguments = spec_of(model).get("arguments", {})
+    if shape := arguments.get("input_shape"):
+        return torch.zeros(n, *shape)
+    if (config := transformers_config(model)) is not None:
         from compression.models import huggingface
 
-        return huggingface.zero_inputs(model.config, n)
-    arguments = spec_of(model)["arguments"]
+        return huggingface.zero_inputs(config, n)
     if "vocabulary" in arguments:
         ids = torch.zeros(n, 8, dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return torch.zeros(n, *arguments["input_shape"])
+    return torch.zeros(n)
 
 
 def _make_own(spec: Mapping[str, Any]) -> nn.Module:
@@ -203,14 +233,24 @@ def _make_own(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def _with_modules(model: nn.Module, spec: Mapping[str, Any]) -> nn.Module:
-    """Replace the functions of the model by modules, where a quantizer did so before the model was stored."""
+    """Replace attentions and functions of the model by modules, where that was done before the model was stored."""
     import torch
 
-    from compression.nn.modular import MODULAR, trace_modular
+    from compression.nn.attention import separate_attention
+    from compression.nn.modular import IN_TRAINING, MODULAR, trace_modular
 
+    if spec.get(SEPARATE):
+        separate_attention(model)
+        model.spec = spec_of(model) | {SEPARATE: True}  # type: ignore[assignment]
     if (image_shape := spec.get(MODULAR)) is None:
         return model
-    return trace_modular(model, torch.zeros(2, *image_shape, device=next(model.parameters()).device))
+    images = torch.zeros(2, *image_shape, device=next(model.parameters()).device)
+    return trace_modular(model, images, spec.get(IN_TRAINING, True))
+
+
+def is_huggingface(name: str) -> bool:
+    """Whether a name that is none of the lab's is a folder, or one of the hub: OWNER/NAME."""
+    return bool(name) and ("/" in name or Path(name).is_dir())
 
 
 def _choices(suitable: Mapping[str, str]) -> str:
@@ -219,12 +259,18 @@ def _choices(suitable: Mapping[str, str]) -> str:
     return f"{', '.join(suitable)}{more}"
 
 
+def _built(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    model = _build_own(name, arguments)
+    training = model.training
+    return _with_linear_attention(model, zero_inputs(model, 2)).train(training)
+
+
 def _build_own(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Build one of the lab's own models and attach its spec. Raises UserError for an unknown name."""
     if name not in MODELS:
         raise UserError(
-            f"There is no model {name!r}; the models for images are {_choices(IMAGE_MODELS)}; "
-            f"those for text {_choices(TEXT_MODELS)}."
+            f"There is no model {name!r}; the models for images are {_choices(IMAGE_MODELS)}, or OWNER/NAME on the "
+            f"Hugging Face hub, or a folder; those for text {_choices(TEXT_MODELS)}."
         )
     model: nn.Module = MODELS.load(name)(**arguments)
     model.spec = {"builder": name, "arguments": dict(arguments)}  # type: ignore[assignment]

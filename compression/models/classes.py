@@ -34,6 +34,7 @@ def folded(name: str) -> str:
 def name_key(name: str) -> str:
     """Return what counts of a class name in comparisons: letters and digits; a number keeps its sign and its point."""
     text = folded(name)
+    # A name of signs alone would leave nothing to compare.
     return text if re.fullmatch(r"[-+]?[\d.]+", text) else re.sub(r"[\W_]+", "", text) or text
 
 
@@ -42,6 +43,7 @@ def match_names(names: Sequence[str], labels: Sequence[str]) -> list[int] | None
 
     Compares whole names, and if they differ, their keys: `NOT ENTAILMENT` is `not_entailment`.
     """
+    # The strictest first: C, C++ and C# have one key, but differ as they are.
     for key in (str, folded, name_key):
         places = {key(name): place for place, name in enumerate(names)}
         wanted = [key(label) for label in labels]
@@ -116,6 +118,7 @@ def reorder_outputs(model: nn.Module, order: Sequence[int], inputs: Inputs) -> N
         return
     expected = forward(model, inputs)[:, list(order)]
     back = sorted(range(len(order)), key=order.__getitem__)
+    # Tried on `inputs`, for the last layer that was registered need not be the last that runs.
     for layer in reversed([module for module in model.modules() if not list(module.children())]):
         _permute_rows(layer, order)
         if torch.allclose(forward(model, inputs), expected, rtol=1e-4, atol=1e-5):

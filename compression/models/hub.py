@@ -9,9 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from functools import cache
+from pathlib import Path
 
 import requests
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
 
 from compression.errors import first_line
 
@@ -43,6 +44,15 @@ def _send_request(endpoint: str, result: queue.Queue[bool]) -> None:
         result.put(False)
     else:
         result.put(True)
+
+
+def cached_revision(name: str) -> str | None:
+    """Return the commit of the model `name` that is in the hub's cache here; None if none is."""
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name that the hub could have
+        return None
+    return Path(config).parent.name if isinstance(config, str) else None
 
 
 def failure_reason(error: Exception) -> str:

@@ -1,7 +1,8 @@
-"""Text models in the Hugging Face format: from the hub, a mirror, the hub's local cache, or a folder."""
+"""Classifiers in the Hugging Face format, of text or images: from the hub, a mirror, the hub's cache, or a folder."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
@@ -22,11 +24,14 @@ from transformers import (
 )
 
 from compression.errors import UserError, first_line
-from compression.models import classes, hub
+from compression.files import require_regular_files
+from compression.models import classes, hub, skeleton
 from compression.models.conv1d import linearize
+from compression.models.padding import position_tables, share_padding
+from compression.nn.inputs import forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedModel
 
@@ -39,36 +44,75 @@ ATTENTION = "eager"
 # The share of a model's embeddings that its tokenizer has words for, at least: embeddings are padded by up to 2% (Phi).
 # For a folder without a tokenizer, transformers makes one of a handful of special tokens.
 MIN_VOCABULARY = 0.9
+# The classes of configs that transformers makes classifiers of, and those classifiers.
+TEXT, IMAGES = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 
 def load_pretrained(name: str, task: TaskInterface) -> nn.Module:
     """Load the pretrained model `name` in float32, with a new classifier if it has none.
 
-    Its inputs are those of `input_names`, each `(batch, length)`; its output holds `logits` `(batch, outputs)`, in the
-    order of the task's labels whatever the order in the model's `id2label`. Raises UserError if the model cannot be
-    loaded, reads another vocabulary than the task's texts are written in, or is a classifier of other classes.
+    Its inputs are images, or those of `input_names`, each `(batch, length)`; its output holds `logits`
+    `(batch, outputs)`, in the order of the task's labels whatever the order in the model's `id2label`. Raises UserError
+    if the model cannot be loaded, does not take the task's images, reads another vocabulary than the task's texts are
+    written in, or is a classifier of other classes.
     """
-    config = _load_config(name)
+    config = _load_config(name, IMAGES if task.takes_images else TEXT)
     _check_outputs(name, config, task)
-    _check_vocabulary(name, config, task)
+    if not task.takes_images:
+        _check_vocabulary(name, config, task)
+        if task.tokenizer is not None:
+            share_padding(name, config, task.tokenizer)
     names = _class_names(name, config)
     config.num_labels = task.outputs
     config.problem_type = "regression" if task.outputs == 1 else "single_label_classification"
     if task.labels:
         config.id2label = dict(enumerate(task.labels))
         config.label2id = {label: i for i, label in enumerate(task.labels)}
-    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = AutoModelForSequenceClassification.from_pretrained
-    options = {"config": config, "attn_implementation": ATTENTION, "dtype": torch.float32}
+    if Path(name).is_dir():
+        _require_affordable(name, config)
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]] = _auto_class(config).from_pretrained
+    options: dict[str, Any] = {"config": config, "attn_implementation": ATTENTION, "dtype": torch.float32}
     model, report = _load(name, load, output_loading_info=True, **options)
+    inputs = _example_images(name, model, task) if task.takes_images else zero_inputs(config, 2)
+    # No weight of the classifier is missing: it was trained, and its outputs have an order.
     if task.labels and all(key.startswith(f"{model.base_model_prefix}.") for key in report["missing_keys"]):
-        classes.match_outputs(model, names, task, name, zero_inputs(config, 2))
-    return attach_spec(model)
+        classes.match_outputs(model, names, task, name, inputs)
+    return attach_spec(model, task.input_shape)
 
 
-def build_from_config(config: Mapping[str, Any]) -> nn.Module:
-    """Build a model with new random weights from the config in its spec; needs no network."""
-    build: Callable[..., PreTrainedModel] = AutoModelForSequenceClassification.from_config
-    return attach_spec(build(AutoConfig.for_model(**config), attn_implementation=ATTENTION))
+def build_from_config(config: Mapping[str, Any], input_shape: Sequence[int] = ()) -> nn.Module:
+    """Build a model with new random weights from the config in its spec; needs no network.
+
+    `input_shape` is `(channels, height, width)` of the images of one that takes images.
+    """
+    made = AutoConfig.for_model(**config)
+    build: Callable[..., PreTrainedModel] = _auto_class(made).from_config
+    return attach_spec(build(made, attn_implementation=ATTENTION, trust_remote_code=False), input_shape)
+
+
+def is_made_by_config(model: PreTrainedModel) -> bool:
+    """Whether `model` is what `build_from_config` makes of its config: a model with another head is not."""
+    config = model.config
+    known = type(config) in TEXT or type(config) in IMAGES
+    return known and type(build_from_config(config.to_dict())) is type(model)
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the class of transformers that makes the classifier of a config: of text where it could be either."""
+    is_image = type(config) in IMAGES and type(config) not in TEXT
+    return AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
+
+
+def _example_images(name: str, model: nn.Module, task: TaskInterface) -> Tensor:
+    """Return two images of noise as the task has them. Raises UserError if the model does not take such images."""
+    images = torch.randn(2, *task.input_shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            forward(model.eval(), images)
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        shape = "x".join(map(str, task.input_shape))
+        raise UserError(f"{name} does not take the images of {task.name}, {shape} ({first_line(error)}).") from error
+    return images
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -109,14 +153,9 @@ def max_length(name: str) -> int | None:
     Raises UserError if its config cannot be loaded.
     """
     config = _load_config(name)
-    with torch.device("meta"):  # without weights: 0.5 s at most
-        build: Callable[..., PreTrainedModel] = AutoModelForSequenceClassification.from_config
-        model = build(config)
-    embeddings = {n: m for n, m in model.named_modules() if isinstance(m, nn.Embedding) and "relative" not in n}
     limits = [  # RoBERTa and its like count positions from the row after that of padding
         table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
-        for place, table in embeddings.items()
-        if "position" in place
+        for table in position_tables(config)
     ]
     stated = getattr(config, "max_position_embeddings", None) or -1  # -1: any length, for XLNet
     return min([*limits, *([stated] if stated > 0 else [])], default=None)
@@ -133,26 +172,47 @@ def _input_names(config: PretrainedConfig, token_types: int) -> list[str]:
     names = ["input_ids", "token_type_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", token_types) < 2:
         names.remove("token_type_ids")
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+    if type(config) not in TEXT:
         return names
-    model_class: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]  # typed as a tuple
+    model_class: Any = TEXT[type(config)]  # typed as a tuple
     taken = inspect.signature(model_class.forward).parameters
     return [name for name in names if name in taken]
 
 
-def _load_config(name: str) -> PretrainedConfig:
-    """Load the config of the model `name`. Raises UserError if it has no form that classifies text."""
-    load: Callable[..., PretrainedConfig] = AutoConfig.from_pretrained
-    config = _load(name, load)
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        raise UserError(f"{name} ({config.model_type}) cannot classify text; choose an encoder such as BERT.")
+def _load_config(name: str, kinds: Any = TEXT) -> PretrainedConfig:
+    """Load the config of the model `name`. Raises UserError if it has no form that classifies what `kinds` do."""
+    config = _load(name, _read_config, what="text model" if kinds is TEXT else "model for images")
+    if type(config) not in kinds:
+        advice = "text; choose an encoder such as BERT" if kinds is TEXT else "images; choose one such as ViT or ResNet"
+        raise UserError(f"{name} ({config.model_type}) cannot classify {advice}.")
     return config
+
+
+def _read_config(name: str, **options: Any) -> PretrainedConfig:
+    """Read a config as `AutoConfig` does. Raises ValueError for one that no memory could hold."""
+    said, _ = PretrainedConfig.get_config_dict(name, **options)
+    skeleton.require_countable(said)
+    config: PretrainedConfig = AutoConfig.from_pretrained(name, **options)
+    return config
+
+
+def _require_affordable(folder: str, config: PretrainedConfig) -> None:
+    """Raise UserError if a folder's files are too small for the model that its config describes."""
+    stored = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
+    try:
+        with skeleton.without_weights(stored // 1000):
+            build: Callable[..., PreTrainedModel] = _auto_class(config).from_config
+            model = build(copy.deepcopy(config), attn_implementation=ATTENTION, trust_remote_code=False)
+        skeleton.require_affordable(skeleton.nbytes(model), stored)
+    except Exception as error:  # as in `_load`
+        raise UserError(_folder_message(folder, error)) from error
 
 
 def _check_outputs(name: str, config: PretrainedConfig, task: TaskInterface) -> None:
     """Raise UserError if the model is a classifier with another number of outputs than the task."""
     # In a bare encoder's config, num_labels is 2 by default and means nothing.
-    is_classifier = any(a.endswith("ForSequenceClassification") for a in config.architectures or ())
+    heads = ("ForSequenceClassification", "ForImageClassification")
+    is_classifier = any(a.endswith(heads) for a in config.architectures or ())
     if is_classifier and config.num_labels != task.outputs:
         raise UserError(f"{name} has {config.num_labels} outputs; {task.name} needs {task.outputs}.")
 
@@ -172,10 +232,11 @@ def _check_vocabulary(name: str, config: PretrainedConfig, task: TaskInterface) 
     if task.tokenizer is None:
         return
     own, words = read_vocabulary(name), task.tokenizer.get_vocab()
+    # Where the tokenizer that is found for `name` cannot be its own, the task's has to fill the embeddings at least.
     if own != words if _fills_embeddings(len(own), config) else not _fills_embeddings(len(words), config):
         raise UserError(
-            f"{name} reads another vocabulary than the tokenizer that {task.name} was loaded with; take models of one "
-            f"vocabulary, or give model={name}."
+            f"{name} reads another vocabulary than {task.tokenizer.name_or_path}, whose tokenizer encodes the texts of "
+            f"{task.name}; take models of one vocabulary, or give model={name}."
         )
 
 
@@ -195,41 +256,56 @@ def _class_names(name: str, config: PretrainedConfig) -> list[str]:
     return inverse
 
 
-def _load(name: str, load: Callable[..., Loaded], **arguments: Any) -> Loaded:
-    """Return `load(name)`, from local files only if `name` is a folder or the hub cannot be reached."""
+def _load(name: str, load: Callable[..., Loaded], what: str = "text model", **arguments: Any) -> Loaded:
+    """Return `load(name)`, from local files only if `name` is a folder or the hub cannot be reached.
+
+    No code that comes with a model is ever run, and nobody is asked whether it may be. Raises UserError, with `what` it
+    is, if there is none, or none that can be used.
+    """
     is_folder = Path(name).is_dir()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call] # no page of text on a new classifier
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return load(name, local_files_only=is_folder or not hub.is_reachable(), **arguments)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
-        raise UserError(_folder_message(name, error) if is_folder else _not_found_message(name, error)) from error
+        if is_folder:
+            require_regular_files(Path(name))
+        is_local = is_folder or not hub.is_reachable()
+        return load(name, local_files_only=is_local, trust_remote_code=False, **arguments)
+    except Exception as error:  # transformers reads a stranger's files without checking them: anything may come of it
+        raise UserError(_folder_message(name, error) if is_folder else _not_found_message(name, what, error)) from error
 
 
 def _folder_message(folder: str, error: Exception) -> str:
     """Say why a folder's files cannot be used."""
-    # torch's own message about a refused pickle advises to run it.
-    is_pickle = isinstance(error, UnpicklingError)
-    reason = "its weights are a pickle of more than tensors" if is_pickle else first_line(error)
+    # torch's own message about a refused pickle advises to run it, and transformers' one about code does.
+    if isinstance(error, UnpicklingError):
+        reason = "its weights are a pickle of more than tensors"
+    elif "trust_remote_code" in str(error):
+        reason = "it takes code that comes with it, which is never run here; take a model that transformers knows."
+    else:
+        reason = first_line(error)
     return f"The folder {folder} holds no usable Hugging Face model with its tokenizer: {reason}"
 
 
-def _not_found_message(name: str, error: Exception) -> str:
+def _not_found_message(name: str, what: str, error: Exception) -> str:
     """Say where the model was looked for, and which models there are."""
     from compression.models import IMAGE_MODELS, TEXT_MODELS
 
     return (
-        f"There is no text model {name!r}: it is no folder and not in the hub's cache here, and "
+        f"There is no {what} {name!r}: it is no folder and not in the hub's cache here, and "
         f"{hub.failure_reason(error)}, or give a local folder; of the lab's own, {', '.join(TEXT_MODELS)} is for text, "
         f"and {', '.join(IMAGE_MODELS)} are for images."
     )
 
 
-def attach_spec(model: PreTrainedModel) -> nn.Module:
-    """Make its layers those that the lab knows, set the model's `spec`, and return it."""
+def attach_spec(model: PreTrainedModel, input_shape: Sequence[int] = ()) -> nn.Module:
+    """Make its layers those that the lab knows, set the model's `spec`, and return it.
+
+    `input_shape` is `(channels, height, width)` of images; empty for text.
+    """
     linearize(model)
     # Through JSON, so that the spec equals what is read back from a file (JSON's keys are strings).
     config = json.loads(model.config.to_json_string(use_diff=False))
     del config["_name_or_path"]  # a folder on this machine, which means nothing on another
-    model.spec = {"builder": "huggingface", "config": config}  # type: ignore[assignment]
+    shape = {"arguments": {"input_shape": list(input_shape)}} if input_shape else {}
+    model.spec = {"builder": "huggingface", "config": config, **shape}  # type: ignore[assignment]
     return model

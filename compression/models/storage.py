@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from compression import models
 from compression.errors import UserError, first_line
-from compression.models import conv1d
+from compression.files import read_text
+from compression.models import conv1d, skeleton
 from compression.nn import layers
 from compression.nn.graph import replace_module
 from compression.nn.modular import Modularized
@@ -29,7 +32,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 FORMAT_VERSION = 1
+MAX_STRUCTURE_BYTES = 2**26  # of model.json, which has 10 kB for a ResNet-18 and 100 kB for a pruned BERT
 STRUCTURE_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
+PLAIN: dict[type, tuple[type, ...]] = {bool: (bool,), float: (int, float), str: (str,)}  # kinds of attributes
 SEQUENTIAL: dict[str, Any] = {"class": "Sequential", "arguments": {}}
 
 
@@ -46,9 +51,9 @@ class StructuralChanges(TypedDict):
 def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     """Write `model` to `folder`, with `metadata` (task, labels, …) beside its structure; return `folder`.
 
-    Raises UserError if the files cannot be written, and TypeError for a layer class that cannot be rebuilt.
+    Raises UserError if the files cannot be written, and TypeError for a layer class that cannot be rebuilt; then the
+    folder is as it was.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     spec = current_spec(model)
     fresh = models.rebuild(spec)
     changes = structural_changes(fresh, model)
@@ -56,11 +61,19 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     linearized = conv1d.linearized(fresh)
     _require_loadable(fresh, changes, model)
     try:
-        with conv1d.as_stored(model, linearized):
-            safetensors.torch.save_model(model, str(folder / WEIGHTS_FILE))
-        (folder / STRUCTURE_FILE).write_text(json.dumps(content, indent=1))
-        if (config := getattr(model, "config", None)) is not None:
-            config.save_pretrained(folder)  # so that transformers' from_pretrained reads the folder too
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the folder, so that nobody finds half a model where the disk is full.
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as scratch:
+            weights = Path(scratch, WEIGHTS_FILE)
+            with conv1d.as_stored(model, linearized):
+                safetensors.torch.save_model(model, str(weights))
+            _require_readable(fresh, linearized, weights, model)
+            Path(scratch, STRUCTURE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            if (config := models.transformers_config(model)) is not None:
+                config.save_pretrained(scratch)  # so that transformers' from_pretrained reads the folder too
+            folder.mkdir(exist_ok=True)
+            for file in Path(scratch).iterdir():
+                file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"Could not write the model to {folder}: {first_line(error)}.") from error
     return folder
@@ -81,41 +94,126 @@ def _require_loadable(fresh: nn.Module, changes: StructuralChanges, model: nn.Mo
         )
 
 
+def _require_readable(fresh: nn.Module, linearized: Sequence[str], weights: Path, model: nn.Module) -> None:
+    """Raise UserError unless the file of weights, read into `fresh`, gives the weights of `model`."""
+    try:
+        _read_weights(fresh, linearized, weights)
+    except (ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{type(model).__name__} cannot be stored: {first_line(error)}.") from error
+    read = fresh.state_dict()
+    if wrong := [name for name, tensor in model.state_dict().items() if not _are_same_bits(tensor.cpu(), read[name])]:
+        raise UserError(f"{type(model).__name__} cannot be stored: {', '.join(wrong[:3])} are read back otherwise.")
+
+
+def _are_same_bits(one: Tensor, other: Tensor) -> bool:
+    """Compare two tensors of one shape and dtype, so that NaN equals NaN."""
+    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
+
+
+def _read_weights(model: nn.Module, linearized: Sequence[str], file: Path) -> None:
+    """Load a file of weights into a model of their structure.
+
+    Unlike `safetensors.torch.load_model` it says that the weights are of today's classes: without a version, modules
+    take them for those of their first one, and convert (BatchNorm) or refuse them (torchvision's MNASNet). Raises
+    RuntimeError for weights that are missing or not the model's.
+    """
+    with conv1d.as_stored(model, linearized):
+        tensors = model.state_dict(keep_vars=True)
+        stored = OrderedDict(safetensors.torch.load_file(file))
+        # Of a tensor that has several names, the file holds one.
+        present = {id(tensors[name]) for name in stored if name in tensors}
+        if missing := [name for name, tensor in tensors.items() if id(tensor) not in present]:
+            raise RuntimeError(f"the weights of {', '.join(missing[:3])} are missing")
+        stored._metadata = tensors._metadata  # type: ignore[attr-defined]
+        if unknown := model.load_state_dict(stored, strict=False).unexpected_keys:
+            raise RuntimeError(f"{', '.join(unknown[:3])} are no weights of the model")
+
+
 def load(folder: Path, like: nn.Module | Callable[[], nn.Module] | None = None) -> nn.Module:
     """Load a model that `save` wrote, on the CPU, in eval mode.
 
     `like` makes the model before it was compressed, or is one, where that is of somebody's own code. Raises UserError
-    if a file is missing or damaged, or without the `like` that it takes.
+    if a file is missing or damaged, if they are not of one model, or without the `like` that it takes.
     """
     try:
-        content = json.loads((folder / STRUCTURE_FILE).read_text())
-        spec = content["spec"]
-        model = models.rebuild(models.OwnSpec(models.factory(like), spec) if like is not None else spec)
+        content = _read_structure(folder)
+        spec, changes = content["spec"], content["changes"]
+        if like is not None:
+            spec = models.OwnSpec(models.factory(like), spec)
+        _require_plausible(spec, changes, folder / WEIGHTS_FILE)
+        model = models.rebuild(spec)
         linearized = conv1d.linearized(model)
-        apply_changes(model, content["changes"])
-        with conv1d.as_stored(model, linearized):
-            safetensors.torch.load_model(model, str(folder / WEIGHTS_FILE))
-        for name in content["changes"]["masked"]:  # masks are not stored: what is zero was masked
+        apply_changes(model, changes)
+        _read_weights(model, linearized, folder / WEIGHTS_FILE)
+        for name in changes["masked"]:  # masks are not stored: what is zero was masked
             layer = model.get_submodule(name)
             layers.set_mask(layer, layers.weight(layer) != 0)
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"{folder} does not hold a whole model ({first_line(error)}); "
-            f"it takes a {STRUCTURE_FILE} and a {WEIGHTS_FILE} as this lab writes them."
-        ) from error
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's description may make any constructor raise anything
+        raise _damaged(folder, error) from error
     return model.eval()
 
 
+def _require_plausible(spec: Mapping[str, Any], changes: StructuralChanges, file: Path) -> None:
+    """Raise ValueError if the model described is not that of the weights in `file`, before it takes any memory."""
+    stored = skeleton.stored_shapes(file)
+    skeleton.require_countable(spec.get("config", {}))
+    # Code that somebody gave or installed is not a stranger's, and may look at its weights while it builds a model.
+    is_known = spec["builder"] == models.OWN or spec["builder"] in models.MODELS.brought()
+    model = models.rebuild(spec).to("meta") if is_known else None
+    with skeleton.without_weights(len(stored)):
+        model = models.rebuild(spec) if model is None else model
+        before = 0 if is_known else skeleton.nbytes(model)
+        linearized = conv1d.linearized(model)
+        apply_changes(model, changes)
+        with conv1d.as_stored(model, linearized):
+            skeleton.require_same_tensors(model, stored)
+    skeleton.require_affordable(before + skeleton.nbytes(model), file.stat().st_size)
+
+
 def read_metadata(folder: Path) -> dict[str, Any]:
-    """Return the metadata that `save` wrote."""
-    metadata: dict[str, Any] = json.loads((folder / STRUCTURE_FILE).read_text())["about"]
+    """Return the metadata that `save` wrote. Raises UserError if there is none, or it is damaged."""
+    try:
+        metadata: dict[str, Any] = _read_structure(folder)["about"]
+        if wrong := [name for name, is_right in METADATA.items() if not is_right(metadata.get(name))]:
+            raise ValueError(f"its {' and '.join(wrong)} cannot be read")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(folder, error) from error
     return metadata
+
+
+def _read_structure(folder: Path) -> Any:
+    """Return what model.json holds; `load` and `read_metadata` answer for anything else than an object."""
+    return json.loads(read_text(folder / STRUCTURE_FILE, MAX_STRUCTURE_BYTES))
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{folder} does not hold a whole model ({first_line(error)}); "
+        f"it takes a {STRUCTURE_FILE} and a {WEIGHTS_FILE} as this lab writes them."
+    )
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
+
+
+# What the entries of the metadata that the lab reads back have to be; each may be missing.
+METADATA: dict[str, Callable[[Any], bool]] = {
+    "model": lambda value: value is None or isinstance(value, str),
+    "labels": lambda value: value is None or isinstance(value, list),
+    "normalization": lambda value: (
+        not value or (isinstance(value, dict) and _are_numbers(value.get("mean")) and _are_numbers(value.get("std")))
+    ),
+    "seconds": lambda value: value is None or isinstance(value, (int, float)),
+}
 
 
 def current_spec(model: nn.Module) -> dict[str, Any]:
     """Return the spec to rebuild `model` from, for Hugging Face models with the config as pruning has changed it."""
-    config = None if isinstance(getattr(model, "spec", None), models.OwnSpec) else getattr(model, "config", None)
-    return models.spec_of(model) if config is None else {"builder": "huggingface", "config": config.to_dict()}
+    spec, config = models.spec_of(model), models.transformers_config(model)
+    return {**spec, "config": config.to_dict()} if spec["builder"] == "huggingface" and config is not None else spec
 
 
 def has_changed_structure(model: nn.Module) -> bool:
@@ -182,33 +280,65 @@ def plain_attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_") and name != "training"
+        if _plain_kind(value) and not name.startswith("_") and name != "training"
     }
 
 
 def describe_layer(layer: nn.Module) -> dict[str, Any]:
     """Return the class name and the constructor's arguments, each read from the attribute of the same name."""
-    names = [n for n in inspect.signature(type(layer)).parameters if n not in ("device", "dtype", "inplace")]
-    arguments = {n: getattr(layer, n) for n in names if hasattr(layer, n) and not n.startswith("_")}
+    arguments = {name: getattr(layer, name) for name in _argument_names(type(layer)) if hasattr(layer, name)}
     if "bias" in arguments:  # the attribute is the parameter, the argument says whether there is one
         arguments["bias"] = arguments["bias"] is not None and arguments["bias"] is not False
     return {"class": type(layer).__name__, "arguments": json.loads(json.dumps(arguments))}
 
 
+def _argument_names(cls: type[nn.Module]) -> list[str]:
+    """Return the constructor's arguments that say what a layer of `cls` is, and not where its tensors are."""
+    names = inspect.signature(cls).parameters
+    return [name for name in names if name not in ("device", "dtype", "inplace") and not name.startswith("_")]
+
+
 def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
-    """Give a freshly built `model` the structure that `changes` describe, in place."""
-    classes: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*layers.STORABLE, nn.Sequential)}
+    """Give a freshly built `model` the structure that `changes` describe, in place.
+
+    Raises whatever fits, ValueError mostly, if they are not what `structural_changes` makes of such a model.
+    """
+    # Backwards, so that a module's parts go before it does: `a.b` sorts behind `a`.
     for path in sorted(changes["removed"], reverse=True):
         parent, _, name = path.rpartition(".")
-        delattr(model.get_submodule(parent), name)
+        del model.get_submodule(parent)._modules[name]
     for path, description in changes["modules"].items():
-        arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()}
-        _put(model, path, classes[description["class"]](**arguments))
+        _put(model, path, _build_layer(description))
     for path, shape in changes.get("shapes", {}).items():  # 0.1 stored none
         _resize(model, path, shape)
     for path, attributes in changes["attributes"].items():
         for name, value in attributes.items():
-            setattr(model.get_submodule(path), name, value)
+            _set_attribute(model.get_submodule(path), name, value)
+
+
+def _build_layer(description: Mapping[str, Any]) -> nn.Module:
+    """Build the layer that `describe_layer` described."""
+    classes: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*layers.STORABLE, nn.Sequential)}
+    cls = classes[description["class"]]
+    arguments = {name: tuple(v) if isinstance(v, list) else v for name, v in description["arguments"].items()}
+    if unknown := arguments.keys() - set(_argument_names(cls)):
+        raise ValueError(f"a {cls.__name__} is not described by {', '.join(sorted(unknown))}")
+    return cls(**arguments)
+
+
+def _set_attribute(module: nn.Module, name: str, value: Any) -> None:
+    """Set a number or text of the module; ValueError for what is none there, like a method, a tensor or a hook."""
+    own = vars(module)
+    before = own.get(name)
+    is_free = before is None and (name in own or not hasattr(module, name))
+    if name.startswith("_") or not (is_free or _plain_kind(before) is _plain_kind(value)) or not _plain_kind(value):
+        raise ValueError(f"{name} is no number or text of a {type(module).__name__}")
+    setattr(module, name, value)
+
+
+def _plain_kind(value: Any) -> type | None:
+    """Whether a value is a truth value, a number or a text; None for anything else."""
+    return next((kind for kind, types in PLAIN.items() if isinstance(value, types)), None)
 
 
 def _resize(model: nn.Module, path: str, shape: Sequence[int]) -> None:
@@ -216,6 +346,7 @@ def _resize(model: nn.Module, path: str, shape: Sequence[int]) -> None:
     owner, _, name = path.rpartition(".")
     module = model.get_submodule(owner)
     tensor = own_tensors(module)[name]
+    # Any values of that shape will do: `load` puts the stored ones there, and a new model's are random.
     cut = tensor.detach()[tuple(slice(size) for size in shape)].clone()
     if cut.shape != torch.Size(shape):
         raise ValueError(f"{path} grew from {tuple(tensor.shape)} to {tuple(shape)}")

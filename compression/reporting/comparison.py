@@ -29,7 +29,7 @@ def write_page(runs: Sequence[str], output: str) -> Path:
         folders = [download_artifacts(run, Path(scratch) / str(i)) for i, run in enumerate(runs)]
         contents = [read_content(folder) for folder in folders]
         page = report.render_report(contents[0], folders[0]) if len(runs) == 1 else render_comparison(contents)
-    Path(output).write_text(page)
+    Path(output).write_text(page, encoding="utf-8")
     return Path(output)
 
 

@@ -16,7 +16,7 @@ KEYS_SINCE_0_1 = {"stairs": "step_labels", "climbed": "after_each_step"}  # key 
 
 def read_content(folder: Path) -> Content:
     """Read `folder/comparison.json`, whatever version of the lab wrote it."""
-    return upgrade_content(json.loads((folder / COMPARISON_FILE).read_text()))
+    return upgrade_content(json.loads((folder / COMPARISON_FILE).read_text(encoding="utf-8")))
 
 
 def upgrade_content(content: Content) -> Content:

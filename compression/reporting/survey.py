@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from compression import params, tracking
 from compression.errors import UserError
+from compression.files import to_csv
 from compression.params import param
 from compression.reporting import report
 from compression.reporting.claims import check_claims
@@ -78,11 +78,8 @@ def write_survey(task: str, budget: Budget, output: str) -> tuple[Path, str]:
         figures={cost: report.data_uri(quality_by_family(points, metric, cost)) for cost in COSTS},
     )
     path = Path(output)
-    path.write_text(page)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=["run", "name", *columns], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(run_row(run) for run in runs)
+    path.write_text(page, encoding="utf-8")
+    path.with_suffix(".csv").write_text(to_csv(map(run_row, runs), ["run", "name", *columns]), encoding="utf-8")
     return path, report.text_table([run_row(run) for run in front], ["run", *columns])
 
 

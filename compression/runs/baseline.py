@@ -47,6 +47,7 @@ def resolve(job: Job, spec: str) -> str:
 
 def find(job: Job, name: str) -> str:
     """The URI of the newest model `name` that a `train` run on this task and data left; empty if there is none."""
+    # Asked once for all processes: a run that ends meanwhile would give some of them another model.
     id = job.machine.shared(lambda: tracking.find_baseline(job.task.name, name, job.task.digest))
     return f"runs:/{id}/model" if id else ""
 
@@ -70,6 +71,7 @@ def validate_first_step(job: Job, step: Method) -> None:
     with torch.random.fork_rng(devices=[]):  # the training's random numbers must not depend on this check
         untrained = loading.open_model(name, job.task)
         context = make_context(job, untrained)
+        # A teacher that is yet to train is built untrained here: a check must not train one.
         step.check(untrained, replace(context, load=context.build))
 
 

@@ -29,6 +29,7 @@ def compress(settings: Settings, steps: Sequence[Method]) -> dict[str, Any]:
     with started(settings, "compress", steps) as job:
         steps = job.resolved(steps)
         resume.require_same_command(job, steps)
+        # All that can be refused is refused before a baseline is trained, which may take hours.
         baseline.validate_first_step(job, steps[0])
         job = baseline.with_baseline(job)
         original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
@@ -82,7 +83,9 @@ class ChainRunner:
         """
         original = self.context.original
         self.measure(original)
+        # The original is frozen, for it may teach; so is its copy at first.
         model = copy.deepcopy(original).requires_grad_(True)
+        # Measured on the CPU; from here on it may be the teacher.
         original.to(self.job.machine.device)
         for number in range(1, len(self.steps) + 1):
             model = self.run_step(number, model)
@@ -97,6 +100,7 @@ class ChainRunner:
             self.measure(model)
             if job is not self.job:
                 self.conclude(job, self.steps[:number], model)
+        # back from where it was measured
         return model.to(self.job.machine.device)
 
     @contextlib.contextmanager
@@ -121,6 +125,8 @@ class ChainRunner:
         file = job.run.folder / "onnx" / f"{len(self.measured)}.onnx"
         self.measured.append(measure_model(model.cpu(), job.task, file, job.machine.threads))
         if len(self.measured) > 1:
+            # The original is timed again beside each step's model: on a busy machine the latency of one and the same
+            # shape wavered between 0.44 and 0.65 ms.
             pair = [self.measured[0], self.measured[-1]]
             self.measured[0], self.measured[-1] = add_timings(pair, job.task, job.machine.threads)
 

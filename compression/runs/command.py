@@ -36,6 +36,7 @@ def project_line(settings: Settings, stage: str, steps: Sequence[Method] = ()) -
         entry, first = steps[0].family, [f"method={methods.name_of(steps[0])}"]
     else:
         entry, first = stage, [f"recipe={methods.text(steps)}"] if stage == "compress" else []
+    # Without the words that -e and the first -P stand for.
     given = words(settings, stage, steps)[2 if first else 1 :]
     pairs = [f"{name[2:].replace('-', '_')}={value}" for name, value in zip(given[::2], given[1::2], strict=True)]
     return shlex.join(["mlflow", "run", ".", "-e", entry, *(word for pair in first + pairs for word in ("-P", pair))])

@@ -43,6 +43,7 @@ def layer_states(model: nn.Module) -> dict[str, LayerState]:
     seen: set[int] = set()
     states = {}
     for name, module in model.named_modules():
+        # A tied weight (of embeddings and head) counts where it is found first.
         own = {n: p for n, p in module.named_parameters(recurse=False) if id(p) not in seen}
         seen.update(map(id, own.values()))
         if own or isinstance(module, layers.COMPRESSED_LAYERS):
@@ -56,6 +57,8 @@ def layer_states(model: nn.Module) -> dict[str, LayerState]:
 
 @torch.no_grad()
 def _fingerprint(tensor: Tensor) -> Fingerprint:
+    # Three numbers instead of a copy of the weights. Only the last one tells weights that changed places; 1009 is
+    # prime, so that rows of 256 or 1,024 weights do not have the same places.
     values = tensor.detach().double()
     places = torch.arange(values.numel(), device=values.device, dtype=torch.float64).remainder(1009).view_as(values)
     return tuple(tensor.shape), values.sum().item(), values.abs().sum().item(), (values * places).sum().item()

@@ -33,6 +33,7 @@ def write(spec: str, kind: str, output: Path) -> Path:
 
 def onnx(model: nn.Module, path: Path) -> Path:
     """Write the ONNX file that is measured and deployed: integer codes packed at their bit-width."""
+    # Four examples: torch.export takes a dimension of 1 for a constant, and the batch has to stay open.
     return export(model, models.zero_inputs(model, 4), path)
 
 

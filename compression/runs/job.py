@@ -56,6 +56,7 @@ class Job:
         filled = [step.resolved(self.task) for step in steps]
         for name, step in zip(methods.labels(filled), filled, strict=True):
             defaults, inactive = params.texts(type(step)().resolved(self.task)), step.inactive()
+            # A field at its default was not given by anybody, so nobody is told that it has no effect.
             given = {field: text for field, text in params.texts(step).items() if text != defaults[field]}
             if unused := [f"{field}={given[field]}" for field in given if field in inactive]:
                 self.run.warn(f"{name}: {', '.join(unused)} has no effect with the other fields as they are.")
@@ -82,6 +83,7 @@ def started(
     name = settings.run_name or " ".join([*map(methods.name_of, steps), task_name])
     known = run_tags(settings, stage, steps)
     opened = contextlib.nullcontext(tracking.LocalRun(folder)) if folder else None
+    # The run begins before its data are loaded: what fails there is a failed run, which somebody finds.
     with opened or start_run(here, name, known, settings.experiment) as run:
         settings.observer.started(run, settings.person)
         require_resumable(settings, stage)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from compression import tracking
 from compression.deploy.measure import Measurement, compare
+from compression.deploy.onnx import files as onnx_files
 from compression.models import storage
 from compression.nn import transformer
 from compression.reporting import report
@@ -38,6 +38,7 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
 
 def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> list[str]:
     """Warnings about the last model: empty layers, quality at chance, an unreadable config, a slower file."""
+    # transformers needs a head and a neuron in every layer: those that were kept with zeros are not over-pruned.
     last, removed = measured[-1], transformer.emptied_layers(model)
     empty = [row["layer"] for row in last.layers if row["sparsity"] == 1.0 and row["layer"] not in removed]
     said = [f"Over-pruned: nothing is left in {', '.join(empty)}."] if empty else []
@@ -46,6 +47,7 @@ def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> 
             f"transformers' from_pretrained cannot read this model, whose config needs {' and '.join(differing)}: "
             "only this lab and ONNX do. Layers of equal width, and heads cut together with hidden, it can read."
         )
+    # `not … > 0`, so that NaN, which is larger than nothing, is warned of too
     if task.outputs == 1 and not (last.logits - last.logits[0]).abs().max() > 0:
         said.append("The model answers the same number for everything: it has learned nothing.")
     elif task.outputs > 1 and len(torch.unique(last.logits.argmax(1))) == 1:
@@ -82,7 +84,8 @@ def keep(
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
     keep_model(run, task, model, about)
-    shutil.copyfile(measured[-1].file, folder / "model.onnx")
+    deployed = onnx_files.copy(measured[-1].file, folder / "model.onnx")
+    # Figures, then tables, then the page, which is made of both.
     draw(run, task, measured, about["step_labels"])
     run.table("layers", layer_rows(measured))
     content = {
@@ -96,10 +99,10 @@ def keep(
         "warnings": run.warnings,
         **about,
     }
-    (folder / "comparison.json").write_text(json.dumps(content, indent=1))
-    (folder / "report.html").write_text(report.render_report(content, folder))
-    for name in ("model.onnx", "comparison.json", "report.html"):
-        run.artifact(folder / name)
+    (folder / "comparison.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    (folder / "report.html").write_text(report.render_report(content, folder), encoding="utf-8")
+    for file in (*deployed, folder / "comparison.json", folder / "report.html"):
+        run.artifact(file)
     run.note(report.markdown_note(content))
     return content
 
@@ -157,5 +160,6 @@ def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list
 
 def confusion(measurement: Measurement, classes: int) -> np.ndarray:
     """The confusion matrix: counts `(classes, classes)`, true class by row, predicted class by column."""
+    # true * classes + predicted numbers the cells row by row
     pairs: Tensor = measurement.targets.long() * classes + measurement.logits.argmax(1)
     return pairs.bincount(minlength=classes * classes).reshape(classes, classes).numpy()

@@ -45,6 +45,7 @@ def require_same_command(job: Job, steps: Sequence[Method]) -> None:
     """Raise UserError if the run to resume, where there is one, was started with other settings or steps."""
     folder = checkpoint_folder(job.settings)
     if folder is not None:
+        # Any of them: all trainings of a run keep the run's conditions. The first by name is always the same one.
         path = min(folder.glob("*.pt"))
         require_equal(path, load_checkpoint(path)["conditions"], run_conditions(job, steps), besides=COMPARED_LATER)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from compression import params
-from compression.params import param
+from compression.params import Place, param
 from compression.runs.observer import Observer
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -30,7 +30,7 @@ def default_threads() -> int:
 def _quota() -> list[int]:
     """The whole cores of the quota that `docker run --cpus` gives a control group; empty without one."""
     with contextlib.suppress(OSError, ValueError):
-        quota, period = CPU_QUOTA.read_text().split()
+        quota, period = CPU_QUOTA.read_text(encoding="utf-8").split()  # microseconds: "150000 100000" is 1.5 cores
         return [] if quota == "max" else [math.ceil(int(quota) / int(period))]
     return []
 
@@ -39,12 +39,14 @@ def _quota() -> list[int]:
 class Settings:
     """The fields that all commands share. An empty text means the task's default, or not set."""
 
-    task: str = param("", "data set and metric, by name; `compression --help` lists them")
-    model: str = param("", "model to compress: a name of the lab, a hub name or a folder; the task's default if empty")
-    baseline: str = param(
+    task: Place = param("", "data set and metric, by name; `compression --help` lists them")
+    model: Place = param(
+        "", "model to compress: a name of the lab, a hub name or a folder; the task's default if empty"
+    )
+    baseline: Place = param(
         "", "trained model to start from: runs:/…, models:/…, a folder or a hub name; found or trained if empty"
     )
-    data: str = param(
+    data: Place = param(
         "", "folder or file with the data; if empty: COMPRESSION_DATA, the hub, or the mirror in HF_ENDPOINT"
     )
     text_columns: tuple[str, ...] = param(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compression.errors import UserError
 from compression.registry import Registry
@@ -51,6 +51,11 @@ class TaskRequest:
     mean: tuple[float, ...] = ()  # of images: of all channels or of each, for pixels in [0, 1]
     std: tuple[float, ...] = ()
 
+    def about_data(self) -> dict[str, Any]:
+        """What is asked of the data themselves, by name: neither their number nor for which model."""
+        fields = ("data", "text_columns", "label_column", "mean", "std")
+        return {name: value for name in fields if (value := getattr(self, name))}
+
 
 def load(
     name: str,
@@ -73,8 +78,8 @@ def load(
     if limit is not None and limit < 1:
         raise UserError(f"limit={limit} is out of range; it takes a whole number of examples, 1 or more.")
     request = TaskRequest(name, data, limit, model, tuple(text_columns), label_column, tuple(mean), tuple(std))
-    if (mean or std) and (name in _TEXT or name.startswith(("glue/", "hub/")) or is_code(name)):
-        raise UserError(f"mean and std normalize the images of the lab's own tasks; {name} has no use for them.")
+    if (mean or std) and (name in _TEXT or name.startswith(("glue/", "hub/"))):
+        raise UserError(f"mean and std normalize images; {name} has no use for them.")
     if is_code(name):
         from compression.tasks import code
 

@@ -16,26 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compression.errors import UserError, first_line
-from compression.tasks import short_name
+from compression.tasks import contract, short_name
 from compression.tasks.splits import splits_digest
-from compression.tasks.task import Split, Task
+from compression.tasks.task import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from compression.tasks import TaskRequest
-
-TRAINING = {  # the hyperparameters that a task's own `training` leaves out
-    "epochs": 10,
-    "batch_size": 32,
-    "learning_rate": 1e-3,
-    "optimizer": "adamw",
-    "schedule": "onecycle",
-    "warmup": 0.1,
-    "weight_decay": 0.01,
-    "label_smoothing": 0.0,
-}
 
 
 def load(request: TaskRequest) -> Task:
@@ -60,18 +49,29 @@ def make_task(make: Callable[..., Any], request: TaskRequest, place: str) -> Tas
     Its name becomes the short name of the request; what it leaves out (digest, source, hyperparameters) is filled in,
     and a limit that it did not heed is kept. Raises UserError, which names `place`, for whatever it raises.
     """
-    takes_request = bool(inspect.signature(make).parameters)
-    if not takes_request and (request.data or request.text_columns or request.label_column):
-        raise UserError(f"{place} takes no argument, so that data= has no effect; let it take a TaskRequest.")
+    with _explained(place):
+        takes_request = _takes_request(make)
+    if not takes_request and (given := request.about_data()):
+        named = " and ".join(f"{name}=" for name in given)
+        verb = "have" if len(given) > 1 else "has"
+        raise UserError(f"{place} takes no argument, so that {named} {verb} no effect; let it take a TaskRequest.")
     with _explained(place):
         task = make(request) if takes_request else make()
     if not isinstance(task, Task):
         raise UserError(f"{place} returns a {type(task).__name__}; it has to return a compression.tasks.task.Task.")
-    task = replace(task, name=short_name(request.name, request.data), training={**TRAINING, **task.training})
-    if request.limit is not None and not task.is_limited:
-        task = _limited(task, request.limit)
-    _check(task, place)
-    return replace(task, digest=_digest(task, make), source=task.source or place)
+    task = replace(task, name=short_name(request.name, request.data))
+    with _explained(place):
+        if request.limit is not None and not task.is_limited:
+            task = _limited(task, request.limit)
+        task = contract.complete(task, place)
+    return replace(task, digest=_digest(task, make, request), source=task.source or place)
+
+
+def _takes_request(make: Callable[..., Any]) -> bool:
+    """Whether a function is to be given the request: it needs an argument, or has one called `request`."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = [p for p in inspect.signature(make).parameters.values() if p.kind in positional]
+    return any(p.name == "request" or p.default is p.empty for p in parameters)
 
 
 def _import_file(file: Path, name: str) -> ModuleType:
@@ -137,36 +137,14 @@ def _limited(task: Task, limit: int) -> Task:
     return replace(task, train=train, validation=validation, test=test, further_test_splits=named, is_limited=True)
 
 
-def _check(task: Task, place: str) -> None:
-    """Raise UserError for splits, classes or a metric that runs would stumble over later."""
-    for name, split in task.splits().items():
-        if not isinstance(split, Split) or not len(split):
-            raise UserError(f"The {name} split of {place} holds no examples.")
-        inputs = split.inputs.values() if isinstance(split.inputs, dict) else [split.inputs]
-        if any(len(tensor) != len(split) for tensor in inputs):
-            raise UserError(f"The {name} split of {place} has {len(split)} targets and another number of inputs.")
-        _check_targets(task, name, split, place)
-    if task.labels and len(task.labels) != task.outputs:
-        raise UserError(f"{place} has {task.outputs} outputs and {len(task.labels)} labels; give a name to each class.")
-    with _explained(place):
-        metrics = task.compute_metrics(torch.zeros(len(task.test), task.outputs), task.test.targets)
-    if task.metric not in metrics:
-        raise UserError(f"compute_metrics of {place} gives {', '.join(metrics)}, and not its metric {task.metric!r}.")
+def _digest(task: Task, make: Callable[..., Any], request: TaskRequest) -> str:
+    """Return a checksum of the examples, of the source (another loss is another task), and of what it was asked for.
 
-
-def _check_targets(task: Task, name: str, split: Split, place: str) -> None:
-    """Raise UserError for targets that are no numbers, or no classes of the task."""
-    targets = split.targets
-    if task.outputs == 1:
-        if not targets.is_floating_point() or not bool(targets.isfinite().all()):
-            raise UserError(f"The {name} targets of {place} have to be finite float32 numbers, as it has one output.")
-    elif targets.dtype != torch.int64 or bool((targets < 0).any() or (targets >= task.outputs).any()):
-        raise UserError(f"The {name} targets of {place} have to be int64 classes from 0 to {task.outputs - 1}.")
-
-
-def _digest(task: Task, make: Callable[..., Any]) -> str:
-    """Return a checksum of the examples and of the source: another loss function is another task."""
+    What `prepare` does with a requested mean, say, is seen in none of the examples.
+    """
     total = hashlib.sha256(splits_digest([*task.splits().values(), *task.further_test_splits.values()]).encode())
     if source := inspect.getsourcefile(make):
         total.update(Path(source).read_bytes())
+    if asked := {name: value for name, value in request.about_data().items() if name != "data"}:
+        total.update(repr(asked).encode())
     return total.hexdigest()[:16]

@@ -50,6 +50,8 @@ def find_columns(names: Sequence[str], place: object, texts: Sequence[str] = (),
         raise UserError(f"{has}, and no {' and '.join(map(repr, missing))}.")
     if len(texts) > 2:
         raise UserError(f"text_columns={'/'.join(texts)} names {len(texts)} columns; a model reads one text or a pair.")
+    if len(set(texts)) < len(texts):
+        raise UserError(f"text_columns={'/'.join(texts)} names one column twice; a pair of texts stands in two.")
     label = label or _find_label([name for name in names if name not in texts], has)
     if label in texts:
         raise UserError(f"The column {label!r} cannot be both text and label.")

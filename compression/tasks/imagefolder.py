@@ -26,7 +26,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 
 from compression.errors import UserError, first_line
-from compression.files import file_sha256
+from compression.files import file_sha256, require_regular
 from compression.models.classes import folded
 from compression.tasks.cache import Tensors, cached
 from compression.tasks.images import Normalization, random_crop, random_flip, to_rgb
@@ -197,11 +197,25 @@ def _is_image(file: Path) -> bool:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Return the image files in `folder` and in folders below, sorted, without hidden ones."""
-    found = []
+    """Return the image files in `folder` and in folders below, sorted, without hidden ones.
+
+    Raises UserError if what bears an image's name is no file that can be read.
+    """
+    found, seen = [], set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # two links to a folder above would have it walked 2^40 times
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
         found += [path for path in (Path(place, name) for name in files) if _is_image(path)]
+    for path in found:
+        try:
+            require_regular(path)
+            path.open("rb").close()
+        except OSError as error:
+            raise UserError(f"The image {path} cannot be read ({first_line(error)}); repair or remove it.") from error
     return sorted(found)
 
 

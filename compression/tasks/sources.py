@@ -46,12 +46,18 @@ class DatasetFiles:
     source: str
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the contents of all files and the splits they belong to."""
+        """Return a SHA-256 over the contents of all files and the splits they belong to.
+
+        Raises UserError if one cannot be read.
+        """
         total = hashlib.sha256()
         for split, files in sorted(self.files.items()):
             total.update(split.encode())
             for file in files:
-                total.update(bytes.fromhex(file_sha256(file)))
+                try:
+                    total.update(bytes.fromhex(file_sha256(file)))
+                except OSError as error:
+                    raise UserError(f"The data in {file} cannot be read: {first_line(error)}.") from error
         return total.hexdigest()
 
 

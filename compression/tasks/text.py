@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compression.errors import UserError
 from compression.models import TEXT_MODELS, huggingface
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ class TableTokenizer:
             name: torch.cat([self._pad(chunk[name], name, longest) for chunk in chunks]) for name in self.input_names
         }
 
+    def token_counts(self, inputs: Tensors) -> Tensor:
+        """Return how many tokens each text of `inputs` has, `(n,)`, without padding."""
+        unmasked: Tensor = inputs["input_ids"] != self.tokenizer.pad_token_id
+        return inputs.get("attention_mask", unmasked).sum(1)
+
     def _tokenize(self, rows: pa.RecordBatch, columns: tuple[str, ...]) -> Tensors:
         """Tokenize some rows, padded to the longest of them."""
         texts = [rows.column(name).to_pylist() for name in columns]
@@ -77,12 +83,14 @@ class TableTokenizer:
 def load_table_tokenizer(model: str, default: str) -> TableTokenizer:
     """Load the tokenizer of the model called `model`; for one of the lab's own, that of the model `default`.
 
-    Raises UserError if it cannot be loaded.
+    Raises UserError if it cannot be loaded, or if the model takes no token ids.
     """
     if model in TEXT_MODELS:
         return TableTokenizer(huggingface.load_tokenizer(default), ("input_ids", "attention_mask"))
     tokenizer, taken = huggingface.load_tokenizer(model), huggingface.input_names(model)
     names = [name for name in (*tokenizer.model_input_names, "attention_mask") if name in taken]
+    if "input_ids" not in names:
+        raise UserError(f"{model} reads no token ids, so no text can be given to it; choose an encoder such as BERT.")
     limits = (MAX_LENGTH, tokenizer.model_max_length, huggingface.max_length(model) or MAX_LENGTH)
     return TableTokenizer(tokenizer, tuple(dict.fromkeys(names)), min(limits))
 

@@ -23,7 +23,7 @@ from compression.tasks.sources import DatasetFiles
 from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
 from compression.tasks.table_files import class_names, find_files, read_table
 from compression.tasks.task import Split, Task
-from compression.tasks.text import MAX_LENGTH, TableTokenizer, load_table_tokenizer, trim_padding
+from compression.tasks.text import TableTokenizer, load_table_tokenizer, trim_padding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -72,7 +72,7 @@ def make_task(request: TaskRequest, dataset: DatasetFiles) -> Task:
         training=FINE_TUNING | (FROM_SCRATCH if request.model in TEXT_MODELS else {}),
         from_scratch=FROM_SCRATCH,
         source=dataset.source,
-        description=f"{dataset.source}: {_description(tables, splits)}.",
+        description=f"{dataset.source}: {_description(tables, splits, tokenizer)}.",
         digest=splits_digest(splits.values()),
         is_limited=request.limit is not None,
         tokenizer=tokenizer.tokenizer,
@@ -234,14 +234,14 @@ def _metrics(classes: int) -> Callable[[Tensor, Tensor], dict[str, float]]:
     return metrics.correlations if not classes else metrics.f1 if classes == 2 else metrics.accuracy
 
 
-def _description(tables: _Tables, splits: Mapping[str, Split]) -> str:
+def _description(tables: _Tables, splits: Mapping[str, Split], tokenizer: TableTokenizer) -> str:
     """Tell which columns were read, what the labels are, how the splits were made, and how much text was cut off."""
     classes = tables.labels.classes
     shown = ", ".join(classes[:SHOWN]) + (", …" if len(classes) > SHOWN else "")
     what = f"{len(classes)} classes ({shown})" if classes else "numbers to predict"
     sizes = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
-    masks = [split.inputs["attention_mask"] for split in splits.values() if isinstance(split.inputs, dict)]
-    full = torch.cat([mask.sum(1) >= MAX_LENGTH for mask in masks])
-    long = f"; {full.float().mean():.0%} of the texts are cut to {MAX_LENGTH} tokens" if full.any() else ""
+    counts = [tokenizer.token_counts(split.inputs) for split in splits.values() if isinstance(split.inputs, dict)]
+    full = torch.cat(counts) >= tokenizer.max_length
+    long = f"; {full.float().mean():.0%} of the texts are cut to {tokenizer.max_length} tokens" if full.any() else ""
     text, label = " and ".join(tables.columns.texts), tables.columns.label
     return f"text from {text}; labels from {label}, {what}; {sizes}; {tables.told}{long}"

@@ -32,6 +32,7 @@ class Best:
         """The better of this and `model`, whose weights are then copied; the earlier one on a tie."""
         if not quality > self.quality:
             return self
+        # A state dict holds the weights themselves, which train on.
         return Best(quality, {name: value.detach().clone() for name, value in model.state_dict().items()})
 
     def restore(self, model: nn.Module) -> None:
@@ -76,6 +77,7 @@ class Checkpoint:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "best": {"quality": best.quality, "state": best.state},
+            # Dropout draws from it. Order and augmentation need no state: they follow from seed and epoch.
             "random": torch.get_rng_state(),
         }
         save_whole(content, self.path)
@@ -86,6 +88,7 @@ class Checkpoint:
         try:
             epoch, kept = content["epoch"], content["conditions"]
             may_go_on = self.has_same_start(kept["epochs"], epoch)
+            # Before anything is loaded: a refusal leaves model and optimizer as they were.
             require_equal(path, kept, self.conditions, besides=("epochs",) if may_go_on else ())
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
@@ -109,6 +112,7 @@ def save_whole(content: dict[str, Any], path: Path) -> None:
     try:
         with replace_file(path) as half:
             torch.save(content, half)
+    # On a full disk, torch's own writer raises RuntimeError.
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"Could not write {path}: {first_line(error)}; free some space or set COMPRESSION_HOME."
@@ -121,6 +125,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises UserError if it is damaged, or of a version that did not keep the conditions of a training.
     """
     try:
+        # On the CPU: the random state has to be there, and what is loaded is copied to where the training runs.
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         conditions = content.get("conditions")
     except Exception as error:

@@ -27,6 +27,7 @@ def training_conditions(model: nn.Module, context: Context, training: Training) 
         **params.values(training),
         "seed": context.seed,
         "task": task.name,
+        # somebody's own task may have no digest: then all of its tensors are hashed
         "data": task.digest or splits_digest(task.splits().values()),
         "network": f"{type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters",
         "precision": str(accelerator.mixed_precision),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from compression.training.hyperparameters import Training
 
 LARGEST_DECAY = 2.0  # |1 - learning rate x weight decay|, by which each step multiplies a weight, is above 1 beyond it
+LARGEST_START = 1e4  # a loss before any update: cross-entropy of 1,000 classes begins at 7, wrong and sure of it at 100
 ADVICE = "try a lower learning_rate, clip=1 or precision=no"
 
 
@@ -36,7 +37,7 @@ def require_finite_losses(losses: Sequence[Tensor], before: int, training: Train
 
     `rate` is the learning rate, and `kept` a sentence on the checkpoint.
     """
-    values = torch.stack(list(losses)).tolist()
+    values = torch.stack(list(losses)).tolist()  # one transfer from the device, not one a loss
     first = next((number for number, value in enumerate(values) if not math.isfinite(value)), None)
     if first is None:
         return
@@ -44,6 +45,11 @@ def require_finite_losses(losses: Sequence[Tensor], before: int, training: Train
         cause = (
             ", before any update, so the learning rate is not the cause: a temperature or a weight in the method's "
             "loss is too large or too small, or the numbers overflow in half precision (precision=no)"
+        )
+    elif before == 0 and values[0] > LARGEST_START:
+        cause = (
+            f", and it was {values[0]:.3g} before any update, so the learning rate is not the cause: a temperature or "
+            "a weight in the method's loss is too large, or the targets are numbers far from 1"
         )
     else:
         last = f", a loss of {values[first - 1]:.3g} before it" if first else ""

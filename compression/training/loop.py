@@ -60,13 +60,19 @@ def fit(
     accelerator, device = context.accelerator, context.device
     train, validation = context.task.train.to(device), context.task.validation.to(device)
     loss = loss or task_loss(context.task, training)
+    assert training.batch_size is not None
+    if sentence := other_batch_size(training.batch_size, accelerator.num_processes):
+        context.record.warn(sentence)
+    # One module with `extra`, whose weights, buffers and progress travel in checkpoints and belong to the best epoch.
     trained = nn.ModuleList([model, *([extra] if extra is not None else [])]).to(device)
     require_finite_start(trained, train)
     set_memory_format(trained, torch.channels_last)
+    # Only the number counts here, so a throwaway generator will do.
     steps_per_epoch = len(batch_indices(train, context, training, torch.Generator()))
 
     optimizer = make_optimizer((parameter_groups or decay_groups)(trained), training)
     scheduler = make_scheduler(optimizer, training, steps=steps_per_epoch * training.epochs)
+    # Not the scheduler, which accelerate would step once for each process.
     runner, optimizer = accelerator.prepare(model, optimizer)
     optimizer_step = OptimizerStep(runner, loss, optimizer, context, training)
     title = "-".join(filter(None, [context.step_name, name]))
@@ -81,12 +87,14 @@ def fit(
     progress = Progress(title, training.epochs, steps_per_epoch, checkpoint.epoch, not accelerator.is_main_process)
 
     for epoch in range(checkpoint.epoch, training.epochs):
+        # Every epoch anew: measuring the epoch before has left the model in eval mode.
         trained.train()
         started, losses = time.perf_counter(), []
         rows = [tensor.to(device) for tensor in per_example(epoch)] if per_example else []
         for inputs, *per_batch in epoch_batches(train, rows, context, training, epoch):
             losses.append(optimizer_step(inputs, *per_batch))
             scheduler.step()
+            # A pruned weight is a parameter that is 0: its gradient and its momentum move it at every step.
             layers.apply_masks(model)
             step = epoch * steps_per_epoch + len(losses)
             if on_step:
@@ -95,7 +103,9 @@ def fit(
                 require_finite_losses(losses, step - len(losses), training, current_rate(scheduler), checkpoint.kept())
             progress.step()
 
+        # All of the split in every process, so that all of them keep the same epoch as the best.
         logits, targets = predict(model.eval(), validation)
+        # The last update of an epoch may ruin weights whose losses were all finite.
         require_finite_outputs(logits, epoch + 1, training, current_rate(scheduler), checkpoint.kept())
         quality = context.task.compute_metrics(logits, targets)[context.task.metric]
         metrics = {
@@ -149,6 +159,7 @@ class OptimizerStep:
         """Take the step; the mean loss of the batch, a detached scalar."""
         while True:
             try:
+                # Within the loop: what a batch that ran out of memory had accumulated is dropped.
                 self.optimizer.zero_grad()
                 value = self.backward(inputs, targets, *per_example)
                 break
@@ -172,6 +183,7 @@ class OptimizerStep:
             with self.context.accelerator.autocast():
                 rows = (each[part] for each in (targets, *per_example))
                 value = self.loss(self.model, map_inputs(itemgetter(part), inputs), *rows)
+            # sum of share x mean = mean of the batch. Only batch norms see the micro-batch, and normalise by it.
             self.context.accelerator.backward(value * share)
             total += value.detach() * share
         return total
@@ -184,6 +196,7 @@ class OptimizerStep:
                 "use a smaller model, shorter inputs or device=cpu."
             )
         self.micro_batches *= 2
+        # Memory that torch keeps for the large batch is in pieces of the wrong size for smaller ones.
         torch.cuda.empty_cache()
         size = math.ceil(batch / self.micro_batches)
         self.context.record.warn(
@@ -209,6 +222,8 @@ def epoch_batches(
 
     Order and augmentation follow from the seed and from `training.augmentation_seed(epoch)`.
     """
+    # Not the global generator, so that an epoch is the same after a resume; the factor keeps the epochs of neighbouring
+    # seeds apart.
     generator = torch.Generator().manual_seed(context.seed * 1_000_003 + training.augmentation_seed(epoch))
     augment = augmentation(context.task, training, generator)
     for indices in batch_indices(train, context, training, generator):
@@ -221,10 +236,27 @@ def batch_indices(train: Split, context: Context, training: Training, generator:
     assert training.batch_size is not None
     order = torch.randperm(len(train), generator=generator)
     rank, world = context.accelerator.process_index, context.accelerator.num_processes
+    # As many for each: a process with a batch less would leave the others waiting for its gradients.
     own = order[: len(order) // world * world][rank::world]
     if not len(own):
         raise UserError(f"{world} processes have only {len(train)} training examples between them; start fewer.")
-    return list(torch.split(own, batch_sizes(len(own), max(1, training.batch_size // world))))
+    return list(torch.split(own, batch_sizes(len(own), process_batch_size(training.batch_size, world))))
+
+
+def process_batch_size(batch_size: int, processes: int) -> int:
+    """How many examples of a batch each process takes: as many in all, since their gradients count alike."""
+    return max(1, batch_size // processes)
+
+
+def other_batch_size(batch_size: int, processes: int) -> str:
+    """A sentence if the processes together do not take `batch_size` examples at each step; empty if they do."""
+    each = process_batch_size(batch_size, processes)
+    if each * processes == batch_size:
+        return ""
+    return (
+        f"batch_size={batch_size} is no multiple of the {processes} processes: each takes {each} examples at a step, "
+        f"{each * processes} together."
+    )
 
 
 def batch_sizes(count: int, size: int) -> list[int]:

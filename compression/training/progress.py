@@ -13,7 +13,8 @@ class Progress:
 
     def __init__(self, title: str, epochs: int, steps_per_epoch: int, done: int = 0, quiet: bool = False):
         self.title, self.epochs, self.started = title, epochs, time.perf_counter()
-        self.first = done
+        self.first = done  # epochs of the run that was resumed took none of this run's time
+        # Written to a file, a bar is a line for every refresh.
         self.lines = not quiet and not sys.stderr.isatty() and "ipykernel" not in sys.modules
         self.bar = tqdm(
             total=epochs * steps_per_epoch,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from compression.training.hyperparameters import Training
 
 ONE_CYCLE_WARMUP = 0.3  # share of the steps, where neither the training nor the task says
+# OneCycleLR's div_factor of 25, and its final_div_factor of 1e4 below that
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4  # shares of the peak at the first step and after the last
 
 
@@ -31,6 +32,7 @@ def learning_rate_factor(training: Training, steps: int) -> Callable[[int], floa
     """
     steps, warmup = max(1, steps), training.warmup
     if training.schedule == "onecycle":
+        # OneCycleLR(total_steps=steps + 1): the loop steps a schedule once more after the last update.
         peak = max(0.0, (ONE_CYCLE_WARMUP if warmup is None else warmup) * (steps + 1) - 1)
 
         def one_cycle(step: int) -> float:
@@ -43,6 +45,7 @@ def learning_rate_factor(training: Training, steps: int) -> Callable[[int], floa
 
     def factor(step: int) -> float:
         if step < warmup_steps:
+            # Above 0 from the first step on, and at the peak with the first step after the warm-up.
             return (step + 1) / (warmup_steps + 1)
         done = (step - warmup_steps) / max(1, steps - warmup_steps)
         return {"cosine": cosine(1.0, 0.0, done), "linear": 1 - done}.get(training.schedule or "constant", 1.0)

@@ -164,9 +164,47 @@ def test_what_could_not_be_read_back_is_not_stored(tmp_path):
     models.adopt(grown, Scaled(4))
     with pytest.raises(UserError, match="Scaled cannot be stored: gamma grew from"):
         saved(grown, tmp_path / "model")
-    assert not list((tmp_path / "model").iterdir())
+    assert not list(tmp_path.iterdir())
     more = Scaled(4)
     more.register_buffer("added", torch.zeros(3))
     models.adopt(more, Scaled(4))
     with pytest.raises(UserError, match="Scaled cannot be stored: added would be read back in another form"):
         saved(more, tmp_path / "model")
+
+
+class Versioned(nn.Module):
+    """Reads weights of its own version alone, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, rows):
+        return self.fc(rows)
+
+    def _load_from_state_dict(self, state, prefix, metadata, *rest):
+        if metadata.get("version") != 2:
+            raise ValueError(f"version {metadata.get('version')} is not supported")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_weights_are_read_as_those_of_todays_classes(tmp_path):
+    model = models.adopt(Versioned(), Versioned)
+    again = storage.load(saved(model, tmp_path / "model"), Versioned)
+    assert torch.equal(again.fc.weight, model.fc.weight)
+
+
+class Negating(nn.Linear):
+    """Turns the sign of its weights when it reads them."""
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        super()._load_from_state_dict({name: -tensor for name, tensor in state.items()}, prefix, *rest)
+
+
+def test_what_would_be_read_back_otherwise_is_not_stored(tmp_path):
+    model = models.adopt(Negating(4, 3), lambda: Negating(4, 3))
+    with pytest.raises(UserError, match="Negating cannot be stored: weight, bias are read back otherwise"):
+        saved(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())

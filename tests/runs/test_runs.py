@@ -243,12 +243,13 @@ def test_two_processes_train_into_one_run(store):
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     entry = str(Path(__file__).parents[2] / "entrypoints" / "train.py")
     words = ["--task", "digits", "--limit", "200", "--epochs", "2", "--device", "cpu", "--threads", "1"]
-    options = [*words, "--model", "mlp", "--experiment", "two-processes"]
+    options = [*words, "--model", "mlp", "--experiment", "two-processes", "--batch-size", "33"]
     done = subprocess.run([sys.executable, *launch, entry, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     [run] = mlflow.search_runs(experiment_names=["two-processes"], output_format="list")
     assert run.info.status == "FINISHED"
     assert run.data.params["processes"] == "2"
+    assert "each takes 16 examples at a step, 32 together" in run.data.tags["warning"]
     assert run.data.metrics["accuracy"] > 0.3
 
 

@@ -5,6 +5,7 @@ import math
 import pyarrow as pa
 import pytest
 import torch
+from transformers import GPT2Config, GPT2ForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
 from compression import models
 from compression.deploy.onnx.export import export
@@ -126,9 +127,11 @@ def test_a_stored_model_of_another_vocabulary_is_refused(tmp_path, tokenized):
     task.tokenizer.save_pretrained(name)
     loading.open_model(name, task)
     other = save_classifier(tmp_path / "other", words=[*SPECIAL, *reversed(VOCABULARY[5:])])
-    with pytest.raises(UserError, match="stored .* another vocabulary"):
+    said = "stored .* another vocabulary than those of glue/sst2, which the tokenizer of .*other"
+    with pytest.raises(UserError, match=said):
         loading.open_model(name, load("glue/sst2", data=str(tmp_path), model=other))
-    with pytest.raises(UserError, match="other reads another vocabulary"):  # as a student
+    said = "other reads another vocabulary than .*reader, whose tokenizer encodes the texts of glue/sst2"
+    with pytest.raises(UserError, match=said):  # as a student
         loading.open_model(other, task)
 
 
@@ -179,6 +182,47 @@ def test_without_an_attention_mask_a_texts_logits_do_not_depend_on_its_batch(tmp
     alone = torch.cat([forward(model, inputs) for inputs, _ in task.test.batches(1)])
     torch.testing.assert_close(forward(model, task.example(40)), alone)
     export(model, task.example(4), tmp_path / "model.onnx")
+
+
+DECODERS = {"gpt2": {}, "llama": {"num_key_value_heads": 2}, "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32}}
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+@pytest.mark.parametrize("padding", [None, 7])
+def test_a_decoder_ends_a_text_where_the_padding_of_its_tokenizer_begins(tmp_path, kind, padding):
+    name = save_classifier(tmp_path / "model", kind=kind, **DECODERS[kind] | {"pad_token_id": padding})
+    task = load("glue/sst2", data=write(tmp_path, sentence=[f"{'good ' * (i % 9)}film" for i in range(40)]), model=name)
+    model = loading.open_model(name, task)
+    alone = torch.cat([forward(model, inputs) for inputs, _ in task.test.batches(1)])
+    torch.testing.assert_close(forward(model, task.example(40)), alone)
+    storage.save(model, tmp_path / "stored", {"model": name})
+    torch.testing.assert_close(forward(storage.load(tmp_path / "stored"), task.example(40)), alone)
+
+
+def test_padding_that_a_model_would_take_for_text_is_refused(tmp_path):
+    sentences = [f"{'good ' * (i % 9)}film" for i in range(40)]
+    task = load("glue/sst2", data=write(tmp_path, sentence=sentences), model=save_classifier(tmp_path / "reader"))
+    positions = save_classifier(tmp_path / "positions", kind="roberta", pad_token_id=7)
+    with pytest.raises(UserError, match="positions counts positions from its padding, token 7, .* with token 0"):
+        loading.open_model(positions, task)
+    short = save_classifier(tmp_path / "short", words=[*VOCABULARY[1:], "[PAD]"], vocab_size=len(VOCABULARY) - 1)
+    with pytest.raises(UserError, match="short has no embedding for the padding of its tokenizer, token 54 of 54"):
+        loading.open_model(short, load("glue/sst2", data=str(tmp_path), model=short))
+
+
+def test_a_model_that_reads_its_answer_off_the_padding_is_refused(tmp_path):
+    sentences = [f"{'good ' * (i % 9)}film" for i in range(40)]
+    task = load("glue/sst2", data=write(tmp_path, sentence=sentences), model=save_classifier(tmp_path / "reader"))
+    size = {"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "vocab_size": len(VOCABULARY)}
+    torch.manual_seed(0)
+    XLNetForSequenceClassification(XLNetConfig(**size)).save_pretrained(tmp_path / "left")
+    with pytest.raises(UserError, match="left answers a text otherwise when it is padded .by .* as glue/sst2 pads it"):
+        loading.open_model(str(tmp_path / "left"), task)
+    decoder = GPT2ForSequenceClassification(
+        GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=len(VOCABULARY), pad_token_id=7)
+    )
+    with pytest.raises(UserError, match="otherwise when it is padded .*pad_token_id=7"):
+        loading.require_fit(decoder, task, "decoder")
 
 
 def test_token_types_that_a_model_has_no_embeddings_for_are_left_out(tmp_path):

@@ -78,6 +78,45 @@ def test_a_function_may_take_the_request(write):
         load("./mine.py:make", data="30")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mean": [0.5]}, "mean= has no effect"),
+        ({"std": [0.5], "label_column": "kind"}, "label_column= and std= have no effect"),
+    ],
+)
+def test_what_a_function_without_a_request_is_asked_for_is_refused(write, given, said):
+    write(EXAMPLE)
+    with pytest.raises(UserError, match=said):
+        load("./mine.py:make", **given)
+
+
+NORMALIZED = (
+    EXAMPLE
+    + """
+
+def scaled(request):
+    import dataclasses
+    task = make()
+    parts = {name: dataclasses.replace(split, prepare=lambda batch: batch - (request.mean or (0.0,))[0])
+             for name, split in task.splits().items()}
+    return dataclasses.replace(task, **parts)
+"""
+)
+
+
+def test_what_a_function_was_asked_for_is_other_data_to_a_baseline(write):
+    write(NORMALIZED)
+    asked = load("./mine.py:scaled", mean=[0.25])
+    assert asked.example(1).max() == asked.test.inputs[0].max() - 0.25
+    assert len({load("./mine.py:scaled", mean=mean).digest for mean in ([], [0.25], [0.5])}) == 3
+
+
+def test_a_function_whose_arguments_have_values_is_called_without_the_request(write):
+    write(EXAMPLE.replace("def make():", "def make(size=60, *, more=0):").replace("split(60)", "split(size + more)"))
+    assert len(load("./mine.py:make").train) == 60
+
+
 def test_another_loss_in_the_same_file_is_other_data_to_a_baseline(write):
     write(EXAMPLE)
     before = load("./mine.py:make").digest
@@ -116,6 +155,9 @@ FAILURES = {
     ),
     "labels": (EXAMPLE.replace('("dark", "light")', '("dark",)'), "2 outputs and 1 labels"),
     "metric": (EXAMPLE.replace('metric="accuracy"', 'metric="recall"'), "gives accuracy, and not its metric 'recall'"),
+    "twice": (EXAMPLE.replace('("dark", "light")', '("dark", "dark")'), "calls two classes 'dark'"),
+    "shape": (EXAMPLE.replace("Split(images, targets,", "Split(images, targets[:, None],"), r"the shape \(60, 1\)"),
+    "nan": (EXAMPLE.replace("Split(images,", "Split(images.log(),"), "inputs of the train split .* finite .*example 0"),
     "inputs": (EXAMPLE.replace(".contiguous()", "[:5]"), "has 60 targets and another number of inputs"),
 }
 

@@ -1,6 +1,8 @@
 """Any folder of images as a task, from a few generated ones."""
 
+import os
 import shutil
+import socket
 
 import numpy as np
 import pytest
@@ -176,3 +178,24 @@ def test_splits_of_other_classes_are_refused(tmp_path):
     paint(tmp_path / "test", 4, {"blue": COLOURS["blue"], "pink": COLOURS["red"]})
     with pytest.raises(UserError, match="test has the classes blue, pink; train has blue, green, red"):
         load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a link to nothing", "a socket"])
+def test_what_bears_the_name_of_an_image_and_is_no_file_is_named(folder, kind):
+    path = folder / "red" / "x.png"
+    if kind == "a pipe":
+        os.mkfifo(path)
+    elif kind == "a socket":
+        os.chdir(folder / "red")  # a socket's path has 107 characters at most
+        socket.socket(socket.AF_UNIX).bind("x.png")
+    else:
+        path.symlink_to("/dev/zero" if kind == "a device" else folder / "nowhere.png")
+    with pytest.raises(UserError, match=r"The image .*x.png cannot be read .*; repair or remove it"):
+        load_folder(folder)
+
+
+def test_links_to_folders_above_are_walked_once(folder):
+    expected = load_folder(folder).digest
+    for name in ("again", "once_more", "for_ever"):
+        (folder / "red" / name).symlink_to(folder / "red")
+    assert load_folder(folder).digest == expected

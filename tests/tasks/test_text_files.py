@@ -13,6 +13,7 @@ from compression.errors import UserError
 from compression.nn.inputs import forward
 from compression.tasks import load, short_name, text_files
 from compression.tasks.vocabulary import word_tokenizer
+from tests.models.pretrained import save_classifier
 from tests.models.tiny_bert import save_bert
 from tests.tasks.data_files import write_parquet
 
@@ -209,6 +210,29 @@ def test_a_limit_cuts_every_split_and_the_splits_begin_alike(tmp_path):
 def test_texts_that_are_cut_are_told(tmp_path):
     rows = [r | {"text": r["text"] + " very" * 200} for r in ROWS]
     assert "100% of the texts are cut to 128 tokens" in load_text(write(tmp_path / "data.csv", rows)).description
+
+
+@pytest.mark.parametrize(("kind", "size", "length"), [("fnet", {}, 128), ("bert", {"max_position_embeddings": 12}, 12)])
+def test_texts_that_are_cut_for_another_model_are_told_too(tmp_path, kind, size, length):
+    name = save_classifier(tmp_path / kind, kind=kind, type_vocab_size=2, **size)  # FNet takes no attention mask
+    rows = [r | {"text": "good " * (200 if i % 2 else 3)} for i, r in enumerate(ROWS)]
+    task = load_text(write(tmp_path / "data.csv", rows), model=name)
+    assert f"50% of the texts are cut to {length} tokens" in task.description
+
+
+def test_one_column_is_no_pair(tmp_path):
+    with pytest.raises(UserError, match="text_columns=text/text names one column twice"):
+        load_text(write(tmp_path / "data.csv", ROWS), text_columns=("text", "text"))
+
+
+@pytest.mark.parametrize(
+    "given", [{"text_columns": ("other",)}, {"label_column": "kind"}, {"text_columns": ("text", "other")}]
+)
+def test_other_columns_are_other_data_to_a_baseline(tmp_path, given):
+    rows = [r | {"other": f"{r['text']} indeed", "kind": ("up", "down")[i % 3 == 0]} for i, r in enumerate(ROWS)]
+    file = write(tmp_path / "data.csv", rows)
+    usual = load_text(file, text_columns=("text",), label_column="label")
+    assert load_text(file, **({"text_columns": ("text",), "label_column": "label"} | given)).digest != usual.digest
 
 
 def test_the_vocabulary_is_the_same_whatever_the_order_of_texts():

@@ -105,3 +105,12 @@ def test_the_ends_of_the_range_of_temperatures_train(task, make_context, name, t
 def test_a_rate_beyond_float32_is_out_of_range(field):
     with pytest.raises(UserError, match=f"{field}=1e\\+39 is out of range"):
         methods.build("finetune", {field: "1e39"})
+
+
+def test_a_loss_that_is_huge_from_the_start_is_not_blamed_on_the_learning_rate(task, make_context):
+    def loss(model, inputs, targets):
+        return 1e37 * nn.functional.cross_entropy(forward(model, inputs), targets)
+
+    said = r"step 2, and it was 1\.\d+e\+37 before any update, so the learning rate is not the cause: a temperature"
+    with pytest.raises(UserError, match=said):
+        fit(linear(), make_context(task, linear()), Training(epochs=1), loss=loss)

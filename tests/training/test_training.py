@@ -11,7 +11,7 @@ from compression.nn import layers
 from compression.nn.inputs import forward
 from compression.tasks.task import evaluate
 from compression.training.hyperparameters import Training
-from compression.training.loop import decay_groups, epoch_batches, fit
+from compression.training.loop import decay_groups, epoch_batches, fit, other_batch_size, process_batch_size
 
 Finetune = method("finetune")
 
@@ -206,3 +206,17 @@ def test_epochs_take_a_fixed_set_of_views_in_turn(task, make_context):
     assert torch.equal(epoch(0, 2), epoch(2, 2))
     assert not torch.equal(epoch(0, 2), epoch(1, 2))
     assert not torch.equal(epoch(0, 0), epoch(2, 0))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "said"),
+    [
+        (128, 1, ""),
+        (128, 4, ""),
+        (128, 3, "batch_size=128 is no multiple of the 3 processes: each takes 42 examples at a step, 126 together."),
+        (2, 3, "batch_size=2 is no multiple of the 3 processes: each takes 1 examples at a step, 3 together."),
+    ],
+)
+def test_a_batch_that_processes_cannot_share_is_told(batch_size, processes, said):
+    assert other_batch_size(batch_size, processes) == said
+    assert process_batch_size(batch_size, processes) * processes == (batch_size if not said else int(said.split()[-2]))

@@ -23,6 +23,7 @@ def singular_values(spectra: Mapping[str, Sequence[np.ndarray]], ranks: Mapping[
     figure, panels = canvas(len(spectra), width=3.0 * len(spectra) + 0.5, height=3.0)
     for axes, (name, unfoldings) in zip(panels, spectra.items(), strict=True):
         for values, colour in zip(unfoldings, (AFTER, BEFORE), strict=False):
+            # A layer of zeros has no largest value to divide by.
             axes.plot(range(1, len(values) + 1), values / (values[0] or 1), color=colour)
         for rank, colour in zip(ranks[name], (AFTER, BEFORE), strict=False):
             axes.axvline(rank, color=colour, linewidth=1, linestyle="--")

@@ -30,8 +30,7 @@ def quality_against_cost(points: Sequence[Mapping[str, Any]], metric: str, cost:
         axes.scatter(point[cost], point[metric], s=90, color=colour, zorder=3)
         axes.annotate(point["label"], (point[cost], point[metric]), (8, 6), textcoords="offset points", color=INK)
     axes.set(xlabel=COSTS[cost], ylabel=metric, title=f"Quality against {cost.split('_')[0]}")
-    axes.set_xlim(left=0)
-    axes.margins(0.25)
+    axes.margins(0.25)  # before a limit is set, which ends the scaling to the points
     axes.set_xlim(left=0)
     return figure
 
@@ -72,6 +71,7 @@ def confusion_matrices(before: np.ndarray | None, after: np.ndarray, labels: Seq
     matrices = [("Confusion ", after)] if before is None else [("Confusion before", before), ("Confusion after", after)]
     figure, panels = canvas(len(matrices), width=4.2 * len(matrices), height=4.2)
     for axes, (title, counts) in zip(panels, matrices, strict=True):
+        # A class of which the split has no example has a row of zeros.
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
         axes.grid(visible=False)
