@@ -14,6 +14,7 @@ from compression.params import Values, param
 SAMPLERS = ("tpe", "nsga2", "nsga3", "random", "grid", "gp")
 PRUNERS = ("none", "median", "hyperband")
 STORAGE_VARIABLE = "OPTUNA_STORAGE"
+ENDS = (-math.inf, math.inf)  # of a constraint that leaves them out
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class TuningConfig(metaclass=params.Flat):
 
     def __post_init__(self) -> None:
         params.check(self)
+        for name, text in self.constraints.items():
+            _bounds(name, text)
 
 
 def storage_url() -> str:
@@ -58,8 +61,13 @@ class Constraint:
     high: float
 
     def excess(self, metrics: Mapping[str, float]) -> float:
-        """Return by how much the metric violates the constraint; zero or less if it holds, as Optuna expects."""
-        value = metrics[self.metric]
+        """Return by how much the metric violates the constraint; zero or less if it holds, as Optuna expects.
+
+        Raises UserError if the metric is no number, or missing: a ratio to an original's quality of 0.
+        """
+        value = metrics.get(self.metric, math.nan)
+        if math.isnan(value):
+            raise UserError(f"{self.metric} is no number here, so that nothing can be said of the constraint on it.")
         return max(self.low - value, value - self.high)
 
 
@@ -73,6 +81,7 @@ def objective_directions(config: TuningConfig, task_metric: str) -> dict[str, bo
     directions = {name: _is_maximized(name, task_metric) for name in names}
     if len(directions) < len(names):
         raise UserError(f"objectives={','.join(names)} names a metric twice.")
+    # Optuna 5 refuses to report epochs in a study of several objectives.
     if config.pruner != "none" and names != [task_metric]:
         raise UserError(
             f"pruner={config.pruner} stops trials by their epochs: it takes objectives={task_metric} alone."
@@ -89,17 +98,25 @@ def parse_constraints(config: TuningConfig, task_metric: str) -> list[Constraint
 
 
 def _parse_constraint(name: str, text: str, task_metric: str) -> Constraint:
+    _is_maximized(name, task_metric)  # raises UserError if there is no such metric
+    return Constraint(name, *_bounds(name, text))
+
+
+def _bounds(name: str, text: str) -> tuple[float, float]:
+    """Return the ends of a constraint, infinite where one is left out.
+
+    Raises UserError if it is written otherwise, if an end is no finite number, or if no metric or every one lies in it.
+    """
     try:
-        low, high = split_range(text)
-        constraint = Constraint(name, float(low or -math.inf), float(high or math.inf))
-        if constraint.low > constraint.high or constraint == Constraint(name, -math.inf, math.inf):
-            raise ValueError(f"no metric lies in, or every one in, {text}")
+        given = [float(end) for end in split_range(text) if end.strip()]
+        low, high = (float(end) if end.strip() else other for end, other in zip(split_range(text), ENDS, strict=True))
     except ValueError:
+        given, low, high = [], *ENDS
+    if not given or not all(map(math.isfinite, given)) or low > high:
         raise UserError(
             f"The constraint {f'{name}={text}'!r} is written name=low..high, with one end or both: size_mb=..2."
-        ) from None
-    _is_maximized(name, task_metric)  # raises UserError if there is no such metric
-    return constraint
+        )
+    return low, high
 
 
 def split_range(text: str) -> tuple[str, str]:

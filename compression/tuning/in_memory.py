@@ -1,24 +1,26 @@
-"""Tuning within one process, for those who call the lab from Python: no storage, no tracking server."""
+"""Tuning within one process, for those who call the lab from Python: it needs no storage and no tracking server."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import optuna
 
-from compression import methods
+from compression import methods, params, tracking
 from compression.deploy.measure import Measurement, add_timings, measure_model
 from compression.errors import UserError
 from compression.models import storage
-from compression.runs import conclusion
-from compression.tuning.config import objective_directions
-from compression.tuning.selection import completed_trials, pareto_front, select_trials
-from compression.tuning.trial import RECIPE_ATTR, REFUSED_ATTR, RUN_ATTR
+from compression.runs import conclusion, loading
+from compression.tuning.config import objective_directions, parse_constraints
+from compression.tuning.selection import pareto_front, require_completed, select_trials
+from compression.tuning.trial import RECIPE_ATTR, RUN_ATTR
 from compression.tuning.tune import make_objective
 from compression.tuning.worker import make_pruner, make_sampler, silence_optuna, study_directions
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from optuna.trial import FrozenTrial
     from torch import nn
 
@@ -26,27 +28,27 @@ if TYPE_CHECKING:
     from compression.tuning.config import TuningConfig
     from compression.tuning.space import Space
 
-
-@dataclass(frozen=True)
-class Selected:
-    """A trial of the Pareto front: its model, and the content of comparison.json of the test split."""
-
-    aliases: list[str]  # what it is the best in: smallest, fastest, knee, …
-    model: nn.Module
-    content: dict[str, Any]
-    job: Job  # with the run that holds its artifacts
+Kept = TypeVar("Kept")
 
 
 def search(
-    job: Job, original: nn.Module, space: Space, config: TuningConfig
-) -> tuple[list[dict[str, Any]], list[Selected]]:
-    """Search `space`; the rows of the front, and its selected trials.
+    job: Job,
+    original: nn.Module,
+    space: Space,
+    config: TuningConfig,
+    keep: Callable[[Job, nn.Module, dict[str, Any]], Kept],
+) -> tuple[list[dict[str, Any]], dict[str, Kept]]:
+    """Search `space`; the rows of the front, and what `keep` makes of its selected trials, by alias.
 
-    Trials are measured on the validation split, the selected ones on the test split. Raises UserError if every trial
-    was refused.
+    Trials are measured on the validation split, the selected ones on the test split. `keep` gets each of those with its
+    model and the content of comparison.json while its run, which holds the artifacts, is open. Raises UserError if
+    every trial was refused, or none meets the constraints.
     """
     silence_optuna()
     goals = objective_directions(config, job.task.metric)
+    parse_constraints(config, job.task.metric)  # which refuses what it cannot read before anything is measured
+    job.run.params(params.values(config) | {"recipe": methods.text(space.steps, brief=True)})
+    job.run.params({f"space.{key}": str(values) for key, values in space.ranges.items()})
     sampler, pruner = make_sampler(config, space, job.settings.seed), make_pruner(config)
     study = optuna.create_study(directions=study_directions(goals), sampler=sampler, pruner=pruner)
     study.set_metric_names(list(goals))
@@ -56,30 +58,51 @@ def search(
         timeout=config.timeout,
         catch=(UserError,),
     )
-    completed = completed_trials(study)
-    if not completed:
-        refusals = [t.user_attrs[REFUSED_ATTR] for t in study.trials if REFUSED_ATTR in t.user_attrs]
-        raise UserError(f"No trial came to its end; the last was refused: {' '.join(refusals[-1:])}")
+    completed = require_completed(study, config.timeout)
     front = pareto_front(completed, goals)
     if not front:
         raise UserError(f"None of {len(completed)} trials meets the constraints: loosen them, or search longer.")
-    rows = [{"trial": t.number, **dict(zip(goals, t.values, strict=True)), **t.params} for t in front]
-    aliases = select_trials(front, goals)
-    file = job.run.folder / "onnx" / "before.onnx"
-    before = measure_model(original.cpu(), job.task, file, job.machine.threads)
-    return rows, [_tested(job, t, aliases[t.number], original, before) for t in front if t.number in aliases]
+    rows = [_row(t, goals) for t in front]
+    job.run.table("trials", [_row(t, goals) | {"state": t.state.name} for t in study.trials])
+    job.run.table("front", rows)
+    job.run.metrics({"trials": len(study.trials), "trials_on_front": len(front)})
+    # Again, since the objective measured it on the validation split.
+    before = measure_model(original.cpu(), job.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
+    results: dict[str, Kept] = {}
+    for number, aliases in select_trials(front, goals).items():
+        [trial] = [t for t in front if t.number == number]
+        results |= dict.fromkeys(aliases, _tested(job, trial, original, before, keep))
+    return rows, results
 
 
-def _tested(job: Job, trial: FrozenTrial, aliases: list[str], original: nn.Module, before: Measurement) -> Selected:
-    """Measure the model of a trial on the test split."""
+def _row(trial: FrozenTrial, goals: Mapping[str, bool]) -> dict[str, Any]:
+    """The row of a trial in tables: number, objectives, suggested values."""
+    return {"trial": trial.number, **dict(zip(goals, trial.values or [], strict=False)), **trial.params}
+
+
+def _tested(
+    job: Job,
+    trial: FrozenTrial,
+    original: nn.Module,
+    before: Measurement,
+    keep: Callable[[Job, nn.Module, dict[str, Any]], Kept],
+) -> Kept:
+    """Measure the model of a trial on the test split, in a child run; what `keep` makes of it."""
     steps = methods.parse(trial.user_attrs[RECIPE_ATTR])
-    stored = job.run.folder / "children" / trial.user_attrs[RUN_ATTR] / "artifacts" / "model"
-    model = storage.load(stored, like=original)
+    model = _trial_model(job, trial.user_attrs[RUN_ATTR], original)
     with job.child(f"{trial.number} tested", job.tags("chosen", steps)) as run:
         after = measure_model(model, job.task, run.folder / "onnx" / "0.onnx", job.machine.threads)
         measured = add_timings([before, after], job.task, job.machine.threads)
         tested = replace(job, run=run, stage="compress")
-        content = conclusion.conclude(
-            tested, steps, model, measured, (trial.duration.total_seconds() if trial.duration else 0.0)
-        )
-        return Selected(aliases, model, content, tested)
+        seconds = trial.duration.total_seconds() if trial.duration else 0.0
+        return keep(tested, model, conclusion.conclude(tested, steps, model, measured, seconds))
+
+
+def _trial_model(job: Job, run_id: str, original: nn.Module) -> nn.Module:
+    """The model that a trial's run kept: on this machine, or at the tracking server if it was delivered there."""
+    for folder in (job.run.folder / "children" / run_id, tracking.run_folder(run_id)):
+        if (stored := folder / "artifacts" / "model").exists():
+            return storage.load(stored, like=original)
+    with loading.stored_folder(f"runs:/{run_id}/model") as downloaded:
+        assert downloaded is not None
+        return storage.load(downloaded, like=original)

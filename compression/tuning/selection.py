@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
+from compression.errors import UserError
 from compression.reporting.pareto import dominates
-from compression.tuning.trial import is_feasible
+from compression.tuning.trial import REFUSED_ATTR, is_feasible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,6 +24,22 @@ KNEE = "knee"
 def completed_trials(study: Study) -> list[FrozenTrial]:
     """Return the trials that have values: neither pruned nor failed."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+
+
+def require_completed(study: Study, timeout: float | None) -> list[FrozenTrial]:
+    """Return the trials that have values. Raises UserError, with what became of the others, if there are none."""
+    if completed := completed_trials(study):
+        return completed
+    trials = study.get_trials(deepcopy=False)
+    if refusals := [t.user_attrs[REFUSED_ATTR] for t in trials if REFUSED_ATTR in t.user_attrs]:
+        raise UserError(f"No trial came to its end; {len(refusals)} of {len(trials)} refused, the last: {refusals[-1]}")
+    if count := sum(t.state == TrialState.RUNNING for t in trials):
+        raise UserError(f"No trial has come to its end yet; other workers run {count}.")
+    if trials:
+        states = Counter(t.state.name.lower() for t in trials)
+        told = ", ".join(f"{number} {state}" for state, number in states.items())
+        raise UserError(f"No trial came to its end ({told}); search on with the same study, or without a pruner.")
+    raise UserError(f"No trial was begun within timeout={timeout} seconds; give it more.")
 
 
 def pareto_front(trials: Sequence[FrozenTrial], objectives: Mapping[str, bool]) -> list[FrozenTrial]:
@@ -59,5 +76,6 @@ def knee_trial(front: Sequence[FrozenTrial], objectives: Mapping[str, bool]) -> 
     signs = [-1.0 if maximize else 1.0 for maximize in objectives.values()]
     costs = np.array([t.values for t in front]) * signs  # (trials, objectives), less is better
     spread = np.ptp(costs, axis=0)
+    # An objective in which all of the front are equal has a spread of 0, and says nothing.
     scaled = (costs - costs.min(axis=0)) / np.where(spread > 0, spread, 1.0)
     return front[int(np.linalg.norm(scaled, axis=1).argmin())]

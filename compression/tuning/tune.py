@@ -15,12 +15,12 @@ from compression.errors import UserError
 from compression.reporting import report
 from compression.runs import baseline, conclusion, loading
 from compression.runs.job import Job, started
-from compression.tuning.cache import digest, open_cache
+from compression.tuning.cache import TrainedModels, digest, open_cache
 from compression.tuning.config import TuningConfig, objective_directions, parse_constraints
-from compression.tuning.selection import completed_trials, pareto_front, select_trials
+from compression.tuning.selection import pareto_front, require_completed, select_trials
 from compression.tuning.space import Space, build_space
 from compression.tuning.study_figures import study_figures
-from compression.tuning.trial import RECIPE_ATTR, REFUSED_ATTR, RUN_ATTR, WORKER_ATTR, Objective
+from compression.tuning.trial import RECIPE_ATTR, RUN_ATTR, WORKER_ATTR, Objective
 from compression.tuning.worker import Worker, is_finished, open_study, silence_optuna
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def tune(settings: Settings, recipe: str, config: TuningConfig) -> dict[str, Any
         if job.machine.accelerator.num_processes > 1:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
         goals = objective_directions(config, job.task.metric)
+        parse_constraints(config, job.task.metric)  # which refuses what it cannot read before a baseline is trained
         job = baseline.with_baseline(job)
         definition = study_definition(job, recipe, config, search, goals)
         name = config.study or study_name(definition, search)
@@ -58,7 +59,7 @@ def tune(settings: Settings, recipe: str, config: TuningConfig) -> dict[str, Any
         original = loading.open_model(job.settings.baseline, job.task).requires_grad_(False)
         Worker(study, config, make_objective(job, original, search, config, goals)).run()
         tracking.sync()  # also ends the runs of workers that were killed on this machine
-        return StudySummary(job, study, search, goals).log()
+        return StudySummary(job, study, search, goals, config.timeout).log()
 
 
 def study_name(definition: dict[str, Any], search: Space) -> str:
@@ -90,10 +91,11 @@ def make_objective(
     """Prepare the objective function: measure the original model on the validation split."""
     job = replace(job, task=replace(job.task, test=job.task.validation, further_test_splits={}))
     measurement = measure_model(original, job.task, job.run.folder / "onnx" / "before.onnx", job.machine.threads)
-    cache = open_cache(job, original)
+    trained = TrainedModels(job)
+    cache = open_cache(job, original, trained)
     original.to(job.machine.device)
     constraints = parse_constraints(config, job.task.metric)
-    return Objective(job, search, goals, constraints, config.pruner != "none", cache, original, measurement)
+    return Objective(job, search, goals, constraints, config.pruner != "none", trained, cache, original, measurement)
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class StudySummary:
     study: Study
     space: Space
     objectives: Mapping[str, bool]
+    timeout: float | None = None  # s, after which the worker began no more trials
 
     def log(self) -> dict[str, Any]:
         """Log everything; return the content of tuning.json.
@@ -111,10 +114,7 @@ class StudySummary:
         The worker that finished the study also tests the selected trials. Raises UserError if no trial completed.
         """
         trials = self.study.get_trials(deepcopy=False)
-        completed = completed_trials(self.study)
-        if not completed:
-            refusals = [t.user_attrs[REFUSED_ATTR] for t in trials if REFUSED_ATTR in t.user_attrs]
-            raise UserError(f"No trial came to its end; {len(refusals)} were refused, the last: {refusals[-1:]}")
+        completed = require_completed(self.study, self.timeout)
         front = pareto_front(completed, self.objectives)
         aliases = select_trials(front, self.objectives) if front else {}
         if not front:
@@ -149,14 +149,15 @@ class StudySummary:
             run.figure(name, figure)
         images = {name.replace("-", " "): report.data_uri(figure) for name, figure in figures.items()}
         page = run.artifact_folder / "report.html"
-        page.write_text(report.render_page("tuning.html", content=content, figures=images))
+        page.write_text(report.render_page("tuning.html", content=content, figures=images), encoding="utf-8")
         run.artifact(page)
         data = run.artifact_folder / "tuning.json"
-        data.write_text(json.dumps(content, indent=1))
+        data.write_text(json.dumps(content, indent=1), encoding="utf-8")
         run.artifact(data)
 
     def is_last_worker(self, completed: Sequence[FrozenTrial]) -> bool:
         """Whether this worker tests the selected trials: it finished the last trial, or had none to do."""
+        # All workers see the same trials, so they agree; should two have ended in one moment, the number decides.
         last = max(completed, key=lambda t: (t.datetime_complete, t.number))
         workers = {t.user_attrs[WORKER_ATTR] for t in completed}
         own_id = self.job.run.id
@@ -187,6 +188,7 @@ class StudySummary:
             file = self.job.run.folder / "onnx" / f"{trial.number}.onnx"
             after = measure_model(model, self.job.task, file, self.job.machine.threads)
             measured = add_timings([before, after], self.job.task, self.job.machine.threads)
+            # The model is read back here; how long its steps took, cached ones included, the trial's run has.
             seconds = tracking.get_run(trial.user_attrs[RUN_ATTR]).metrics["seconds"]
             job = replace(self.job, run=run, stage="compress")
             content = conclusion.conclude(job, steps, model, measured, seconds)

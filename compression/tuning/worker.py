@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from compression import tracking
-from compression.errors import UserError, first_line
+from compression.errors import UserError, first_line, root_cause
 from compression.extras import explain_missing
 from compression.tuning.config import STORAGE_VARIABLE, TuningConfig, storage_url
 from compression.tuning.trial import REFUSED_ATTR, WORKER_ATTR, Objective
@@ -33,6 +35,8 @@ POLL_SECONDS = 1.0  # between looks at what other workers are doing
 MISSED_HEARTBEATS = 3  # after which a worker counts as dead
 MAX_RETRIES = 3  # of a trial whose worker died
 DEFINITION_ATTEMPTS = 10  # to read a study's definition, POLL_SECONDS apart
+# What a database says to a worker that makes Optuna's tables at the same time as another.
+MADE_MEANWHILE = re.compile("already exists|UNIQUE|duplicate key|locked", re.IGNORECASE)
 
 
 def silence_optuna() -> None:
@@ -59,48 +63,100 @@ def open_study(
     Raises UserError if the study exists with another definition; the seed and `own_keys` may differ between workers.
     Also if the storage cannot be used.
     """
-    directions = study_directions(objectives)
+    try:
+        return _open_study(config, name, space, objectives, definition, own_keys)
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise _storage_error(error) from error
+
+
+def _open_study(
+    config: TuningConfig,
+    name: str,
+    space: Space,
+    objectives: Mapping[str, bool],
+    definition: dict[str, Any],
+    own_keys: Sequence[str],
+) -> Study:
     settings: dict[str, Any] = {"storage": _storage(config), "study_name": name, "pruner": make_pruner(config)}
     sampler = make_sampler(config, space, definition["seed"])
     try:
-        study = optuna.create_study(directions=directions, sampler=sampler, **settings)
+        study = optuna.create_study(directions=study_directions(objectives), sampler=sampler, **settings)
     except optuna.exceptions.DuplicatedStudyError:
         study = optuna.load_study(**settings)
         shared = {key: value for key, value in definition.items() if key not in ("seed", *own_keys)}
-        stored = _check_definition(study, shared)
+        stored = _stored_definition(study) or _take_over(study, objectives, definition)
+        _check_definition(study, stored, shared)
+        # With seeds of their own, two workers tried 23 of 30 points of a grid, and some of them twice.
         study.sampler = make_sampler(config, space, stored["seed"])  # the seed orders a grid: the same for all workers
         study.sampler.reseed_rng()  # but random draws must differ between workers
         return study
-    study.set_metric_names(list(objectives))
-    study.set_user_attr("about", definition)
+    _define(study, objectives, definition)
     return study
 
 
+def _define(study: Study, objectives: Mapping[str, bool], definition: dict[str, Any]) -> None:
+    """Write down what the study is. The definition comes last: where it is, everything is."""
+    study.set_metric_names(list(objectives))
+    study.set_user_attr("about", definition)
+
+
+def _take_over(study: Study, objectives: Mapping[str, bool], definition: dict[str, Any]) -> dict[str, Any]:
+    """Define a study whose worker was killed right after creating it; return the definition that it has then.
+
+    Raises UserError if it is no such study.
+    """
+    if study.get_trials(deepcopy=False) or study.directions != study_directions(objectives):
+        raise UserError(
+            f"The study {study.study_name} was not begun by tune, or with other objectives; take another name: "
+            "study=NAME."
+        )
+    _define(study, objectives, definition)
+    time.sleep(POLL_SECONDS)  # of several workers that find it so, the last one defines it for all
+    return _stored_definition(study)
+
+
 def _storage(config: TuningConfig) -> RDBStorage:
+    """Open the storage. Raises UserError if it cannot be used."""
     try:
         with explain_missing():
-            return RDBStorage(
-                storage_url(),
-                heartbeat_interval=config.heartbeat,
-                grace_period=MISSED_HEARTBEATS * config.heartbeat,
-                heartbeat_stale_trial_callback=retry_callback(),
-            )
-    except (SQLAlchemyError, ImportError, ValueError) as error:
-        url = tracking.redact_uri(storage_url())
-        raise UserError(
-            f"Optuna's storage {url} cannot be used: {first_line(error)}; see {STORAGE_VARIABLE}."
-        ) from error
+            return _connect(config)
+    except (SQLAlchemyError, ImportError, ValueError, LookupError, RuntimeError) as error:
+        raise _storage_error(error) from error
 
 
-def _check_definition(study: Study, shared: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study's stored definition. Raises UserError if it differs from `shared`."""
-    stored = _stored_definition(study)
+def _connect(config: TuningConfig) -> RDBStorage:
+    """Connect to the storage; again, where another worker made the tables of a new one meanwhile."""
+    for _ in range(DEFINITION_ATTEMPTS):
+        try:
+            return _new_connection(config)
+        except SQLAlchemyError as error:
+            if not MADE_MEANWHILE.search(str(error)):
+                raise
+            time.sleep(POLL_SECONDS * random.random())
+    return _new_connection(config)
+
+
+def _new_connection(config: TuningConfig) -> RDBStorage:
+    return RDBStorage(
+        storage_url(),
+        heartbeat_interval=config.heartbeat,
+        grace_period=MISSED_HEARTBEATS * config.heartbeat,
+        heartbeat_stale_trial_callback=retry_callback(),
+    )
+
+
+def _storage_error(error: Exception) -> UserError:
+    url, reason = tracking.redact_uri(storage_url()), first_line(root_cause(error))
+    return UserError(f"Optuna's storage {url} cannot be used: {reason}; see {STORAGE_VARIABLE}.")
+
+
+def _check_definition(study: Study, stored: Mapping[str, Any], shared: Mapping[str, Any]) -> None:
+    """Raise UserError if the study's `stored` definition differs from `shared`."""
     for key, value in shared.items():
         if stored.get(key) != value:
             raise UserError(
                 f"The study {study.study_name} was begun with {key}={stored.get(key)}; take another name: study=NAME."
             )
-    return stored
 
 
 def _stored_definition(study: Study) -> dict[str, Any]:
@@ -151,10 +207,21 @@ class Worker:
 
     def run(self) -> None:
         """Run trials until there are enough. Raises UserError if the storage fails."""
+        try:
+            self.run_trials()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            raise UserError(
+                f"Optuna's storage {tracking.redact_uri(storage_url())} went away; start this worker again when it is "
+                "back, and it continues the study."
+            ) from error
+
+    def run_trials(self) -> None:
+        """Run trials until there are enough, or the time is up."""
         began = time.monotonic()
         while not self.is_grid_exhausted():
             fail_stale_trials(self.study)
             self.retry_trials_without_heartbeat()
+            # Workers count and begin without a lock: as many trials as there are other workers may be begun too many.
             counts = self.count_trials()
             if counts["finished"] + counts["running"] < self.config.trials or counts["waiting"]:
                 if self.config.timeout and time.monotonic() - began > self.config.timeout:
@@ -166,14 +233,9 @@ class Worker:
                 return
 
     def run_trial(self) -> None:
-        """Run one trial. Raises UserError if the storage fails meanwhile."""
+        """Run one trial."""
         try:
             self.study.optimize(self.objective, n_trials=1, catch=(UserError,))
-        except StorageInternalError as error:
-            raise UserError(
-                f"Optuna's storage {tracking.redact_uri(storage_url())} went away; start this worker again when it is "
-                "back, and it continues the study."
-            ) from error
         except ValueError:  # Optuna's, for a trial that is finished already
             if not self.was_declared_dead():
                 raise
@@ -182,6 +244,7 @@ class Worker:
     def was_declared_dead(self) -> bool:
         """Whether another worker ended the last trial that this one began."""
         own = [t for t in self.study.get_trials() if t.user_attrs.get(WORKER_ATTR) == self.objective.job.run.id]
+        # A trial that is repeated gets a number of its own, so the last one begun here is the one in question.
         return bool(own) and own[-1].state == TrialState.FAIL
 
     def retry_trials_without_heartbeat(self) -> None:
@@ -194,6 +257,7 @@ class Worker:
                 continue
             first_seen = self.first_seen.setdefault(trial.number, time.monotonic())
             if time.monotonic() - first_seen > MISSED_HEARTBEATS * self.config.heartbeat:
+                # Two workers may see it at once.
                 self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
                 retry_callback()(self.study, trial)
 

@@ -1,5 +1,7 @@
 """The configuration of tuning: objectives, constraints, limits, and what is refused."""
 
+import math
+
 import pytest
 
 from compression.errors import UserError
@@ -52,3 +54,22 @@ def test_an_invalid_constraint_is_refused(text):
 def test_a_configuration_out_of_range_is_refused(changes):
     with pytest.raises(UserError):
         TuningConfig(**changes)
+
+
+ENDS = ["nan", "inf", "-inf", "NaN", "1e999", "2..3", " "]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("form", ["{}..2", "0.1..{}", "..{}", "{}.."])
+def test_a_constraint_takes_finite_numbers_alone(form, end):
+    if end == " " and form in ("{}..2", "0.1..{}"):
+        return  # an end that is left out
+    with pytest.raises(UserError, match=r"is written name=low..high, with one end or both"):
+        TuningConfig(constraints={"size_mb": form.format(end)})
+
+
+def test_a_metric_that_is_missing_or_no_number_is_no_kept_constraint():
+    [kept] = parse_constraints(TuningConfig(constraints="accuracy_kept=0.98.."), "accuracy")
+    for metrics in ({}, {"accuracy_kept": math.nan}):
+        with pytest.raises(UserError, match="accuracy_kept is no number here"):
+            kept.excess(metrics)

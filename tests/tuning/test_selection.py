@@ -2,11 +2,12 @@
 
 import optuna
 import pytest
-from optuna.trial import create_trial
+from optuna.trial import TrialState, create_trial
 
+from compression.errors import UserError
 from compression.reporting.pareto import dominates
-from compression.tuning.selection import completed_trials, knee_trial, pareto_front, select_trials
-from compression.tuning.trial import FEASIBLE_ATTR
+from compression.tuning.selection import completed_trials, knee_trial, pareto_front, require_completed, select_trials
+from compression.tuning.trial import FEASIBLE_ATTR, REFUSED_ATTR
 
 OBJECTIVES = {"accuracy": True, "size_mb": False}
 
@@ -66,3 +67,20 @@ def test_with_a_single_objective_only_the_best_trial_is_selected():
     assert [t.value for t in front_trials] == [1.0]
     assert select_trials(front_trials, {"latency_ms": False}) == {1: ["fastest"]}
     assert pytest.approx(front_trials[0].value) == study.best_value
+
+
+def test_what_became_of_trials_that_have_no_values_is_told():
+    study = optuna.create_study()
+    with pytest.raises(UserError, match="No trial was begun within timeout=0.5 seconds; give it more"):
+        require_completed(study, 0.5)
+    study.add_trial(create_trial(state=TrialState.FAIL))
+    with pytest.raises(UserError, match=r"No trial came to its end \(1 fail\)"):
+        require_completed(study, None)
+    study.ask()
+    with pytest.raises(UserError, match="No trial has come to its end yet; other workers run 1"):
+        require_completed(study, 0.5)
+    study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={REFUSED_ATTR: "bits=1 is too few."}))
+    with pytest.raises(UserError, match="No trial came to its end; 1 of 3 refused, the last: bits=1 is too few"):
+        require_completed(study, None)
+    study.add_trial(create_trial(value=1.0))
+    assert len(require_completed(study, None)) == 1
