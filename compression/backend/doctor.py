@@ -33,6 +33,7 @@ def run_checks() -> list[CheckResult]:
     checks: list[tuple[str, Callable[[], str], bool]] = [
         ("server", check_server, True),
         ("runs", check_runs, False),
+        ("journals", check_journals, False),
         ("disk", check_disk, True),
         ("data", check_data, False),
         ("gpu", check_gpu, False),
@@ -57,21 +58,37 @@ def check_server() -> str:
 
 
 def check_runs() -> str:
-    """Look for runs whose container never started. Raises UserError if there are some."""
+    """Look for runs that are RUNNING though nobody works on them. Raises UserError if there are some."""
+    if dead := [*tracking.dead_runs(), *tracking.lost_runs()]:
+        raise UserError(
+            f"{len(dead)} runs were killed before they could say so, or not all of them has arrived: "
+            f"{', '.join(dead)}; `compression sync` delivers and ends them, and so does the next command."
+        )
     if orphaned := tracking.never_started_runs():
         raise UserError(
             f"{len(orphaned)} runs are RUNNING whose container never came (plain `mlflow run` leaves them so when "
             "Docker is down); close them with `compression doctor --close-runs`, and use `-b docker`, which checks "
             "first."
         )
-    return "none waits for a container that never came"
+    return "none is RUNNING that nobody works on"
+
+
+def check_journals() -> str:
+    """Look for what could not be delivered because it is damaged. Raises UserError if there is some."""
+    folder = tracking.damaged_folder()
+    if damaged := sorted(path.name for path in folder.glob("*")):
+        raise UserError(
+            f"what is left of {len(damaged)} damaged runs is in {folder}: {', '.join(damaged)}; look whether it is "
+            "worth mending, and delete it."
+        )
+    return "none was damaged"
 
 
 def fail_never_started_runs() -> int:
     """Set the runs whose container never started to FAILED; return how many."""
     orphaned = tracking.never_started_runs()
     for run_id in orphaned:
-        tracking.mark_failed(run_id, "Its container never came: see `compression doctor`.")
+        tracking.end_run(run_id, "FAILED", "Its container never came: see `compression doctor`.")
     return len(orphaned)
 
 

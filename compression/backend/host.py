@@ -27,7 +27,7 @@ class HostBackend(ProcessBackend):
         """Return the entry point's command in a shell that finds this Python as `python`."""
         shim = Path(launch.scratch, "bin", "python")  # some installations only have `python3`
         shim.parent.mkdir()
-        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
         shim.chmod(0o755)
         path = (str(shim.parent), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
         return ["bash", "-c", launch.command], launch.environment | {"PATH": os.pathsep.join(path)}

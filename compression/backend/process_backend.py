@@ -28,7 +28,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_BACKEND, MLFLOW_RUN_NAME, ML
 from compression.backend import mlflow_internals
 from compression.backend.child_process import StopEvents, queue_stop_signals, wait_for_child
 from compression.errors import UserError
-from compression.tracking import server
+from compression.tracking import home_tag, launch_lock, server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,11 +92,11 @@ class ProcessBackend(AbstractBackend):
         Raises ExecutionException, which mlflow prints as one sentence, if the project cannot be run (then no run
         exists) or its command fails; SystemExit with 128 + n after SIGINT, SIGTERM or SIGHUP.
         """
-        client, options = server.create_client(tracking_uri), backend_config.get(PROJECT_DOCKER_ARGS) or {}
-        params = params or {}
+        options, params = backend_config.get(PROJECT_DOCKER_ARGS) or {}, params or {}
         with TemporaryDirectory(prefix="mlflow-run-") as scratch:
             folder, project, command = _read_project(project_uri, version, entry_point, params, scratch)
             with _as_execution_exception():  # before signals are queued: Ctrl-C still works at once
+                client = server.create_client(tracking_uri)
                 server.check_server()
                 client.get_experiment(experiment_id)
                 self.check_requirements(project, folder, options)
@@ -107,8 +107,12 @@ class ProcessBackend(AbstractBackend):
                     ).info
                 run_id, artifacts = str(info.run_id), str(info.artifact_uri)
                 launch = Launch(run_id, experiment_id, artifacts, project, folder, command, params, scratch, options)
-                with _failed_on_error(client, run_id):
-                    child, stop_signal = self._run_child(client, launch, events)
+                with (
+                    _failed_on_error(client, run_id),
+                    _as_execution_exception(),
+                    launch_lock(run_id, _lab_folder(folder)) as lock,
+                ):
+                    child, stop_signal = self._run_child(client, launch, events, lock)
                 status, note = _end_status(child.returncode, stop_signal)
                 server_answers = _end_run(client, run_id, status, note)
         if stop_signal or not server_answers:  # without the server, mlflow would go on to tag the run, and fail
@@ -118,11 +122,11 @@ class ProcessBackend(AbstractBackend):
         return mlflow_internals.submitted_run(run_id, child)
 
     def _run_child(
-        self, client: MlflowClient, launch: Launch, events: StopEvents
+        self, client: MlflowClient, launch: Launch, events: StopEvents, lock: int
     ) -> tuple[subprocess.Popen[bytes], int | None]:
-        """Run the child to its end; return it with the signal that stopped it, if any."""
-        _tag_run(client, launch.run_id, self.name)
-        child = _start(*self.child_command(launch), launch)
+        """Run the child to its end; return it with the signal that stopped it, if any. It inherits the file `lock`."""
+        _tag_run(client, launch, self.name)
+        child = _start(*self.child_command(launch), launch, lock)
         stop_signal = wait_for_child(child, launch.run_id, events)
         self.on_exit(launch)
         return child, stop_signal
@@ -168,22 +172,29 @@ def _failed_on_error(client: MlflowClient, run_id: str) -> Iterator[None]:
         raise
 
 
-def _tag_run(client: MlflowClient, run_id: str, backend: str) -> None:
-    """Tag the run with the backend and the run's name.
+def _lab_folder(project: str) -> Path:
+    """The folder that the child will track its run from: COMPRESSION_HOME, or `.compression` in the project."""
+    return Path(project, os.environ.get("COMPRESSION_HOME") or ".compression")
 
-    mlflow does that when this backend returns: too late for the child, and not at all after a failure.
+
+def _tag_run(client: MlflowClient, launch: Launch, backend: str) -> None:
+    """Tag the run with the backend, the run's name, and the folder that it is tracked from.
+
+    mlflow does the first two when this backend returns: too late for the child, and not at all after a failure.
     """
-    client.set_tag(run_id, MLFLOW_PROJECT_BACKEND, backend)
+    run_id = launch.run_id
+    for tag, value in (home_tag(_lab_folder(launch.folder)) | {MLFLOW_PROJECT_BACKEND: backend}).items():
+        client.set_tag(run_id, tag, value)
     context = click.get_current_context(silent=True)  # mlflow passes backends everything but the run's name
     if context and context.params.get("run_name"):
         client.set_tag(run_id, MLFLOW_RUN_NAME, context.params["run_name"])
 
 
-def _start(words: list[str], env: dict[str, str], launch: Launch) -> subprocess.Popen[bytes]:
+def _start(words: list[str], env: dict[str, str], launch: Launch, lock: int) -> subprocess.Popen[bytes]:
     """Start the child in a session of its own: Ctrl-C reaches this process only, which then ends the child."""
     _logger.info("=== Running command '%s' in run with ID '%s' ===", launch.command, launch.run_id)
     try:
-        return subprocess.Popen(words, cwd=launch.folder, env=env, start_new_session=True)
+        return subprocess.Popen(words, cwd=launch.folder, env=env, start_new_session=True, pass_fds=[lock])
     except OSError as error:
         raise ExecutionException(f"The command {launch.command!r} could not be started: {error}.") from error
 

@@ -16,10 +16,14 @@ __all__ = ["cli", "main"]
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 1 refused or failed, 2 misused, 130 Ctrl-C, 143 SIGTERM."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """Run the command line and exit: 0 done, 1 refused or failed, 2 misused, 128 + n after signal n (130: Ctrl-C)."""
+    # As an exception, so that open runs are ended on the way out; killed outright, they would stay RUNNING.
+    for number in (signal.SIGTERM, signal.SIGHUP):  # SIGHUP: the terminal was closed
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         with explain_missing():
+            # Standalone, click prints and exits by itself, and a run that `mlflow run` made would not hear of it.
             cli.main(args, prog_name="compression", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
@@ -30,7 +34,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo(f"Error: {error}", err=True)
         refuse(str(error), 1)
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(130)
+        sys.exit(130)  # 128 + SIGINT, as shells count
     sys.exit(0)
 
 

@@ -89,6 +89,7 @@ def report(run: tuple[str, ...], output: str, task: str, **given: Any) -> None:
     """Write an HTML page: the report of one --run, a comparison of several, or an overview of a --task."""
     from compression.reporting import comparison, survey
 
+    # both, or neither
     if bool(run) == bool(task):
         raise UserError("report takes run ids or a task: --run ID [--run ID …], or --task NAME.")
     if task:
@@ -110,15 +111,16 @@ def report_options() -> Sequence[type]:
 
 def export(model: str, kind: str, output: str) -> None:
     """Write a stored MODEL (runs:/ID/model, models:/NAME/VERSION, a folder) as one file for other tools."""
-    from compression.runs import export as files
+    from compression.deploy.onnx import files
+    from compression.runs.export import CAUTIONS, write
 
-    click.echo(f"Wrote {files.write(model, kind, Path(output))}.")
-    if kind in files.CAUTIONS:
-        click.echo(f"Note: {files.CAUTIONS[kind]}", err=True)
+    click.echo(f"Wrote {' and '.join(map(str, files.parts(write(model, kind, Path(output)))))}.")
+    if kind in CAUTIONS:
+        click.echo(f"Note: {CAUTIONS[kind]}", err=True)
 
 
 def sync() -> None:
-    """Deliver what runs could not deliver while the tracking server was unavailable."""
+    """Deliver what runs could not deliver while the server was unavailable, and end those that were killed."""
     from compression import tracking
 
     sent = tracking.sync()
@@ -156,7 +158,7 @@ def overview() -> str:
     lines = [f"  {name:<10} {', '.join(methods.of_family(name))}" for name in methods.FAMILIES]
     paragraphs = (
         f"Tasks: {', '.join((*tasks.TASKS, *tasks.FORMS))}",
-        f"Models for images: {', '.join(models.IMAGE_MODELS)}",
+        f"Models for images: {', '.join(models.IMAGE_MODELS)}, or a name of the Hugging Face hub, or a folder",
         f"Models for text: {', '.join(models.TEXT_MODELS)}, or a name of the Hugging Face hub, or a folder",
     )
     return "\n\n".join(["\n".join(["\b", "Methods, by family:", *lines]), *paragraphs])
@@ -178,6 +180,7 @@ def cli() -> None:
 
 
 for name, about in methods.FAMILIES.items():
+    # a command of its own, below
     if name != "train":
         cli.add_command(Family(name, help=f"{about[0].upper()}{about[1:]}.", context_settings=CONTEXT))
 recipe = click.Argument(["recipe"])
@@ -202,5 +205,6 @@ cli.add_command(FieldCommand("report", report_options, report, params=[runs, of_
 cli.add_command(click.Command("export", callback=export, params=[model, kind, file], help=export.__doc__))
 cli.add_command(click.Command("sync", callback=sync, help=sync.__doc__))
 cli.add_command(click.Command("doctor", callback=doctor, params=[closing], help=doctor.__doc__))
+# Their modules import SQLAlchemy or MLflow's client, for which no other command's help should wait.
 cli.add_command(LazyGroup("users", "compression.cli.users", help=USERS, context_settings=CONTEXT))
 cli.add_command(LazyGroup("study", "compression.study.cli", help=STUDY, context_settings=CONTEXT))

@@ -30,10 +30,11 @@ class FieldType(click.ParamType[Any]):
         interval = f"in {field.param.interval.text}" if field.param.interval else ""
         choices = "|".join(field.param.choices)
         several = f"{choices}{field.kind.separator}…" if field.kind.container else choices
-        self.name = several if choices else f"{field.kind.shown} {interval}".strip()
+        self.name = several if choices else f"{field.kind.metavar} {interval}".strip()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Parse the text of an option; an empty text stands for an empty default."""
+        # A default comes as its value.
         if not isinstance(value, str):
             return value
         if value == "" and self.field.empty:
@@ -98,6 +99,7 @@ class FieldCommand(click.Command):
             last = "Run" if isinstance(option, FieldOption) or option.name == "help" else "Options"
             if row := option.get_help_record(ctx):
                 sections.setdefault(own or last, []).append(row)
+        # False comes first: own options, those with a condition, the training's, and at last the run's.
         for heading in sorted(sections, key=lambda h: (h == "Run", h.startswith("Training"), h != "Options")):
             with formatter.section(heading):
                 formatter.write_dl(sections[heading])

@@ -27,7 +27,7 @@ def add(name: str, role: str) -> None:
     """Create the user NAME. The password is prompted for, or read from the standard input."""
     experiment = users.add(name, role, read_password())
     hint = f" Their experiment: MLFLOW_EXPERIMENT_NAME={experiment}" if experiment else ""
-    click.echo(f"{name} is a {role}.{hint}")
+    click.echo(f"{name} has the role {role}.{hint}")
 
 
 @group.command()

@@ -5,10 +5,12 @@ delivered from there, so an outage of the server during a run loses nothing. Que
 raise UserError if it does not answer.
 """
 
-from compression.tracking.delivery import sync, undelivered_runs
+from compression.tracking.delivery import damaged_folder, dead_runs, sync, undelivered_runs
 from compression.tracking.journal import home
+from compression.tracking.launches import launch_lock
 from compression.tracking.lifecycle import fail_joined_run, start_run
 from compression.tracking.local_run import CompressionWarning, LocalRun
+from compression.tracking.lost import end_run, home_tag, lost_runs
 from compression.tracking.null_run import NullRun
 from compression.tracking.records import (
     RunRecord,
@@ -17,7 +19,6 @@ from compression.tracking.records import (
     find_baseline,
     finished_runs,
     get_run,
-    mark_failed,
     metric_history,
     never_started_runs,
     register_model,
@@ -34,14 +35,19 @@ __all__ = [
     "RunRecord",
     "ViewType",
     "check_server",
+    "damaged_folder",
+    "dead_runs",
     "download",
+    "end_run",
     "fail_joined_run",
     "find_baseline",
     "finished_runs",
     "get_run",
     "home",
+    "home_tag",
     "is_configured",
-    "mark_failed",
+    "launch_lock",
+    "lost_runs",
     "metric_history",
     "never_started_runs",
     "notify",

@@ -1,7 +1,8 @@
 """The journal of a run: every entry is written to disk before it is sent, so a killed process loses nothing.
 
 An entry is a small JSON object, one line of `journal.jsonl`. The file `delivered` holds the number of bytes of the
-journal that have been delivered. `compression.tracking.outbox` does the delivery.
+journal that have been delivered. `compression.tracking.outbox` does the delivery. What is read back may be damaged
+(a failing disk, a power cut, an editor): it costs the damaged line, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import deque
 from io import BytesIO
 from pathlib import Path
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Entry = dict[str, Any]  # one line of the journal: a metric, a param, a tag, an artifact, a dataset, or the end
+UNREADABLE = "unreadable"  # the key of an entry that stands for a damaged line
 
 JOURNAL_FILE, LOCK_FILE, DELIVERED_FILE, RESERVE_FILE = "journal.jsonl", "lock", "delivered", "reserve"
 REJECTED_FILE = "refused.jsonl"  # entries that the server rejected for good, with the reasons
+OWNER_PATIENCE = 1.0  # seconds that a run waits for its own lock: `is_alive` holds it for an instant
 RESERVE_BYTES = 1 << 20  # kept free, so that a run that fills the disk can still write its final entries
 
 
@@ -73,14 +77,17 @@ class Journal:
         self.folder = folder
         self._mutex = threading.Lock()
         self._lock_fd = self._journal_fd = -1
-        flags = os.O_RDWR | (os.O_CREAT if create else 0)
         try:
             if create:
                 folder.mkdir(parents=True, exist_ok=True)
-            # Lock before creating the journal: an unlocked journal would mark a living run as dead to `sync`.
-            self._lock_fd = os.open(folder / LOCK_FILE, flags, 0o644)
-            self._acquire_lock()
-            self._journal_fd = os.open(folder / JOURNAL_FILE, flags | os.O_APPEND, 0o644)
+            elif not (folder / JOURNAL_FILE).exists():
+                raise FileNotFoundError
+            # Lock before creating the journal: an unlocked journal would mark a living run as dead to `sync`. The lock
+            # itself may have been lost.
+            self._lock_fd = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+            self._acquire_lock(OWNER_PATIENCE if create else 0.0)
+            flags = os.O_RDWR | os.O_APPEND | (os.O_CREAT if create else 0)
+            self._journal_fd = os.open(folder / JOURNAL_FILE, flags, 0o644)
             self._truncate_partial_line()
         except (BlockingIOError, FileNotFoundError):
             self.close()
@@ -89,9 +96,13 @@ class Journal:
             self.close()
             raise write_error(folder, error) from error
 
-    def _acquire_lock(self) -> None:
+    def _acquire_lock(self, patience: float) -> None:
         # flock, not lockf: it also excludes a second Journal of the same process, and ends with the process.
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        deadline = time.monotonic() + patience
+        while not _try_lock(self._lock_fd):
+            if time.monotonic() >= deadline:
+                raise BlockingIOError
+            time.sleep(0.02)
         if not os.fstat(self._lock_fd).st_nlink:
             raise FileNotFoundError  # the previous owner deleted the file between our open and our lock
 
@@ -99,6 +110,12 @@ class Journal:
         """Drop the line that a process killed while writing left unfinished."""
         content = (self.folder / JOURNAL_FILE).read_bytes()
         os.ftruncate(self._journal_fd, content.rfind(b"\n") + 1)
+
+    def move(self, folder: Path) -> None:
+        """Rename the folder; the journal stays open. Raises OSError."""
+        with self._mutex:
+            self.folder.rename(folder)
+            self.folder = folder
 
     def reserve_space(self) -> None:
         """Occupy 1 MiB of disk until `release_space`, so that the final entries fit even on a full disk."""
@@ -143,7 +160,7 @@ class Journal:
 
     def reject(self, entry: Entry, reason: str) -> None:
         """Move an entry that can never be delivered to `refused.jsonl`, with the reason."""
-        with (self.folder / REJECTED_FILE).open("a") as file:
+        with (self.folder / REJECTED_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"reason": reason, "record": entry}) + "\n")
 
     def delete(self) -> None:
@@ -168,25 +185,61 @@ class Journal:
 
 
 def _parse(line: bytes) -> Entry:
-    """Parse a line; one that a failing disk corrupted becomes an entry that is rejected, and blocks no other."""
+    """Parse a line; a damaged one becomes an entry that is rejected, and blocks no other."""
     try:
-        entry: Entry = json.loads(line)
-    except ValueError:
-        return {"unreadable": line.decode(errors="replace")}
-    return entry
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        entry = None
+    return entry if isinstance(entry, dict) else {UNREADABLE: line.decode(errors="replace")}
 
 
 def delivered_bytes(folder: Path) -> int:
-    """Return how many bytes of the journal in `folder` have been delivered."""
-    path = folder / DELIVERED_FILE
-    return int(path.read_text()) if path.exists() else 0
+    """Return how many bytes of the journal in `folder` have been delivered, from its start to the end of a line.
+
+    If the number is damaged, 0: the receiver takes twice what would otherwise be lost.
+    """
+    try:
+        position = int((folder / DELIVERED_FILE).read_bytes())
+        with (folder / JOURNAL_FILE).open("rb") as file:
+            if position > 0:
+                file.seek(position - 1)
+                return position if file.read(1) == b"\n" else 0
+    except (OSError, ValueError, OverflowError):
+        return 0
+    return 0
 
 
 def count_undelivered(folder: Path) -> int:
-    """Count the undelivered entries of the run in `folder`; its journal may be open in another process."""
+    """Count the undelivered entries of the run in `folder`; its journal may be open in another process.
+
+    None if it cannot be read, or was delivered and deleted.
+    """
     try:
         with (folder / JOURNAL_FILE).open("rb") as file:
             file.seek(delivered_bytes(folder))
             return sum(line.endswith(b"\n") for line in file)
-    except FileNotFoundError:
-        return 0  # everything was delivered and the journal deleted
+    except OSError:
+        return 0
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether some process has the journal in `folder` open."""
+    return is_locked(folder / LOCK_FILE)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process has the file locked."""
+    try:
+        with path.open("rb") as file:
+            return not _try_lock(file.fileno())
+    except OSError:  # there is none, or it is damaged
+        return False
+
+
+def _try_lock(fd: int) -> bool:
+    """Lock an open file until it is closed; return whether no other has it locked."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +19,16 @@ from mlflow.utils.mlflow_tags import MLFLOW_PROJECT_ENV
 
 from compression import __version__
 from compression.tracking import server
-from compression.tracking.delivery import RUN_KEY_TAG
-from compression.tracking.run import NOTE_TAG, now_ms, run_folder
+from compression.tracking.journal import count_undelivered, is_alive
+from compression.tracking.lookup import experiments, find_run, quoted, search_runs
+from compression.tracking.run import now_ms, run_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mlflow import MlflowClient
     from mlflow.entities import Run
 
+DELIVERY_SECONDS = 10.0  # how long a question about a run waits for more of it to arrive
 IMAGE_PULL_SECONDS = 120  # how long pulling an image and starting its container may take
 
 
@@ -43,21 +46,21 @@ class RunRecord:
 
 def get_run(run_id: str) -> RunRecord:
     """Return the run `run_id`. Raises UserError if there is none, or the server does not answer."""
+    _await_delivery(run_id)
     with server.checked_client(f"read the run {run_id}") as client:
-        return _run_record(_find_run(client, run_id))
+        return _run_record(find_run(client, run_id))
 
 
-def _find_run(client: MlflowClient, run_id: str) -> Run:
-    """Return the run by its id, or by the key that stood for it if it started while the server did not answer."""
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        found = client.search_runs(_experiments(client), f"tags.`{RUN_KEY_TAG}` = {_quoted(run_id)}")
-        if not found:
-            raise
-        return found[0]
+def _await_delivery(run_id: str) -> None:
+    """Wait while a process of this machine delivers what is left of a run: a child run ends before all has arrived."""
+    folder = run_folder(run_id)
+    before, deadline = math.inf, 0.0
+    while (left := count_undelivered(folder)) and is_alive(folder):
+        if left < before:
+            before, deadline = left, time.monotonic() + DELIVERY_SECONDS
+        elif time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def _run_record(run: Run) -> RunRecord:
@@ -77,16 +80,8 @@ def finished_runs(task: str) -> list[RunRecord]:
     Raises UserError if the server does not answer.
     """
     with server.checked_client(f"read the runs on {task}") as client:
-        found, token = [], None
-        while True:
-            page = client.search_runs(
-                _experiments(client),
-                f"tags.task = {_quoted(task)} and attributes.status = 'FINISHED'",
-                page_token=token,
-            )
-            found += [_run_record(run) for run in page if run.data.tags.get("stage") in ("compress", "chosen")]
-            if not (token := page.token):
-                return found
+        found = search_runs(client, f"tags.task = {quoted(task)} and attributes.status = 'FINISHED'")
+    return [_run_record(run) for run in found if run.data.tags.get("stage") in ("compress", "chosen")]
 
 
 def never_started_runs() -> list[str]:
@@ -96,16 +91,9 @@ def never_started_runs() -> list[str]:
     """
     query = f"attributes.status = 'RUNNING' and tags.`{MLFLOW_PROJECT_ENV}` = 'docker'"
     with server.checked_client("look for runs that never began") as client:
-        found = client.search_runs(_experiments(client), query)
+        found = search_runs(client, query)
     latest_start = now_ms() - 1000 * IMAGE_PULL_SECONDS
     return [run.info.run_id for run in found if "stage" not in run.data.tags and run.info.start_time < latest_start]
-
-
-def mark_failed(run_id: str, note: str) -> None:
-    """End the run as FAILED, with `note` on its page. Raises UserError if the server does not answer."""
-    with server.checked_client(f"close the run {run_id}") as client:
-        client.set_tag(run_id, NOTE_TAG, note)
-        client.set_terminated(run_id, "FAILED")
 
 
 def metric_history(run_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -113,6 +101,7 @@ def metric_history(run_id: str) -> dict[str, list[tuple[int, float]]]:
 
     Raises UserError if there is no such run, or the server does not answer.
     """
+    _await_delivery(run_id)
     with server.checked_client(f"read the run {run_id}") as client:
         names = client.get_run(run_id).data.metrics
         points = {name: client.get_metric_history(run_id, name) for name in names}
@@ -128,31 +117,15 @@ def find_baseline(task: str, model: str, data_digest: str) -> str | None:
     Raises UserError if the server does not answer.
     """
     tags = {"stage": "train", "task": task, "model": model, "data_digest": data_digest}
-    conditions = [f"tags.{name} = {_quoted(value)}" for name, value in tags.items()]
+    conditions = [f"tags.{name} = {quoted(value)}" for name, value in tags.items()]
     with server.checked_client("look for a trained baseline") as client:
         found = client.search_runs(
-            _experiments(client),
+            experiments(client),
             " and ".join([*conditions, "attributes.status = 'FINISHED'"]),
             max_results=1,
             order_by=["attributes.start_time DESC"],
         )
     return found[0].info.run_id if found else None
-
-
-def _quoted(value: str) -> str:
-    """Quote `value` for a filter string; MLflow has no escapes, but two kinds of quotes."""
-    return f'"{value}"' if "'" in value else f"'{value}'"
-
-
-def _experiments(client: MlflowClient) -> list[str]:
-    """The ids of all experiments that are not deleted."""
-    ids: list[str] = []
-    token = None
-    while True:
-        page = client.search_experiments(view_type=ViewType.ACTIVE_ONLY, page_token=token)
-        ids += [experiment.experiment_id for experiment in page]
-        if not (token := page.token):
-            return ids
 
 
 def download(uri: str, to: Path | str) -> Path:
@@ -170,7 +143,7 @@ def download(uri: str, to: Path | str) -> Path:
         return _copy(local, Path(to))
     with server.checked_client(f"download {uri}") as client:
         if run_id:
-            uri = f"runs:/{_find_run(client, run_id).info.run_id}/{path}"
+            uri = f"runs:/{find_run(client, run_id).info.run_id}/{path}"
         copy = mlflow.artifacts.download_artifacts(uri, dst_path=str(to), tracking_uri=server.tracking_uri())
     return Path(copy)
 
@@ -188,11 +161,12 @@ def register_model(name: str, run_id: str, aliases: Sequence[str]) -> str:
     A run that is registered already keeps its version. An alias moves from the version that had it. Raises UserError
     if the registry refuses.
     """
+    _await_delivery(run_id)
     with server.checked_client(f"register the model {name}") as client:
         with contextlib.suppress(MlflowException):  # the name exists; any other refusal is raised again below
             client.create_registered_model(name)
-        run_id = _find_run(client, run_id).info.run_id
-        versions = [v for v in client.search_model_versions(f"name = {_quoted(name)}") if v.run_id == run_id]
+        run_id = find_run(client, run_id).info.run_id
+        versions = [v for v in client.search_model_versions(f"name = {quoted(name)}") if v.run_id == run_id]
         version = versions[0] if versions else client.create_model_version(name, f"runs:/{run_id}/model", run_id)
         for alias in aliases:
             client.set_registered_model_alias(name, alias, version.version)

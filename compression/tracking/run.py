@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import io
 import math
+import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compression.files import to_csv
 from compression.tracking.journal import home, write_atomic
 
 if TYPE_CHECKING:
@@ -29,8 +31,9 @@ NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 8000, 36
 
 
 def notify(sentence: str) -> None:
-    """Print a sentence for the user on the standard error stream."""
-    print(sentence, file=sys.stderr, flush=True)
+    """Print a sentence for the user on the standard error stream; nobody hears it where the terminal was closed."""
+    with contextlib.suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def now_ms() -> int:
@@ -38,9 +41,23 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def clean_text(text: str, substitute: str = "\N{REPLACEMENT CHARACTER}") -> str:
+    """Return `text` without what a server cannot store.
+
+    That is NUL characters, which PostgreSQL rejects, and lone surrogates, which stand for the bytes of a file name or
+    an argument that is not UTF-8, and have no place in JSON: `substitute` replaces those.
+    """
+    return re.sub("[\ud800-\udfff]", substitute, text.replace("\0", ""))
+
+
+def clean_name(text: str) -> str:
+    """Clean the name of a param, metric or tag: MLflow takes letters, digits and few signs."""
+    return clean_text(text, "_")[:NAME_LENGTH]
+
+
 def _truncate(text: str, length: int) -> str:
-    """Shorten `text` to `length` characters, and drop NUL characters, which PostgreSQL rejects."""
-    text = text.replace("\0", "")
+    """Clean `text`, and shorten it to `length` characters."""
+    text = clean_text(text)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
@@ -94,13 +111,11 @@ class Run:
         """
         new = {name: value for name, value in values.items() if name not in self._logged_params}
         self._logged_params.update(new)
-        self._outbox.put(
-            *({"param": n[:NAME_LENGTH], "value": _truncate(str(v), PARAM_LENGTH)} for n, v in new.items())
-        )
+        self._outbox.put(*({"param": clean_name(n), "value": _truncate(str(v), PARAM_LENGTH)} for n, v in new.items()))
 
     def metrics(self, values: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics; `step` is the epoch of a curve's point. Warns of values that are not finite, once per name."""
-        numbers = {name: float(value) for name, value in values.items()}
+        numbers = {clean_name(name): float(value) for name, value in values.items()}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         if step is not None:
             for name, value in finite.items():
@@ -115,7 +130,7 @@ class Run:
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run; replaces its value."""
         self.tags[name] = str(value)
-        self._outbox.put({"tag": name[:NAME_LENGTH], "value": _truncate(str(value), TAG_LENGTH)})
+        self._outbox.put({"tag": clean_name(name), "value": _truncate(str(value), TAG_LENGTH)})
 
     def warn(self, sentence: str, echo: bool = True) -> None:
         """Show a warning in the tag `warning`, on the run's page and, with `echo`, on the terminal.
@@ -147,12 +162,7 @@ class Run:
 
     def table(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Log rows as `<name>.csv`, with a column for every key, in order of first appearance."""
-        text = io.StringIO()
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        self._log_content(f"{name}.csv", text.getvalue().encode())
+        self._log_content(f"{name}.csv", clean_text(to_csv(rows)).encode())
 
     def artifact(self, path: Path | str, to: str = "") -> None:
         """Log a file, or a folder with its content, in the artifact folder `to`.
@@ -172,18 +182,20 @@ class Run:
             self._log_file(source, self.artifact_folder / to / source.relative_to(root))
 
     def _log_file(self, source: Path, target: Path) -> None:
-        if source != target:
+        name = clean_text(target.relative_to(self.artifact_folder).as_posix())
+        if source != self.artifact_folder / name:
             with source.open("rb") as file:
-                write_atomic(target, file)
-        self._outbox.put({"artifact": target.relative_to(self.artifact_folder).as_posix()})
+                write_atomic(self.artifact_folder / name, file)
+        self._outbox.put({"artifact": name})
 
     def _log_content(self, name: str, content: bytes) -> None:
-        write_atomic(self.artifact_folder / name, io.BytesIO(content))
-        self._outbox.put({"artifact": name})
+        write_atomic(self.artifact_folder / clean_text(name), io.BytesIO(content))
+        self._outbox.put({"artifact": clean_text(name)})
 
     def dataset(self, name: str, source: str, digest: str, context: str) -> None:
         """Log the dataset that the run used; `context` is the stage. MLflow keeps 36 characters of the digest."""
-        self._outbox.put({"dataset": name, "source": source, "digest": digest[:DIGEST_LENGTH], "context": context})
+        texts = {"dataset": name, "source": source, "digest": digest[:DIGEST_LENGTH], "context": context}
+        self._outbox.put({key: clean_text(text) for key, text in texts.items()})
 
     def end(self, status: str, failure: str, began: float) -> None:
         """Write the final entries: the sentence of a failure, how long the command took, the status.

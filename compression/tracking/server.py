@@ -6,8 +6,7 @@ import logging
 import os
 import re
 import socket
-import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,18 +21,20 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from compression.errors import UserError
 from compression.extras import explain_missing
+from compression.tracking import store
+from compression.tracking.store import SQLITE as SQLITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SQLITE = "sqlite:///"
 HTTP = ("http://", "https://")
 PROBE_TIMEOUT = 5.0  # seconds that a server has to answer before any work begins
 
 # By default MLflow retries for minutes, prints addresses into our progress bar, and draws bars of its own. The outbox
-# does the retries; 30 s is what a server may need to put a large file into its own store.
+# does the retries, and looks first: a repeated request whose first answer was lost makes a second run. 30 s is what a
+# server may need to put a large file into its own store.
 CLIENT_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -63,11 +64,16 @@ def redact_uri(uri: str) -> str:
 
 
 def create_client(uri: str) -> MlflowClient:
-    """Return a client that fails soon and prints nothing, unless environment variables say otherwise."""
+    """Return a client that fails soon and prints nothing, unless environment variables say otherwise.
+
+    A SQLite store that does not exist yet is made. Raises UserError if it cannot be.
+    """
     for name, value in CLIENT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it prints every retry
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # we report these errors ourselves
+    if path := store.sqlite_path(uri):
+        store.make_whole(path)
     return MlflowClient(uri)
 
 
@@ -80,9 +86,9 @@ def short_reason(error: Exception | str) -> str:
 
 
 @contextmanager
-def checked_client(purpose: str) -> Iterator[MlflowClient]:
+def checked_client(purpose: str, uri: str = "") -> Iterator[MlflowClient]:
     """Yield a client; errors of the store inside the block become a UserError that says "Cannot `purpose` at …"."""
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     try:
         with explain_missing():
             yield create_client(uri)
@@ -90,13 +96,22 @@ def checked_client(purpose: str) -> Iterator[MlflowClient]:
         raise UserError(f"Cannot {purpose} at {redact_uri(uri)}: {short_reason(error)}") from error
 
 
-def check_server() -> None:
-    """Raise UserError, within seconds, if the tracking server does not answer or refuses the login."""
-    uri = tracking_uri()
+def check_server(uri: str = "") -> None:
+    """Raise UserError, within seconds, if a tracking server, by default that in use, does not answer or refuses."""
+    uri = uri or tracking_uri()
     if uri.startswith(HTTP):
         _check_http(uri)
     else:
         _check_database(uri)
+
+
+def answers(uri: str) -> bool:
+    """Whether `check_server` finds nothing wrong with a server."""
+    try:
+        check_server(uri)
+    except UserError:
+        return False
+    return True
 
 
 def check_artifact_access(client: MlflowClient, experiment: str) -> None:
@@ -111,28 +126,21 @@ def check_artifact_access(client: MlflowClient, experiment: str) -> None:
 
 
 def _check_database(uri: str) -> None:
-    if uri.startswith(SQLITE):
-        _check_file(uri)
+    if path := store.sqlite_path(uri):
+        with store.reading(path, create=True) as database:
+            database.execute("BEGIN IMMEDIATE")  # fails if the file is not writable; MLflow would retry for two minutes
     else:
         _check_port(uri)
-    with checked_client("open the tracking store") as store:
-        store.search_experiments(max_results=1)
-
-
-def _check_file(uri: str) -> None:
-    """Raise UserError if the SQLite file cannot be written. MLflow would retry for two minutes."""
-    try:
-        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=30)) as database:
-            database.execute("BEGIN IMMEDIATE")  # fails if the file is not writable; changes nothing
-    except sqlite3.Error as error:
-        raise UserError(
-            f"The tracking store {uri} cannot be used: {error}; set MLFLOW_TRACKING_URI to another."
-        ) from error
+    with checked_client("open the tracking store", uri) as client:
+        client.search_experiments(max_results=1)
 
 
 def _check_port(uri: str) -> None:
     """Raise UserError if nothing listens at the database's address. MLflow would retry for minutes."""
-    url = make_url(uri)
+    try:
+        url = make_url(uri)
+    except SQLAlchemyError as error:
+        raise UserError(f"{redact_uri(uri)} is no address of a tracking server; {SERVER_HINT}.") from error
     if url.host and url.port:
         try:
             socket.create_connection((url.host, url.port), PROBE_TIMEOUT).close()
@@ -140,12 +148,12 @@ def _check_port(uri: str) -> None:
             raise UserError(f"The tracking database {redact_uri(uri)} does not answer ({error}); start it.") from error
 
 
-def request(method: str, path: str, **options: Any) -> requests.Response:
-    """Send one HTTP request to the tracking server, with the login that MLflow uses, and without retries.
+def request(method: str, path: str, *, uri: str = "", **options: Any) -> requests.Response:
+    """Send one HTTP request to a tracking server, with the login that MLflow uses, and without retries.
 
     `options` are those of MLflow's `http_request`. Raises MlflowException if the server does not answer.
     """
-    creds = get_default_host_creds(tracking_uri())  # type: ignore[no-untyped-call]
+    creds = get_default_host_creds(uri or tracking_uri())  # type: ignore[no-untyped-call]
     answer: requests.Response = http_request(  # type: ignore[no-untyped-call]
         creds, path, method, max_retries=0, raise_on_status=False, **options
     )
@@ -160,7 +168,7 @@ def is_json(answer: requests.Response) -> bool:
 def _check_http(uri: str) -> None:
     # Not /health: it answers without a login, and even if the server's database is down.
     try:
-        answer = request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", timeout=PROBE_TIMEOUT)
+        answer = request("GET", "/api/2.0/mlflow/experiments/search?max_results=1", uri=uri, timeout=PROBE_TIMEOUT)
     except MlflowException as error:
         raise UserError(
             f"The tracking server {redact_uri(uri)} does not answer ({short_reason(error)}); {SERVER_HINT}."

@@ -88,6 +88,7 @@ def client(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     yield MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
     for pids in tmp_path.glob("project/pids"):
         for pid in alive(pids):  # where a test has failed
             os.kill(pid, signal.SIGKILL)
@@ -320,6 +321,16 @@ def test_a_command_that_cannot_start_fails_the_run(client, monkeypatch):
     assert result.exit_code == 1
     assert "could not be started" in result.output
     assert "could not be started" in note(only_run(client))
+    assert only_run(client).info.status == "FAILED"
+
+
+def test_a_folder_that_cannot_be_written_fails_the_run_in_a_sentence(client):
+    (project("") / ".compression").write_text("a file")
+    result = mlflow_run()
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit)
+    assert "Cannot write to" in result.output
+    assert "set COMPRESSION_HOME elsewhere" in note(only_run(client))
     assert only_run(client).info.status == "FAILED"
 
 

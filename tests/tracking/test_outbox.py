@@ -133,6 +133,52 @@ def test_close_waits_as_long_as_a_receiver_accepts_entries_again(tmp_path, recei
     assert receiver.taken == numbers(0, 10 * BATCH_SIZE)
 
 
+def test_close_does_not_wait_for_a_receiver_that_hangs(tmp_path):
+    """It once waited as long as no error came, and from a request that hangs none does."""
+    asked, answer = threading.Event(), threading.Event()
+    box = Outbox(Journal(tmp_path), lambda _: (asked.set(), answer.wait()), lambda: None, lambda reason: None)
+    box.put({"n": 1})
+    asked.wait()
+    assert not box.close(0.2)  # returns although there is no answer yet
+    answer.set()
+    assert box.close(60.0)  # and may be called again
+
+
+def test_close_waits_for_a_large_file_as_long_as_it_takes(tmp_path):
+    box = Outbox(
+        Journal(tmp_path), lambda _: time.sleep(0.6), lambda: None, lambda reason: None, seconds_to_send=lambda _: 60.0
+    )
+    box.put({"n": 1})
+    assert box.close(0.1)
+
+
+def test_what_trains_waits_no_longer_than_it_was_told(tmp_path):
+    """However well the receiver answers: the rest is sent while the training goes on."""
+    answer = threading.Event()
+    box = Outbox(Journal(tmp_path), lambda _: answer.wait(0.05), lambda: None, lambda reason: None)
+    box.put(*numbers(0, 100 * BATCH_SIZE))
+    assert not box.close(60.0, at_most=0.2)
+    assert count_undelivered(tmp_path) > 0
+    answer.set()
+    assert box.close(60.0)
+    assert count_undelivered(tmp_path) == 0
+
+
+def test_nothing_is_sent_before_it_is_prepared(tmp_path, receiver, quick):
+    attempts = []
+
+    def prepare():
+        attempts.append(len(receiver.taken))
+        if len(attempts) < 3:
+            raise UnavailableError("not yet")
+
+    box = Outbox(Journal(tmp_path), receiver, lambda: None, lambda reason: None, prepare)
+    box.put(*numbers(0, 5))
+    assert box.close(5.0)
+    assert attempts == [0, 0, 0]
+    assert receiver.taken == numbers(0, 5)
+
+
 def test_only_rejected_entries_are_set_aside(open_outbox, receiver, tmp_path):
     box = open_outbox()
     box.put({"n": 0}, {"bad": 1}, {"n": 2}, {"bad": 3}, {"n": 4})

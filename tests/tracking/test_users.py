@@ -15,6 +15,7 @@ from compression.errors import UserError
 from tests.study.browser import ADMIN, logins
 
 PEOPLE = {"p07": "the seventh password", "p08": "the eighth password", "ada": "a researcher's password"}
+PEOPLE |= {"study": "the app's own password"}
 DENIED = (MlflowException, HTTPError)
 
 
@@ -24,7 +25,7 @@ def server(tmp_path_factory):
     with logins(tmp_path_factory.mktemp("server"), {}) as address, pytest.MonkeyPatch.context() as patch:
         be(patch, address, ADMIN)
         for name, password in PEOPLE.items():
-            role = "researcher" if name == "ada" else "participant"
+            role = {"ada": "researcher", "study": "app"}.get(name, "participant")
             done = run_users("add", name, "--role", role, said=password)
             assert done.exit_code == 0, done.output
         yield address
@@ -107,6 +108,34 @@ def test_a_researcher_reads_everything_and_writes_nothing(as_user, theirs, tmp_p
     for write in (lambda: client.log_metric(theirs.run_id, "accuracy", 1.0), lambda: client.delete_run(theirs.run_id)):
         with pytest.raises(DENIED):
             write()
+
+
+def test_the_app_reads_everything_and_writes_the_experiments_of_participants_alone(as_user, theirs):
+    as_user(ADMIN[0]).create_experiment("of a researcher")
+    assert run_users("add", "p12", said="the twelfth password").exit_code == 0  # after the app; p07 was before it
+    client = as_user("study")
+    assert client.get_run(theirs.run_id).data.metrics == {"accuracy": 0.9}
+    for name in ("p07", "p12"):
+        run = client.create_run(client.get_experiment_by_name(name).experiment_id)
+        client.set_terminated(run.info.run_id)
+    with pytest.raises(DENIED):
+        client.create_run(client.get_experiment_by_name("of a researcher").experiment_id)
+    assert "403" in str(run_users("add", "p11", said="the eleventh password").exception)
+    assert "403" in str(run_users("passwd", "p07", said="another seventh password").exception)
+
+
+def test_an_experiment_that_somebody_made_under_the_name_of_another_is_not_given_to_them(as_user):
+    as_user("p07").create_experiment("p13")
+    as_user(ADMIN[0])
+    refused = run_users("add", "p13", said="the thirteenth password").exception
+    assert "There is an experiment p13 already, which p07 may write" in str(refused)
+    assert "p13" not in run_users("list").output
+
+
+def test_the_apps_account_has_one_name(as_user):
+    as_user(ADMIN[0])
+    refused = run_users("add", "somebody", "--role", "app", said="a password of theirs").exception
+    assert str(refused) == "The account of the study's web app is called study, and not somebody."
 
 
 def test_nothing_but_health_answers_without_a_login(server):
