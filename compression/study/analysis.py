@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compression.files import to_csv
 from compression.study import (
-    csv_export,
     database,
     figures,
     notes,
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from compression.study.timesheet import TimesheetLine
 
 Table = list[dict[str, Any]]
+MAX_SCORE = 1e6  # whoever writes a run may write any metrics, and one of 1e18 would flatten everybody's curves
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _learning_curve(person: ParticipantData) -> Table:
         runs.append(run)
         kept = next((value for name, value in run.metrics.items() if name.endswith("_kept")), None)
         ratio = run.metrics.get("compression_ratio")
-        if kept is None or ratio is None:  # not measured; its hours count nevertheless
+        if kept is None or ratio is None or not 0 <= kept * ratio <= MAX_SCORE:  # not measured; its hours count
             continue
         best = max(best, kept * ratio)
         effort = {"hours": round(participant_runs.total_hours(runs), 4), "method": run.method}
@@ -137,6 +138,7 @@ def clock_agreement(data: Sequence[ParticipantData]) -> Table:
             "clock_hours": round(line.clock_hours, 4),
             "run_hours": round(line.run_hours, 4),
             "difference": round(line.clock_hours - line.run_hours, 4),
+            # an empty cell, not infinity
             "ratio": round(line.clock_hours / line.run_hours, 4) if line.run_hours else "",
         }
         for person in data
@@ -169,7 +171,7 @@ def write_analysis(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, table in tables.items():
-            (folder / f"{name}.csv").write_text(csv_export.to_csv(table), encoding="utf-8")
+            (folder / f"{name}.csv").write_text(to_csv(table), encoding="utf-8")
         for name, figure in figures.draw_figures(tables).items():
             figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
     except OSError as error:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import compression
 from compression import tracking
-from compression.errors import UserError
-from compression.files import file_sha256, replace_file
+from compression.errors import UserError, first_line
+from compression.files import file_sha256, to_csv
 from compression.runs import export
 from compression.study import (
     clock,
-    csv_export,
     database,
     notes,
     participant_runs,
     participants,
     pdf_report,
     questionnaires,
+    reading,
     stages,
     timesheet,
 )
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from compression.study.tables import ParticipantRecord
 
 FORMAT = 1
+OPEN_GATE = reading.OpenGate()
 MANIFEST = "manifest.json"
 REPORT_FILES = ("comparison.json", "report.html", "layers.csv")  # of every run; models only of the chosen ones
 # Not deflated: models and images hardly shrink, and `bundle_check` refuses archives that expand too much.
@@ -51,16 +52,17 @@ RUN_COLUMNS = ("run", "name", "method", "status", "start", "end", "hours", "stag
 SOURCE_PATTERNS = ("*.py", "*.yaml", "*.html", "*.css", "*.js", "*.mako")
 
 
-def make_bundle(participant_id: str, output: Path, run_ids: Sequence[str] = ()) -> Path:
+def make_bundle(participant_id: str, output: Path, run_ids: Sequence[str] = (), gate: reading.Gate = OPEN_GATE) -> Path:
     """Write a participant's bundle, complete the hand-in stage, and return `output`.
 
-    `run_ids` are the runs whose models are included, by default the newest finished one. Raises StudyError if the
-    hand-in is not open yet, or a run is not the participant's, not finished, or lacks files; UserError if MLflow does
-    not answer or the folder of `output` is not writable.
+    `run_ids` are the runs whose models are included, by default the newest finished one; `gate` is asked where the
+    models before come from. Raises StudyError if the hand-in is not open yet, or a run is not the participant's, not
+    finished, or lacks files; UserError if MLflow does not answer or the folder of `output` is not writable.
     """
     with database.open_session() as session:
         hand_in = database.load_study(session).stages[-1]
         stages.require_open(session, participants.find_consenting(session, participant_id), hand_in)
+    # Outside of a session: downloads may take minutes, and SQLite lets one writer in at a time.
     runs = participant_runs.load_runs(participant_id)
     finished = participant_runs.finished_compressions(runs)
     chosen = choose_runs(finished, run_ids)
@@ -70,7 +72,7 @@ def make_bundle(participant_id: str, output: Path, run_ids: Sequence[str] = ()) 
             write_records(participant_id, runs, folder)
             write_code(folder / "code")
             for run in finished:
-                write_run(run, folder / "runs" / run.id, with_models=run in chosen)
+                write_run(run, folder / "runs" / run.id, run in chosen, gate)
             write_archive(participant_id, folder, output)
     except OSError as error:
         raise write_error(output.parent, error) from error
@@ -86,7 +88,7 @@ def choose_runs(finished: list[ParticipantRun], run_ids: Sequence[str]) -> list[
     by_id = {run.id: run for run in finished}
     if unknown := [run_id for run_id in run_ids if run_id not in by_id]:
         raise StudyError("not_your_run", run=unknown[0], known=", ".join(by_id))
-    return [by_id[run_id] for run_id in run_ids] or finished[-1:]
+    return [by_id[run_id] for run_id in run_ids] or finished[-1:]  # they come oldest first
 
 
 def write_records(participant_id: str, runs: Sequence[ParticipantRun], folder: Path) -> None:
@@ -108,12 +110,12 @@ def write_records(participant_id: str, runs: Sequence[ParticipantRun], folder: P
         lines = timesheet.build_timesheet(session, participant, runs)
         contents = {
             "participant.json": json.dumps(facts, indent=1, ensure_ascii=False),
-            "timesheet.csv": csv_export.to_csv(timesheet.to_records(lines)),
-            "clock.csv": csv_export.to_csv(events, CLOCK_COLUMNS),
-            "questionnaires.csv": csv_export.to_csv(answers, questionnaires.COLUMNS),
+            "timesheet.csv": to_csv(timesheet.to_records(lines)),
+            "clock.csv": to_csv(events, CLOCK_COLUMNS),
+            "questionnaires.csv": to_csv(answers, questionnaires.COLUMNS),
             "journal.md": notes.format_journal(notes.list_notes(session, participant)),
-            "preferences.csv": csv_export.to_csv(preferences, PREFERENCE_COLUMNS),
-            "runs.csv": csv_export.to_csv(map(run_record, runs), RUN_COLUMNS),
+            "preferences.csv": to_csv(preferences, PREFERENCE_COLUMNS),
+            "runs.csv": to_csv(map(run_record, runs), RUN_COLUMNS),
         }
     for name, content in contents.items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -131,12 +133,13 @@ def run_record(run: ParticipantRun) -> dict[str, Any]:
     return dict(zip(RUN_COLUMNS, (*facts, *tags, json.dumps(run.metrics)), strict=True))
 
 
-def write_run(run: ParticipantRun, folder: Path, with_models: bool) -> None:
+def write_run(run: ParticipantRun, folder: Path, with_models: bool, gate: reading.Gate) -> None:
     """Write a run's report as HTML and PDF, its layers and recipe; `with_models`, also its models before and after.
 
-    Raises StudyError if the run lacks one of these files.
+    Raises StudyError if the run lacks one of these files, or one of them is not what a run of the lab leaves.
     """
     folder.mkdir(parents=True)
+    baseline = run.tags.get("baseline", "")
     try:
         for name in (*REPORT_FILES, *(["model.onnx"] if with_models else [])):
             tracking.download(f"runs:/{run.id}/{name}", folder)
@@ -145,13 +148,17 @@ def write_run(run: ParticipantRun, folder: Path, with_models: bool) -> None:
             pdf_report.write_pdf(folder, figures, folder / "report.pdf")
         if with_models:
             export.write(f"runs:/{run.id}/model", "pth", folder / "after.pth")
-            export.write(run.tags["baseline"], "pth", folder / "before.pth")
+            # A tag may be changed by whoever owns the run.
+            export.write(gate("baseline", baseline), "pth", folder / "before.pth")
+        content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        recipe = {name: content.get(name, "") for name in ("steps", "command", "project_command")}
     except UserError as error:
         raise StudyError("run_incomplete", run=run.id, reason=error) from error
-    content = json.loads((folder / "comparison.json").read_text())
-    recipe = {name: content.get(name, "") for name in ("steps", "command", "project_command")}
-    recipe["baseline"] = run.tags.get("baseline", "")
-    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
+    except Exception as error:  # the files are the run's owner's: no library says all that it may raise for them
+        if isinstance(error, OSError) and error.errno is not None:  # our own disk; Pillow's have no number
+            raise
+        raise StudyError("run_incomplete", run=run.id, reason=f"{first_line(error)}.") from error
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"baseline": baseline}, indent=1), encoding="utf-8")
 
 
 def write_code(folder: Path) -> None:
@@ -159,7 +166,7 @@ def write_code(folder: Path) -> None:
     source = Path(compression.__file__).parent
     shutil.copytree(source, folder / "compression", ignore=_ignored_names)
     packages = sorted(f"{package.name}=={package.version}" for package in metadata.distributions())
-    (folder / "packages.txt").write_text("\n".join(packages) + "\n")
+    (folder / "packages.txt").write_text("\n".join(packages) + "\n", encoding="utf-8")
     commands = {"commit.txt": ["rev-parse", "HEAD"], "changes.patch": ["diff", "HEAD", "--", "."]}
     with suppress(OSError, subprocess.CalledProcessError):  # no git, or no checkout: the sources are enough
         for name, arguments in commands.items():
@@ -169,12 +176,16 @@ def write_code(folder: Path) -> None:
 
 def _ignored_names(folder: str, names: list[str]) -> list[str]:
     """Return what copytree leaves out: all but folders and source files."""
+    # copytree asks for what to leave out, so the rule is turned round: sources go in, no data, keys or logs.
     kept = [name for name in names if Path(folder, name).is_dir() or any(Path(name).match(p) for p in SOURCE_PATTERNS)]
     return [name for name in names if name not in kept or name == "__pycache__"]
 
 
 def write_archive(participant_id: str, folder: Path, output: Path) -> None:
-    """Zip all files of `folder` with a manifest of their sizes and checksums; `output` is replaced at the end."""
+    """Zip all files of `folder` with a manifest of their sizes and checksums; `output` is replaced at the end.
+
+    Several at once may write the same `output`: each has a file of its own until then, and the last one stays.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     files = {path.relative_to(folder).as_posix(): path for path in paths}
     listed = {name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for name, path in files.items()}
@@ -184,8 +195,11 @@ def write_archive(participant_id: str, folder: Path, output: Path) -> None:
         "made": utc_now().isoformat(timespec="seconds"),
         "files": listed,
     }
-    with replace_file(output) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
-        for name, path in files.items():
-            compression_type = zipfile.ZIP_STORED if name.endswith(UNCOMPRESSED_SUFFIXES) else zipfile.ZIP_DEFLATED
-            archive.write(path, name, compression_type)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f"{output.name}.") as scratch:
+        partial = Path(scratch) / output.name
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(MANIFEST, json.dumps(manifest, indent=1))
+            for name, path in files.items():
+                compression_type = zipfile.ZIP_STORED if name.endswith(UNCOMPRESSED_SUFFIXES) else zipfile.ZIP_DEFLATED
+                archive.write(path, name, compression_type)
+        partial.replace(output)

@@ -52,7 +52,9 @@ class Clock:
         elif event.kind in ("start", "resume"):
             if event.row != self.row:
                 self._end_interval(event.at)
+            # A second start keeps the moment of the first.
             self.row, self.running_since = event.row, self.running_since or event.at
+        # A pause or stop of another row comes too late: that row was left when this one started.
         elif event.row == self.row:
             self._end_interval(event.at)
             self.row = self.row if event.kind == "pause" else ""
@@ -94,6 +96,7 @@ def start(session: Session, participant: Participant, row: str, at: datetime | N
     clock = load(session, participant)
     if clock.is_running and clock.row == row:
         return False
+    # To start a paused row goes on with it.
     kind = "resume" if clock.row == row else "start"
     return _append(session, clock, participant=participant.id, kind=kind, row=row, at=at)
 
@@ -156,6 +159,7 @@ def _append(session: Session, clock: Clock, at: datetime | None = None, **values
     at = max(moment for moment in (at or utc_now(), clock.last_event_at) if moment)
     event = ClockEvent(number=clock.last_event_number + 1, at=at, **values)
     try:
+        # A savepoint: a refused event must not roll back what else the session has done.
         with session.begin_nested():
             session.add(event)
     except IntegrityError:

@@ -20,6 +20,7 @@ from sqlalchemy.pool import NullPool
 from compression.errors import UserError, first_line
 from compression.extras import explain_missing
 from compression.study import definition
+from compression.study.private import make_private
 from compression.study.tables import Definition
 from compression.study.texts import StudyError
 from compression.tracking.journal import home, write_error
@@ -35,6 +36,21 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 def url() -> str:
     """Return COMPRESSION_STUDY_URL, or by default the URL of a SQLite file in the lab's own folder."""
     return os.environ.get("COMPRESSION_STUDY_URL") or f"sqlite:///{home() / 'study.db'}"
+
+
+def exists() -> bool:
+    """Whether this machine has the study's SQLite file, or COMPRESSION_STUDY_URL names a database server.
+
+    Raises UserError if the URL cannot be used.
+    """
+    path = local_file()
+    return path is None or path.exists()
+
+
+def local_file() -> Path | None:
+    """Return the path of a SQLite database, which need not be there; None for a database server. Raises UserError."""
+    address = engine(url()).url
+    return Path(address.database) if address.database and address.get_backend_name() == "sqlite" else None
 
 
 def redacted_url() -> str:
@@ -92,8 +108,7 @@ def open_session() -> Iterator[Session]:
 
 
 def _require_tables(found: Engine) -> None:
-    path = found.url.database if found.dialect.name == "sqlite" else None
-    if path and not Path(path).exists():  # connecting would create the file
+    if not exists():  # connecting would create the file
         raise StudyError("no_study")
     with found.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
@@ -116,13 +131,15 @@ def upgrade() -> None:
     """
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    database_url = make_url(url())
-    if database_url.get_backend_name() == "sqlite":
-        folder = Path(database_url.database or "").parent
+    if (path := local_file()) is not None:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)  # SQLite would create it for everybody to read
+            make_private(path)
         except OSError as error:
-            raise write_error(folder, error) from error
+            raise write_error(path.parent, error) from error
+    # One transaction: on PostgreSQL, a migration that fails leaves nothing behind. The connection is handed over, since
+    # Alembic's configuration would take a % in a password for its own.
     with _connection_errors(), engine(url()).begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "head")

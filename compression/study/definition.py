@@ -57,7 +57,7 @@ class Questionnaire(DefinitionModel):
 
     title: LocalizedText
     questions: list[Question] = []
-    link: HttpUrl | None = None
+    link: HttpUrl | None = None  # http and https alone: a javascript: link would run in the page
 
     @model_validator(mode="after")
     def _check_questions(self) -> Self:
@@ -143,6 +143,7 @@ class Study(DefinitionModel):
         return next((row for row in rows if wanted in self.rows[row].families), "")
 
 
+# Every request asks for it. A Study is frozen, so that all of them may have the same one.
 @functools.lru_cache(maxsize=8)
 def parse_study(text: str) -> Study:
     """Parse the YAML of a study. Raises UserError that names the first mistake in it."""

@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 Table = Sequence[Mapping[str, Any]]
+MAX_BARS, MAX_LABEL = 40, 60  # participants name their runs' methods, and matplotlib draws no more than 65,000 pixels
 
 
 def draw_figures(tables: Mapping[str, Table]) -> dict[str, Figure]:
@@ -70,14 +71,15 @@ def plot_agreement(table: Table) -> Figure:
 
 
 def plot_run_counts(table: Table) -> Figure:
-    """Bars of the number of finished runs of each method, over all participants."""
+    """Bars of the number of finished runs of each method, over all participants; of MAX_BARS at most."""
     totals: Counter[str] = Counter()
     for row in table:
         totals[row["method"]] += row["runs"]
-    names = sorted(totals, key=totals.__getitem__)
-    figure = Figure(figsize=(7, 0.35 * len(names) + 1.2))
+    shown = totals.most_common(MAX_BARS)[::-1]  # the most frequent at the top
+    figure = Figure(figsize=(7, 0.35 * len(shown) + 1.2))
     axes = figure.subplots()
-    axes.barh(names, [totals[name] for name in names])
+    axes.barh(range(len(shown)), [count for _, count in shown])
+    axes.set_yticks(range(len(shown)), [name[:MAX_LABEL] for name, _ in shown])
     axes.set_xlabel("finished runs")
     axes.locator_params(axis="x", integer=True)
     return figure

@@ -16,6 +16,7 @@ from compression.study import database, launches, participant_runs, participants
 from compression.study.tables import Participant, ParticipantRecord
 from compression.tracking import ViewType, server
 from compression.tracking.journal import JOURNAL_FILE
+from compression.tracking.metadata import RUN_FILE
 from compression.tracking.run import runs_folder
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Deletion:
     place: str
     before: int
     after: int
+    remedy: str = ""  # the command that removes what is left
 
 
 def forget(participant_id: str) -> list[Deletion]:
@@ -49,11 +51,16 @@ def forget(participant_id: str) -> list[Deletion]:
     for folder in find_folders(participant_id):
         shutil.rmtree(folder)
     with database.open_session() as session:
+        # Rows first: they refer to the participant.
         for table in participant_tables():
             session.execute(delete(table).where(table.participant == participant_id))
+    after = count_data(participant_id)  # while the database still knows which experiments are theirs
+    remedies = {"runs": purge_command(participant_id)} if after["runs"] else {}
+    with database.open_session() as session:
         session.delete(participants.find(session, participant_id))
-    after = count_data(participant_id)
-    return [Deletion(place, number, after[place]) for place, number in before.items()]
+        session.flush()
+        after["participants"] = int(session.get(Participant, participant_id) is not None)
+    return [Deletion(place, number, after[place], remedies.get(place, "")) for place, number in before.items()]
 
 
 def count_data(participant_id: str) -> dict[str, int]:
@@ -86,11 +93,16 @@ def find_folders(participant_id: str) -> list[Path]:
 
 def _is_tagged(folder: Path, participant_id: str) -> bool:
     """Whether a run that the server may not know yet has the participant's tag: when created, or in its journal."""
-    facts, journal = folder / "run.json", folder / JOURNAL_FILE
-    created = json.loads(facts.read_text()).get("make", {}) if facts.exists() else {}
+    journal = folder / JOURNAL_FILE
+    # as `tracking.Run.tag` writes it
     entry = json.dumps({"tag": "participant", "value": participant_id})
-    is_created = created.get("tags", {}).get("participant") == participant_id
-    return is_created or (journal.exists() and entry in journal.read_text())
+    if journal.exists() and entry in journal.read_text(encoding="utf-8", errors="replace"):
+        return True
+    try:
+        created = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+        return bool(created["make"]["tags"]["participant"] == participant_id)
+    except (OSError, ValueError, KeyError, TypeError):  # it was created, or for nobody, or is damaged
+        return False
 
 
 def delete_runs(participant_id: str) -> None:
@@ -99,9 +111,11 @@ def delete_runs(participant_id: str) -> None:
         with server.checked_client(f"remove the run {run.id}") as client:
             for version in client.search_model_versions(f"run_id = '{run.id}'"):
                 client.delete_model_version(version.name, version.version)
+            # One that was deleted already, by a call that was interrupted, cannot be deleted again.
             if client.get_run(run.id).info.lifecycle_stage == "active":
                 client.delete_run(run.id)
     deleted = [run.id for run in participant_runs.load_runs(participant_id, ViewType.ALL)]
+    # `mlflow gc` works on the store itself, to which only a server's administrator has access.
     if deleted and not server.tracking_uri().startswith(("http://", "https://")):
         _purge_runs(deleted)
 
@@ -116,7 +130,9 @@ def _purge_runs(run_ids: Sequence[str]) -> None:
     """Remove deleted runs and their artifacts from a local store. Raises UserError if `mlflow gc` fails."""
     uri = server.tracking_uri()
     arguments = ["gc", "--run-ids", ",".join(run_ids), "--backend-store-uri", uri, "--tracking-uri", uri]
-    done = subprocess.run([sys.executable, "-m", "mlflow", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlflow", *arguments], capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [""]
         raise UserError(f"The runs could not be removed for good: {first_line(RuntimeError(lines[-1]))}.")

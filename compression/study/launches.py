@@ -12,22 +12,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from compression.study.private import make_private_folder
 from compression.study.tables import utc_now
 from compression.study.texts import StudyError
-from compression.tracking.journal import home, write_error
+from compression.tracking.journal import home, write_atomic, write_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
 LOG_TAIL_BYTES = 20_000
 
@@ -44,7 +48,7 @@ class Launch:
         return self.folder.name
 
     def _read_json(self, name: str) -> Any:
-        return json.loads((self.folder / name).read_text())
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
     @property
     def command(self) -> list[str]:
@@ -57,15 +61,28 @@ class Launch:
         return datetime.fromisoformat(self._read_json("command.json")["at"])
 
     @property
+    def is_whole(self) -> bool:
+        """Whether its command can be read: on a full disk, version 0.1 left half of it, and started nothing."""
+        try:
+            return bool(self.command and self.started)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
     def log(self) -> str:
-        """The last LOG_TAIL_BYTES of its output."""
-        return (self.folder / "log.txt").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+        """The last LOG_TAIL_BYTES of its output; empty if there is none."""
+        try:
+            with (self.folder / "log.txt").open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                return file.read(LOG_TAIL_BYTES).decode(errors="replace")  # the cut may fall within a character
+        except FileNotFoundError:
+            return ""
 
     @property
     def state(self) -> str:
         """running, finished, failed, or lost: it ended without an exit code (killed, or the machine was shut down)."""
         if (self.folder / "exit").exists():
-            return "finished" if (self.folder / "exit").read_text() == "0" else "failed"
+            return "finished" if (self.folder / "exit").read_text(encoding="utf-8") == "0" else "failed"
         return "running" if self._process() else "lost"
 
     def _process(self) -> psutil.Process | None:
@@ -73,15 +90,19 @@ class Launch:
         try:
             pid, created = self._read_json("process.json")
             process = psutil.Process(pid)
+            # The app waits for none of its launches, so one that ended stays a zombie until the app itself ends.
             is_alive = process.create_time() == created and process.status() != psutil.STATUS_ZOMBIE
-        except (FileNotFoundError, psutil.NoSuchProcess):
+        # No file, or half of one: the app was killed between the start and the writing of it.
+        except (OSError, ValueError, TypeError, psutil.Error):
             return None
         return process if is_alive else None
 
     def stop(self) -> None:
         """Interrupt it as Ctrl-C does: its run ends as KILLED and keeps what it has logged."""
         if process := self._process():
-            os.killpg(process.pid, signal.SIGINT)
+            # With its session it leads a group of its own, of the same number: workers that it started are in it.
+            with suppress(ProcessLookupError):  # it has just ended
+                os.killpg(process.pid, signal.SIGINT)
 
 
 def launch_folder(participant_id: str) -> Path:
@@ -91,8 +112,9 @@ def launch_folder(participant_id: str) -> Path:
 
 def list_launches(participant_id: str) -> list[Launch]:
     """Return a participant's launches, newest first."""
+    # Folders are named by their time, to the microsecond: the order of names is that of starts.
     commands = sorted(launch_folder(participant_id).glob("*/command.json"), reverse=True)
-    return [Launch(path.parent) for path in commands]
+    return [launch for path in commands if (launch := Launch(path.parent)).is_whole]
 
 
 def find(participant_id: str, launch_id: str) -> Launch:
@@ -103,47 +125,70 @@ def find(participant_id: str, launch_id: str) -> Launch:
     raise StudyError("no_launch")
 
 
-def start(participant_id: str, arguments: Sequence[str]) -> Launch:
-    """Start `compression ARGUMENTS` in the background.
+@contextmanager
+def locked(participant_id: str, name: str, wait: bool = True) -> Iterator[Path]:
+    """Yield the participant's folder, created if need be, while nobody else has its lock `name`.
 
-    Raises StudyError while another launch of this participant is running, UserError if the folder is not writable.
+    Raises BlockingIOError if somebody has and `wait` is false, UserError if the folder cannot be written.
     """
     import fcntl  # not on Windows, where the rest of this package works
 
     folder = launch_folder(participant_id)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock.fileno(), fcntl.LOCK_EX)  # of two simultaneous clicks, the second finds a running launch
-            if any(launch.state == "running" for launch in list_launches(participant_id)):
-                raise StudyError("launch_running")
-            return _spawn(folder / utc_now().strftime("%Y%m%d-%H%M%S-%f"), participant_id, arguments)
+        make_private_folder(folder.parent)
+        make_private_folder(folder)
+        with (folder / name).open("w", encoding="utf-8") as lock:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            yield folder
+    except BlockingIOError:
+        raise
     except OSError as error:
         raise write_error(folder, error) from error
 
 
-def _spawn(folder: Path, participant_id: str, arguments: Sequence[str]) -> Launch:
-    folder.mkdir()
-    (folder / "command.json").write_text(json.dumps({"words": list(arguments), "at": utc_now().isoformat()}))
-    environment = os.environ | {"COMPRESSION_PARTICIPANT": participant_id, "PYTHONUNBUFFERED": "1"}
-    with (folder / "log.txt").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(folder), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # it outlives the app, and is stopped together with its child processes
-        )
-    created = psutil.Process(process.pid).create_time()
-    (folder / "process.json").write_text(json.dumps([process.pid, created]))
+def start(participant_id: str, arguments: Sequence[str], **environment: str) -> Launch:
+    """Start `compression ARGUMENTS` in the background, with the variables of `environment` besides the app's own.
+
+    Raises StudyError while another launch of this participant is running, UserError if the folder is not writable.
+    """
+    with locked(participant_id, "lock") as folder:  # of two simultaneous clicks, the second finds a running launch
+        if any(launch.state == "running" for launch in list_launches(participant_id)):
+            raise StudyError("launch_running")
+        # Unbuffered: the page shows the log while it grows.
+        own = {"COMPRESSION_PARTICIPANT": participant_id, "PYTHONUNBUFFERED": "1"}
+        return _spawn(folder / utc_now().strftime("%Y%m%d-%H%M%S-%f"), arguments, os.environ | environment | own)
+
+
+def _spawn(folder: Path, arguments: Sequence[str], environment: Mapping[str, str]) -> Launch:
+    """Start the process, and leave neither it nor the folder if that cannot be written whole."""
+    with ExitStack() as undo:
+        folder.mkdir(mode=0o700)
+        undo.callback(shutil.rmtree, folder, ignore_errors=True)
+        _write_json(folder / "command.json", {"words": list(arguments), "at": utc_now().isoformat()})
+        with (folder / "log.txt").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(folder), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                umask=0o077,  # its run's folder is not for other users of this machine
+                start_new_session=True,  # it outlives the app, and is stopped together with its child processes
+            )
+        undo.callback(os.killpg, process.pid, signal.SIGKILL)
+        _write_json(folder / "process.json", [process.pid, psutil.Process(process.pid).create_time()])
+        undo.pop_all()
     return Launch(folder)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    write_atomic(path, BytesIO(json.dumps(content).encode()))
 
 
 def main(folder: str, *arguments: str) -> None:
     """Run the command in the started process, and write its exit code for the app."""
     done = subprocess.run([sys.executable, "-c", "from compression.cli import main; main()", *arguments])
-    (Path(folder) / "exit").write_text(str(done.returncode))
+    _write_json(Path(folder) / "exit", done.returncode)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from sqlalchemy import make_url
 
 from compression.errors import UserError
 from compression.runs.observer import Observer
@@ -28,7 +26,7 @@ class StudyObserver(Observer):
 
     def started(self, run: Run, participant: str) -> None:
         """Tag the run with the stage that `participant` is in; no effect without a study or a participant."""
-        if not participant or not has_database():
+        if not participant or not database.exists():
             return
         with _warn_on_error(run), database.open_session() as session:
             stage = stages.current(session, participants.find(session, participant))
@@ -42,15 +40,10 @@ class StudyObserver(Observer):
         with _warn_on_error(run):
             runs = participant_runs.load_runs(participant)
             earlier = [r.interval for r in runs if r.method == method and r.id != run.id and not r.is_child]
+            # From the start of the process, as other runs' recorded hours: imports come before the run itself.
             process_start = datetime.fromtimestamp(psutil.Process().create_time(), UTC)
             hours = participant_runs.covered_hours([*filter(None, earlier), (process_start, datetime.now(UTC))])
             run.tag(METHOD_HOURS_TAG, f"{hours:.6f}")
-
-
-def has_database() -> bool:
-    """Whether this machine has the study's SQLite file, or COMPRESSION_STUDY_URL names a database server."""
-    url = make_url(database.url())
-    return url.get_backend_name() != "sqlite" or Path(url.database or "").exists()
 
 
 @contextlib.contextmanager

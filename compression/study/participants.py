@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session
 
-MAX_ID = 40  # characters
+MAX_ID, MAX_LOGIN = 40, 255  # characters; MLflow keeps 255 of the name of a user
 
 
 def invite(
@@ -31,9 +31,13 @@ def invite(
     Raises StudyError if the id is malformed, the id or login is taken, or another value is not one of the study's.
     """
     study = database.load_study(session)
-    if not re.match(NAME_PATTERN, participant_id) or len(participant_id) > MAX_ID:
+    if not is_id(participant_id):
         raise StudyError("bad_id", id=participant_id)
-    if session.get(Participant, participant_id) or find_by_login(session, login or participant_id):
+    login = login or participant_id
+    if len(login) > MAX_LOGIN or not login.isprintable():
+        raise StudyError("bad_value", name="login", most=MAX_LOGIN)
+    # Experiments bear the names of ids and of logins: nobody's id may be another's login.
+    if any(find_by_login(session, name) or session.get(Participant, name) for name in (participant_id, login)):
         raise StudyError("id_taken", id=participant_id)
     _require_known("background", background, study.backgrounds)
     _require_known("language", language, LANGUAGES)
@@ -42,7 +46,7 @@ def invite(
     participant = Participant(
         id=participant_id,
         pseudonym=f"P-{secrets.token_hex(4)}",  # random, not a hash: it cannot be traced back to the id
-        login=login or participant_id,
+        login=login,
         background=background,
         assignment=assignment or least_assigned(session, background, list(study.assignments)),
         language=language,
@@ -50,6 +54,11 @@ def invite(
     session.add(participant)
     session.flush()
     return participant
+
+
+def is_id(text: object) -> bool:
+    """Whether this can be the id of a participant."""
+    return isinstance(text, str) and bool(re.fullmatch(NAME_PATTERN, text)) and len(text) <= MAX_ID
 
 
 def _require_known(field: str, value: str, known: Iterable[str]) -> None:
@@ -65,6 +74,7 @@ def least_assigned(session: Session, background: str, assignments: list[str]) ->
     pairs = session.execute(select(Participant.assignment, Participant.background)).all()
     overall = Counter(assignment for assignment, _ in pairs)
     within = Counter(assignment for assignment, of in pairs if of == background)
+    # Balanced within each background first: hours are compared between backgrounds.
     return min(assignments, key=lambda name: (within[name], overall[name], assignments.index(name)))
 
 

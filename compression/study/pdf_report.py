@@ -26,7 +26,7 @@ def write_pdf(folder: Path, figures: Path, output: Path) -> Path:
 
     `figures` is the folder of its figures as PNG.
     """
-    content = json.loads((folder / "comparison.json").read_text())
+    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     pdf = FPDF(format="A4")
     pdf.set_margin(18)  # millimetres
     pdf.add_font(FONT, "", FONT_FOLDER / "DejaVuSans.ttf")
@@ -52,6 +52,7 @@ def _comparison_rows(content: dict[str, Any]) -> list[list[str]]:
 
 def _add_heading(pdf: FPDF, text: str, size: int) -> None:
     pdf.set_font(FONT, "B", size)
+    # Millimetres from points of 0.353 mm: a line is 1.7 times as high as its letters' size.
     pdf.multi_cell(0, size * 0.6, text, new_x="LMARGIN", new_y="NEXT")
     pdf.ln(2)
 
@@ -81,7 +82,7 @@ def _add_figures(pdf: FPDF, folder: Path) -> None:
 
 
 def _add_layers(pdf: FPDF, path: Path) -> None:
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         rows = [report.merge_before_after(row) for row in csv.DictReader(file)]
     if rows:
         _add_heading(pdf, "Layer by layer", 12)

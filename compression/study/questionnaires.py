@@ -71,6 +71,7 @@ def parse_answer(question: Question, texts: Sequence[str]) -> Answer:
             raise StudyError("answer_missing", question=title)
         return None
     if question.kind == "multiple":
+        # A choice that was sent twice counts once.
         return list(dict.fromkeys(_parse_choice(question, text) for text in texts))
     if question.kind == "single":
         return _parse_choice(question, texts[0])
@@ -96,7 +97,9 @@ def _parse_scale(question: Question, text: str) -> int:
     return int(text)
 
 
-def save_answers(session: Session, participant: Participant, name: str, submitted: Mapping[str, Sequence[str]]) -> int:
+def append_answers(
+    session: Session, participant: Participant, name: str, submitted: Mapping[str, Sequence[str]]
+) -> int:
     """Save answers to the questionnaire `name`, complete its stage, and return the number of this version.
 
     Raises InvalidAnswersError if they are incomplete or invalid, StudyError if the questionnaire is unknown, not open

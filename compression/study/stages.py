@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 
 from compression.study import database
 from compression.study.tables import CompletedStage
@@ -41,8 +43,9 @@ def complete(session: Session, participant: Participant, stage: Stage) -> None:
     """Mark `stage` as completed; no effect if it is already. Raises StudyError if it is not open yet."""
     require_open(session, participant, stage)
     if stage.name not in completed(session, participant):
-        session.add(CompletedStage(participant=participant.id, stage=stage.name))
-        session.flush()
+        # A savepoint: of two at once, the second finds the stage completed, and loses nothing else it did.
+        with suppress(IntegrityError), session.begin_nested():
+            session.add(CompletedStage(participant=participant.id, stage=stage.name))
 
 
 def finish_work(session: Session, participant: Participant, name: str = "") -> Stage:

@@ -102,6 +102,7 @@ class Answers(ParticipantRecord):
     """One version of a participant's answers to a questionnaire, or the receipt of its external form."""
 
     __tablename__ = "answers"
+    # of two sent at once, one is refused
     __table_args__ = (UniqueConstraint("participant", "questionnaire", "version"),)
     questionnaire: Mapped[str] = mapped_column(String(40))
     version: Mapped[int]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import unicodedata
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,21 @@ def load_texts() -> dict[str, dict[str, str]]:
 
 
 def translate(key: str, /, **values: Any) -> str:
-    """Return the text `key` in the current language, with `values` in its placeholders."""
-    return localize(load_texts()[key]).format(**values)
+    """Return the text `key` in the current language, with `values` in its placeholders, made printable."""
+    shown = {n: value if isinstance(value, (int, float)) else printable(str(value)) for n, value in values.items()}
+    return localize(load_texts()[key]).format(**shown)
+
+
+def printable(text: str, allowed: str = "") -> str:
+    r"""Return `text` with escapes (`\x1b`) for all that is no plain letter, sign or blank, but for those `allowed`.
+
+    A terminal obeys control characters: it erases, retitles, and puts a line of a stranger's among ours. What turns the
+    direction of writing, or shows nothing, hides what is there.
+    """
+    return "".join(
+        c if c.isprintable() or c in allowed or unicodedata.category(c) == "Zs" else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def localize(text: Mapping[str, str]) -> str:

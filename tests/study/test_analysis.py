@@ -35,7 +35,7 @@ def busy(lab, record):  # noqa: F811
     with database.open_session() as session:
         for id, background in (("p07", "engineer"), ("p08", "student")):
             participant = join(session, id, background=background)
-            questionnaires.save_answers(
+            questionnaires.append_answers(
                 session, participant, "before", answers_for(database.load_study(session).questionnaires["before"])
             )
             for stage in database.load_study(session).stages[1:4]:

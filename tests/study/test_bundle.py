@@ -1,20 +1,42 @@
 """A hand-in made from real runs, and what `check` says of it and of forgeries."""
 
+import contextlib
+import io
+import itertools
 import json
+import os
 import pickle
+import random
+import threading
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
+import mlflow
+import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
 
 from compression import methods
 from compression.errors import UserError
 from compression.runs import chain
 from compression.runs.settings import Settings
-from compression.study import bundle, bundle_check, database, notes
+from compression.study import budget, bundle, bundle_check, bundle_files, database, notes, participant_runs, reading
+from compression.study.texts import printable
 from tests.study.conftest import join
+
+
+@contextlib.contextmanager
+def lab_in(folder):
+    """The lab as it is for p07."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COMPRESSION_HOME", str(folder / "home"))
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.delenv("COMPRESSION_STUDY_URL", raising=False)
+        patch.chdir(folder)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +45,7 @@ def handed_in(tmp_path_factory, made):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "home").mkdir()
     (folder / "home" / "study.db").write_bytes(made.read_bytes())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COMPRESSION_HOME", str(folder / "home"))
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        patch.delenv("COMPRESSION_STUDY_URL", raising=False)
-        patch.chdir(folder)
+    with lab_in(folder):
         with database.open_session() as session:
             notes.add_note(session, join(session, "p07", until="hand-in"), "it **works**")
         settings = Settings(task="digits", participant="p07", limit=200, device="cpu", threads=1)
@@ -194,3 +212,325 @@ def test_somebody_elses_run_cannot_be_handed_in(tmp_path):
     assert bundle.choose_runs([mine], []) == [mine]
     with pytest.raises(UserError, match="theirs is no finished run of yours; there are mine"):
         bundle.choose_runs([mine], ["theirs"])
+
+
+def test_what_a_tag_names_is_put_into_no_bundle_unless_the_participant_may_read_it(handed_in, tmp_path):
+    with lab_in(handed_in.parent):
+        client, gate = mlflow.MlflowClient(), reading.ParticipantGate("p07", frozenset())
+        [run] = participant_runs.finished_compressions(participant_runs.load_runs("p07"))
+        theirs = client.create_run(client.create_experiment("p08"), tags={"participant": "p08", "stage": "train"})
+        try:
+            for address in (f"runs:/{theirs.info.run_id}/model", "/etc"):
+                client.set_tag(run.id, "baseline", address)
+                with pytest.raises(UserError, match="cannot be handed in: baseline cannot"):
+                    bundle.make_bundle("p07", tmp_path / "b.zip", (), gate)
+        finally:
+            client.set_tag(run.id, "baseline", run.tags["baseline"])
+        assert list(tmp_path.iterdir()) == []
+        assert bundle_check.check_bundle(bundle.make_bundle("p07", tmp_path / "b.zip", (), gate)).problems == []
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "layers.csv", "figures/x.png"])
+def test_a_run_whose_files_are_no_runs_is_told_in_a_sentence(handed_in, tmp_path, name):
+    with lab_in(handed_in.parent):
+        client = mlflow.MlflowClient()
+        [run] = participant_runs.finished_compressions(participant_runs.load_runs("p07"))
+        tags = {name: text for name, text in run.tags.items() if not name.startswith("mlflow.")}
+        twin = client.create_run("0", tags=tags).info.run_id
+        client.set_terminated(twin)
+        files = Path(mlflow.artifacts.download_artifacts(f"runs:/{run.id}/", dst_path=str(tmp_path / "files")))
+        (files / name).write_bytes(b"[1, 2" if name != "layers.csv" else b"params\nmany\n")
+        client.log_artifacts(twin, str(files))
+        try:
+            with pytest.raises(UserError, match=twin):
+                bundle.make_bundle("p07", tmp_path / "b.zip")
+        finally:
+            client.delete_run(twin)
+
+
+def test_two_hand_ins_at_once_leave_a_whole_bundle_of_one(tmp_path):
+    folders, failures = [tmp_path / name for name in ("a", "b")], []
+    for folder in folders:
+        folder.mkdir()
+        for number in range(3):
+            (folder / f"{number}.pth").write_bytes(os.urandom(1_000_000))
+    (tmp_path / "out").mkdir()
+
+    def write(folder):
+        try:
+            bundle.write_archive("p07", folder, tmp_path / "out" / "bundle.zip")
+        except (OSError, UserError) as error:
+            failures.append(error)
+
+    for _ in range(3):
+        threads = [threading.Thread(target=write, args=[folder]) for folder in folders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        with zipfile.ZipFile(tmp_path / "out" / "bundle.zip") as archive:
+            assert archive.testzip() is None
+    assert failures == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bundle.zip"]
+
+
+SCRIPTS = (
+    *("<script>x</script>", "<ScRiPt>", "<svg/onload=x>", "<img src=x onerror=x>", "<img src='x'onerror=x>"),
+    *('<img src="x" onerror="x">', "<a href='java&#115;cript:x'>", "<a href='java\tscript:x'>", "<iframe srcdoc=x>"),
+    *("<meta http-equiv=refresh content='0;url=//x'>", '<meta http-equiv="refresh" content="0;url=//x">'),
+    *("<form action=//x><input name=password>", "<base href=//x>", "<link rel=stylesheet href=//x>", "<img alt='>' x>"),
+    *("<a href=data:text/html;base64,PHN>", "<object data=x>", "<embed src=x>", "<!--><img src=x>-->", "<![CDATA[x]]>"),
+    *("<?x <img>", "<img src=data:image/svg+xml;base64,AA>", '<img src="data:image/png;base64,AA" onload="x">'),
+    *(
+        '<img src="data:image/svg+xml,x">',
+        '<img src="//x/1.png">',
+        "<style>@import '//x'</style>",
+        "<p style=color:red>",
+    ),
+    *(
+        '<style>p { background: URL ("//x") }</style>',
+        "<style>p { b: \\75rl(//x) }</style>",
+        "<math><mtext>",
+        "<p\x0conclick=x>",
+    ),
+    *(
+        "<template><p></template>",
+        "<noscript><p title='</noscript>x'>",
+        "<textarea>",
+        "<xmp>",
+        "<plaintext>",
+        "<p/onclick=x>",
+    ),
+    *(
+        '<p class="a"onclick="x">',
+        '<p class="<img src=x>">',
+        "<p title=`x`>",
+        "<video src=x>",
+        "<p>\x1b(J</p>",
+        "< script>",
+        "<",
+    ),
+)
+
+
+@pytest.fixture
+def page(tmp_path):
+    """`page(content)`: what is wrong with report.html of this content; empty if nothing is."""
+
+    def verify(content):
+        (tmp_path / "report.html").write_bytes(content)
+        try:
+            bundle_files.verify_html(tmp_path / "report.html")
+        except bundle_files.InvalidFileError as error:
+            return str(error)
+        return ""
+
+    return verify
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_page_holds_nothing_but_what_the_labs_own_pages_do(page, script):
+    assert page(f"<!doctype html>\n<p>{script}</p>".encode())
+    assert page(script.encode("utf-16"))
+
+
+def test_the_labs_own_pages_are_let_through(handed_in, page):
+    [report] = [d for n, d in content(handed_in).items() if n.startswith("runs/") and n.endswith("report.html")]
+    assert page(report) == ""
+    assert page(b"") == page(b"plain text, 1 > 0 & so on") == page('<p class="a">日本 × –</p>'.encode()) == ""
+
+
+def test_a_page_of_any_shape_is_read_at_once(page):
+    for piece in (
+        b"<",
+        b"<p",
+        b"<p ",
+        b'<p a="',
+        b'<p a="x" ',
+        b"</",
+        b"<!--",
+        b"&",
+        b'"',
+        b"<style>",
+        b"<p>",
+        b"url(",
+    ):
+        page(piece * (2_000_000 // len(piece)))  # the quadratic expression took 13 minutes for 100 kB
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("runs/x/report.exe", b"MZ", "runs/x/report.exe is no file of a bundle"),
+        ("runs/x/open-me.html", b"<p></p>", "is no file of a bundle"),
+        ("code/evil.pth", b"x", "is no file of a bundle"),
+        ("code/compression/../../x.py", b"x", None),
+        ("Journal.MD", b"x", None),
+        ("runs/x/\x1b[2J.csv", b"x", None),
+        ("timesheet.csv", b"a,b\n1,=HYPERLINK(1)\n", "timesheet.csv holds a formula"),
+        ("timesheet.csv", b'a\n"  @x"\n', "timesheet.csv holds a formula"),
+        ("timesheet.csv", b"\xff\xfe=", "is no CSV in UTF-8"),
+        ("participant.json", b"[" * 5_000_000, "participant.json is larger than 4 MB"),
+    ],
+)
+def test_a_file_that_a_bundle_does_not_have_is_named(tmp_path, name, data, said):
+    files = dict.fromkeys(bundle_check.REQUIRED_FILES, b"x") | {"participant.json": b"{}", name: data}
+    path = tmp_path / "b.zip"
+    make_bundle(path, files)
+    if said is None:
+        with pytest.raises(UserError, match="may not be there"):
+            bundle_check.check_bundle(path)
+    else:
+        problems = bundle_check.check_bundle(path).problems
+        assert any(said in problem for problem in problems), problems
+
+
+def make_bundle(path, files, participant="p07", **packing):
+    listed = {name: {"bytes": len(data), "sha256": sha256(data).hexdigest()} for name, data in files.items()}
+    manifest = {"format": 1, "participant": participant, "files": listed}
+    with zipfile.ZipFile(path, "w", **({"compression": zipfile.ZIP_DEFLATED} | packing)) as archive:
+        for name, data in {"manifest.json": json.dumps(manifest), **files}.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize("participant", ["p07\nok: everything fine", "p07\x1b[2J", {"a": 1}, "", "x" * 41, 7])
+def test_a_participant_who_is_more_than_an_id_is_no_bundle(tmp_path, participant):
+    make_bundle(tmp_path / "b.zip", {}, participant)
+    with pytest.raises(UserError, match="has no manifest"):
+        bundle_check.check_bundle(tmp_path / "b.zip")
+
+
+def test_what_a_bundle_says_is_printed_as_one_plain_line(tmp_path, capsys):
+    from compression.cli import main
+
+    evil = "\n\x1b]0;pwned\x07ok: everything fine\u202e\r"
+    files = dict.fromkeys([evil, *(f"{n}" for n in range(50))], b"x")
+    listed = {name: {"bytes": 1, "sha256": "0"} for name in files}
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("manifest.json", json.dumps({"format": 1, "participant": "p07", "files": listed}))
+    with pytest.raises(SystemExit):
+        main(["study", "check", str(tmp_path / "b.zip")])
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "\\n\\x1b]0;pwned\\x07ok: everything fine\\u202e" in said
+    assert "more." in said
+    assert said.removesuffix("\n").isprintable()
+
+
+def test_printable_keeps_writing_and_shows_the_rest():
+    kept = "plain – × 日本語 ñ\u00a0x 🙂"
+    assert printable(kept) == kept
+    assert printable("a\tb\nc", allowed="\n") == "a\\tb\nc"
+    assert printable("\x1b[31m\u202e\u200b\x00\udc80").isprintable()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_an_archive_that_asks_for_memory_to_be_read_is_refused(tmp_path, method):
+    make_bundle(tmp_path / "b.zip", {"journal.md": b"x"}, compression=method)
+    with pytest.raises(UserError, match="may not be there"):
+        bundle_check.check_bundle(tmp_path / "b.zip")
+
+
+def test_a_model_packed_to_be_a_bomb_is_not_unpacked(tmp_path):
+    make_bundle(tmp_path / "b.zip", {"runs/x/model.onnx": bytes(5_000_000)})
+    problems = bundle_check.check_bundle(tmp_path / "b.zip").problems
+    assert "runs/x/model.onnx is not packed as the lab packs models." in problems
+
+
+def test_a_million_names_are_not_read(tmp_path):
+    entry = b"PK\1\2" + bytes(24) + (1).to_bytes(2, "little") + bytes(16) + b"a"
+    count = 120_000
+    directory = entry * count
+    end = b"PK\5\6" + bytes(4) + b"\xff\xff" * 2 + len(directory).to_bytes(4, "little") + bytes(6)
+    (tmp_path / "b.zip").write_bytes(directory + end)
+    with pytest.raises(UserError, match="it holds 65535 files"):
+        bundle_check.check_bundle(tmp_path / "b.zip")
+    (tmp_path / "w.pth").write_bytes(b"PK\3\4" + directory + end)
+    with pytest.raises(bundle_files.InvalidFileError, match="holds 65535 files"):
+        bundle_files.verify_weights(tmp_path / "w.pth")
+
+
+def onnx_with(tensor, inside):
+    """An ONNX file that holds the tensor in a constant, in the branch of an `If`, or in a function."""
+    constant = helper.make_node("Constant", [], ["y"], value=tensor)
+    if inside == "function":
+        function = helper.make_function("lab", "f", [], ["y"], [constant], [helper.make_opsetid("", 17)])
+        graph = helper.make_graph([helper.make_node("f", [], ["y"], domain="lab")], "g", [], [])
+        return helper.make_model(graph, functions=[function])
+    branch = helper.make_graph([constant], "b", [], [helper.make_tensor_value_info("y", 1, [4])])
+    node = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch) if inside == "If" else constant
+    return helper.make_model(helper.make_graph([node], "g", [], []))
+
+
+@pytest.mark.parametrize("inside", ["constant", "If", "function"])
+def test_an_onnx_file_that_names_another_file_is_refused_wherever_it_does(tmp_path, inside):
+    place = onnx.StringStringEntryProto(key="location", value="/etc/passwd")
+    for location, fine in ((TensorProto.EXTERNAL, False), (TensorProto.DEFAULT, True)):
+        tensor = TensorProto(name="t", data_type=1, dims=[1], data_location=location, raw_data=bytes(4))
+        if not fine:
+            tensor.external_data.append(place)
+        (tmp_path / "model.onnx").write_bytes(onnx_with(tensor, inside).SerializeToString())
+        if fine:
+            bundle_files.verify_onnx(tmp_path / "model.onnx")
+        else:
+            with pytest.raises(bundle_files.InvalidFileError, match="holds its own weights"):
+                bundle_files.verify_onnx(tmp_path / "model.onnx")
+
+
+def state_dict():
+    file = io.BytesIO()
+    torch.save({"w": torch.zeros(3)}, file)
+    return file.getvalue()
+
+
+def damaged(data, rng):
+    """The bytes with some of them changed, and sometimes cut."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed[: rng.randrange(len(changed))] if rng.random() < 0.2 else changed)
+
+
+@pytest.mark.parametrize("what", ["pth", "onnx", "zip"])
+def test_damaged_files_are_refused_and_never_crash(tmp_path, what):
+    model = onnx_with(TensorProto(name="t", data_type=1, dims=[1], raw_data=bytes(4)), "If")
+    make_bundle(tmp_path / "b.zip", {"journal.md": b"x", "clock.csv": b"a,b\n1,2\n"})
+    data = {"pth": state_dict, "onnx": model.SerializeToString, "zip": (tmp_path / "b.zip").read_bytes}[what]()
+    verify = {"pth": bundle_files.verify_weights, "onnx": bundle_files.verify_onnx, "zip": bundle_check.check_bundle}[
+        what
+    ]
+    rng = random.Random(2)
+    for _ in range(150):
+        (tmp_path / "file").write_bytes(damaged(data, rng))
+        with contextlib.suppress(bundle_files.InvalidFileError, UserError):
+            verify(tmp_path / "file")
+
+
+def test_weights_with_something_in_front_or_packed_in_them_are_none(tmp_path):
+    for data in (b"\x80\x02." + state_dict(), b"#!/bin/sh\n" + state_dict()):
+        (tmp_path / "w.pth").write_bytes(data)
+        with pytest.raises(bundle_files.InvalidFileError, match="holds no weights"):
+            bundle_files.verify_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("name", ["/JavaScript", "/J#61vaScript", "/Launch", "/EmbeddedFile", "/ObjStm", "/#4Caunch"])
+def test_a_pdf_that_would_do_something_is_refused(tmp_path, name):
+    (tmp_path / "r.pdf").write_bytes(b"%PDF-1.7\n1 0 obj << /S " + name.encode() + b" >>")
+    with pytest.raises(bundle_files.InvalidFileError, match="and no report of the lab does"):
+        bundle_files.verify_pdf(tmp_path / "r.pdf")
+
+
+def test_a_pipe_a_folder_and_a_device_are_one_sentence(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(UserError, match="is no bundle of the lab"):
+            bundle_check.check_bundle(path)
+
+
+def test_time_and_memory_have_a_budget():
+    with pytest.raises(UserError, match="takes more than"), budget.limited(seconds=0.2):
+        for _ in itertools.count():
+            pass
+    with pytest.raises(UserError, match="takes more than"), budget.limited(memory=50 << 20):
+        bytearray(200 << 20)
+    bytearray(200 << 20)

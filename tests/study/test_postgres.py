@@ -44,7 +44,7 @@ def test_a_study_is_made_once_and_kept(study):
 def test_what_a_participant_does_is_kept_analysed_and_forgotten(study, tmp_path):
     with database.open_session() as session:
         participant = join(session, "p07", until="practice")
-        questionnaires.save_answers(session, participant, "before", answers_for(study.questionnaires["before"]))
+        questionnaires.append_answers(session, participant, "before", answers_for(study.questionnaires["before"]))
         clock.start(session, participant, "tune/pruning", NOON)
         clock.stop(session, participant, NOON + timedelta(hours=3))
         clock.add_correction(session, participant, "tune/pruning", -0.5, "a long lunch")

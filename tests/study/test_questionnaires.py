@@ -4,7 +4,8 @@ import io
 import pytest
 
 from compression.errors import UserError
-from compression.study import csv_export, database, definition, notes, participants, questionnaires, stages
+from compression.files import to_csv
+from compression.study import database, definition, notes, participants, questionnaires, stages
 from tests.study.conftest import answers_for, join
 
 
@@ -19,7 +20,7 @@ def first(session):
 
 def test_answers_are_kept_as_given_and_open_the_next_stage(session, participant):
     given = first(session) | {"tools": ["docker", "onnx", "docker"], "hopes": [" all of it "]}
-    assert questionnaires.save_answers(session, participant, "before", given) == 1
+    assert questionnaires.append_answers(session, participant, "before", given) == 1
     [kept] = questionnaires.list_versions(session, participant, "before")
     assert kept.content["tools"] == ["docker", "onnx"]
     assert kept.content["knows_pruning"] == 1
@@ -28,22 +29,22 @@ def test_answers_are_kept_as_given_and_open_the_next_stage(session, participant)
 
 
 def test_answering_again_adds_a_version_and_keeps_the_one_before(session, participant):
-    questionnaires.save_answers(session, participant, "before", first(session))
-    assert questionnaires.save_answers(session, participant, "before", first(session) | {"knows_pruning": ["5"]}) == 2
+    questionnaires.append_answers(session, participant, "before", first(session))
+    assert questionnaires.append_answers(session, participant, "before", first(session) | {"knows_pruning": ["5"]}) == 2
     kept = questionnaires.list_versions(session, participant, "before")
     assert [k.content["knows_pruning"] for k in kept] == [1, 5]
 
 
 def test_a_questionnaire_of_a_later_stage_says_which_comes_first(session, participant):
     with pytest.raises(UserError, match=r"first comes First questionnaire \(before\)"):
-        questionnaires.save_answers(session, participant, "after", {})
+        questionnaires.append_answers(session, participant, "after", {})
     with pytest.raises(UserError, match="no questionnaire 'x'; there are before, learned, after"):
-        questionnaires.save_answers(session, participant, "x", {})
+        questionnaires.append_answers(session, participant, "x", {})
 
 
 def test_an_optional_question_may_be_left_out(session, participant):
     given = {name: v for name, v in first(session).items() if name not in ("tools", "hopes")}
-    questionnaires.save_answers(session, participant, "before", given)
+    questionnaires.append_answers(session, participant, "before", given)
     assert questionnaires.list_versions(session, participant, "before")[0].content["hopes"] is None
 
 
@@ -63,7 +64,7 @@ def test_an_optional_question_may_be_left_out(session, participant):
 )
 def test_a_wrong_answer_is_named_by_its_question_and_nothing_is_kept(session, participant, name, given, said):
     with pytest.raises(questionnaires.InvalidAnswersError, match=said) as refusal:
-        questionnaires.save_answers(session, participant, "before", first(session) | {name: given})
+        questionnaires.append_answers(session, participant, "before", first(session) | {name: given})
     assert list(refusal.value.problems) == [name]
     assert questionnaires.list_versions(session, participant, "before") == []
     assert stages.current(session, participant).name == "before"
@@ -88,8 +89,8 @@ def test_an_outside_form_is_taken_by_its_receipt(session, participant):
 
 def test_the_export_has_a_row_per_answer_under_pseudonyms_and_no_formula_runs(session, participant):
     given = first(session) | {"tools": ["docker", "onnx"], "hopes": ["=HYPERLINK(1)"]}
-    questionnaires.save_answers(session, participant, "before", given)
-    exported = csv_export.to_csv(questionnaires.answer_records(session, participants.list_participants(session)))
+    questionnaires.append_answers(session, participant, "before", given)
+    exported = to_csv(questionnaires.answer_records(session, participants.list_participants(session)))
     rows = {row["question"]: row for row in csv.DictReader(io.StringIO(exported))}
     assert rows["tools"]["answer"] == "docker; onnx"
     assert rows["hopes"]["answer"] == "'=HYPERLINK(1)"

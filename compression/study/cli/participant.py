@@ -11,9 +11,9 @@ import click
 import yaml
 
 from compression.errors import UserError
+from compression.files import to_csv
 from compression.study import (
     clock,
-    csv_export,
     database,
     notes,
     participant_runs,
@@ -52,6 +52,7 @@ def participant_session(participant_id: str) -> Iterator[tuple[Session, Particip
     """
     participant_id = participants.resolve_id(participant_id)
     with database.open_session() as session:
+        # First of all: what is refused from here on is told in their language.
         texts.language.set(participants.find(session, participant_id).language)
         participant = participants.find_consenting(session, participant_id)
         yield session, participant
@@ -141,7 +142,7 @@ def show_sheet(participant_id: str, as_csv: bool) -> None:
     """Show your hours: by the clock, and as your runs recorded them."""
     with participant_session(participant_id) as (session, participant):
         lines = timesheet.build_timesheet(session, participant, participant_runs.load_runs(participant.id))
-    table = csv_export.to_csv(timesheet.to_records(lines)) if as_csv else timesheet.format_table(lines)
+    table = to_csv(timesheet.to_records(lines)) if as_csv else timesheet.format_table(lines)
     click.echo(table, nl=not as_csv)
 
 
@@ -171,7 +172,7 @@ def answer(questionnaire: str, file: str | None, receipt: str, participant_id: s
             version = questionnaires.save_receipt(session, participant, questionnaire, receipt)
         else:
             answers = _read_answers(file) if file else {q.name: prompt_answer(q) for q in definition.questions}
-            version = questionnaires.save_answers(session, participant, questionnaire, answers)
+            version = questionnaires.append_answers(session, participant, questionnaire, answers)
     click.echo(translate("answered", title=localize(definition.title), version=version))
 
 
@@ -224,7 +225,8 @@ def note(text: str, run: str, participant_id: str) -> None:
 def journal(participant_id: str) -> None:
     """Print your journal as Markdown."""
     with participant_session(participant_id) as (session, participant):
-        click.echo(notes.format_journal(notes.list_notes(session, participant)), nl=False)
+        journal_text = notes.format_journal(notes.list_notes(session, participant))
+    click.echo(texts.printable(journal_text, allowed="\n\t"), nl=False)  # a researcher reads those of others
 
 
 @group.command()

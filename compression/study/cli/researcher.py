@@ -10,6 +10,8 @@ from compression.study import clock, database, definition, forget, participants,
 from compression.study.cli.group import group, read_text_file
 from compression.study.texts import localize, translate
 
+MAX_PROBLEMS = 20  # of a bundle that are told
+
 
 @group.command()
 @click.argument("file", required=False)
@@ -54,11 +56,13 @@ def invite(id: str, background: str, assignment: str, language: str, login: str)
 @click.argument("file")
 def check(file: str) -> None:
     """Verify a bundle, without running anything in it."""
-    from compression.study import bundle_check  # brings torch
+    from compression.study import budget, bundle_check  # brings torch
 
-    result = bundle_check.check_bundle(Path(file))
+    with budget.limited():
+        result = bundle_check.check_bundle(Path(file))
     if result.problems:
-        problems = " ".join(result.problems)
+        shown, more = result.problems[:MAX_PROBLEMS], len(result.problems) - MAX_PROBLEMS
+        problems = " ".join([*shown, *([translate("more_problems", count=more)] if more > 0 else [])])
         raise texts.StudyError("bundle_problems", participant=result.participant, problems=problems)
     click.echo(translate("bundle_whole", participant=result.participant, files=result.files))
 
@@ -95,9 +99,12 @@ def forget_participant(id: str, yes: bool) -> None:
     deletions = forget.forget(id)
     for deletion in deletions:
         click.echo(f"{deletion.place:<16} {deletion.before:>6} → {deletion.after}")
-    if remaining := next(deletion.after for deletion in deletions if deletion.place == "runs"):
-        command = forget.purge_command(id)
-        click.echo(f"{remaining} runs wait in the server's bin; its administrator empties it: {command}")
+    for deletion in deletions:
+        if deletion.remedy:
+            click.echo(
+                f"{deletion.after} {deletion.place} wait in the server's bin; its administrator empties it: "
+                f"{deletion.remedy}"
+            )
 
 
 @group.command()

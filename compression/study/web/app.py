@@ -17,6 +17,7 @@ from compression.study.web import hand_in, launch, login, participant, questionn
 from compression.study.web.access import Access, cookie_secret
 from compression.study.web.forms import BodyTooLargeError, CsrfError
 from compression.study.web.pages import WEB_FOLDER, RedirectError, redirect, render_page
+from compression.study.web.sessions import LOGIN_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -31,7 +32,7 @@ SECURITY_HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-LOGIN_SECONDS = 12 * 3600  # the lifetime of the session cookie
+
 STATUS_OF_TYPE: dict[type[UserError], int] = {BodyTooLargeError: 413, CsrfError: 403}
 STATUS_OF_KEY = {"database_away": 503, "server_away": 503, "researchers_only": 403, "not_invited": 403}
 
@@ -77,11 +78,13 @@ def create_app(access: Access, hosts: list[str], https: bool = False) -> FastAPI
     resolves to this machine. With `https`, cookies are only sent over HTTPS.
     """
     app = FastAPI(title="The study", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.access = access
+    app.state.access, app.state.https = access, https
     # A request passes the middleware in reverse order: the language needs the session.
     app.add_middleware(LanguageMiddleware)
+    # "lax": a link from elsewhere finds the visitor logged in, and another site's form does not.
     app.add_middleware(SessionMiddleware, cookie_secret(), "study", LOGIN_SECONDS, same_site="lax", https_only=https)
     app.add_middleware(TrustedHostMiddleware, hosts, www_redirect=False)
+    # Outermost, so that refusals of the others (a foreign host, say) have the headers as well.
     app.add_middleware(SecurityHeadersMiddleware)
     for module in (login, participant, questionnaire, launch, hand_in, researcher):
         app.include_router(module.router)

@@ -38,6 +38,7 @@ def csrf_token(request: Request) -> str:
 async def read_form(request: Request) -> Form:
     """Read the form of a request. Raises BodyTooLargeError or CsrfError."""
     body = b""
+    # Counted as it comes: Content-Length may be wrong or missing.
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
@@ -46,7 +47,10 @@ async def read_form(request: Request) -> Form:
         form = Form(parse_qs(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
     except ValueError as error:  # not UTF-8, or too many fields
         raise BodyTooLargeError("body_too_long", most=MAX_BODY_BYTES >> 10) from error
+    if any("\0" in text for texts in form.values() for text in texts):  # PostgreSQL keeps no text with it
+        raise StudyError("nul_character")
     token = request.session.get("csrf", "")
+    # As bytes: compare_digest refuses texts beyond ASCII. In constant time, so that no prefix can be guessed.
     if not token or not secrets.compare_digest(form.first("csrf").encode(), token.encode()):
         raise CsrfError("forged")
     return form

@@ -6,7 +6,7 @@ from fastapi.responses import FileResponse, Response
 from compression.study import bundle, launches, participant_runs, stages
 from compression.study.texts import StudyError, translate
 from compression.study.web.forms import SubmittedForm
-from compression.study.web.pages import consenting_id, flash, open_visit, redirect, render_page
+from compression.study.web.pages import consenting_id, flash, get_access, open_visit, redirect, render_page
 
 router = APIRouter(prefix="/hand-in")
 
@@ -24,12 +24,15 @@ def show_hand_in(request: Request) -> Response:
 
 @router.post("")
 def make_bundle(request: Request, form: SubmittedForm) -> Response:
-    """Make the bundle with the models of the chosen runs."""
-    participant_id = consenting_id(request)
-    folder = launches.launch_folder(participant_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = bundle.make_bundle(participant_id, folder / "bundle.zip", form.get("run", []))
-    megabytes = f"{path.stat().st_size / 1e6:.1f}"
+    """Make the bundle with the models of the chosen runs; one at a time, for it takes minutes and gigabytes."""
+    with open_visit(request) as visit:
+        participant_id, gate = visit.participant.id, get_access(request).gate(visit.study, visit.participant)
+    try:
+        with launches.locked(participant_id, "hand-in.lock", wait=False) as folder:
+            path = bundle.make_bundle(participant_id, folder / "bundle.zip", form.get("run", []), gate)
+            megabytes = f"{path.stat().st_size / 1e6:.1f}"
+    except BlockingIOError as error:
+        raise StudyError("hand_in_running") from error
     flash(request, translate("bundled", file=f"bundle-{participant_id}.zip", size=megabytes))
     return redirect("/hand-in")
 

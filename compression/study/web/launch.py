@@ -7,19 +7,22 @@ from fastapi.responses import JSONResponse, Response
 
 from compression import methods, params
 from compression.errors import UserError
+from compression.methods.base import Method
 from compression.params import Field
 from compression.runs import command
 from compression.runs.settings import Settings
-from compression.study import launches
+from compression.study import launches, reading
+from compression.study.reading import Gate
 from compression.study.texts import StudyError, translate
 from compression.study.web.forms import Form, SubmittedForm, read_form
 from compression.study.web.pages import Visit, consenting_id, get_access, open_visit, redirect, render_page
-from compression.tasks import is_code
 
 router = APIRouter()
 # The settings that participants choose; the others (device, output, …) are up to the server.
 RUN_SETTINGS = ("task", "model", "baseline", "limit", "seed", "threads", "run_name")
 RECIPE = "recipe"  # in place of a method's name: the form for several methods, written as one text
+MAX_VALUE, MAX_RECIPE, MAX_STEPS = 500, 4000, 20  # characters of a field and of a recipe; steps of a recipe
+PATH_BEGINNINGS = ("@", "/", ".", "~", "\\")  # `@FILE` is a recipe in a file, and no method's name begins so
 
 
 @router.get("/launch")
@@ -49,7 +52,8 @@ def _render_form(visit: Visit, method: str, given: Form, problems: dict[str, str
     }
     about = doc.strip().partition("\n\n")[0]
     values = {"method": method, "about": about, "groups": groups, "given": given, "problems": problems}
-    return render_page(visit.request, "launch.html", status, **values, recipe=RECIPE)
+    limits = {"max_value": MAX_VALUE, "max_recipe": MAX_RECIPE}
+    return render_page(visit.request, "launch.html", status, **values, **limits, recipe=RECIPE)
 
 
 def method_fields(method: str) -> list[Field]:
@@ -74,14 +78,14 @@ def start_run(request: Request, method: str, form: SubmittedForm) -> Response:
         settings["participant"] = participant_id
         settings["experiment"] = visit.study.experiment.format(participant=participant_id)
         try:
-            if not get_access(request).is_local:
-                reject_paths(form)
-            arguments = [] if problems else command_arguments(method, form, values, settings)
+            gate = get_access(request).gate(visit.study, visit.participant)
+            arguments = [] if problems else command_arguments(method, form, values, settings, gate)
         except UserError as error:
             problems[""] = str(error)  # not of one field
         if problems:
             return _render_form(visit, method, form, problems, 422)
-    return redirect(f"/launches/{launches.start(participant_id, arguments).id}")
+    launch = launches.start(participant_id, arguments, **gate.environment)
+    return redirect(f"/launches/{launch.id}")
 
 
 def parse_fields(fields: list[Field], form: Form, problems: dict[str, str]) -> dict[str, Any]:
@@ -90,30 +94,40 @@ def parse_fields(fields: list[Field], form: Form, problems: dict[str, str]) -> d
     for field in fields:
         if text := form.first(field.name).strip():
             try:
+                if len(text) > MAX_VALUE or not text.isprintable():
+                    raise StudyError("bad_value", name=field.name, most=MAX_VALUE)
                 values[field.name] = field.parse(text)
             except UserError as error:
                 problems[field.name] = str(error)
     return values
 
 
-def reject_paths(form: Form) -> None:
-    """Raise StudyError for a value that could be a path, or code: a run would use the server's files for somebody."""
-    for name, values in form.items():
-        if any(value.strip().startswith(("/", ".", "~", "@", "\\")) or ".." in value for value in values):
-            raise StudyError("no_server_files", name=name)
-    if is_code(form.first("task")):  # a function of any module would run there
-        raise StudyError("no_server_files", name="task")
+def command_arguments(
+    method: str, form: Form, values: dict[str, Any], settings_values: dict[str, Any], gate: Gate
+) -> list[str]:
+    """Return the arguments of `compression` for the run.
+
+    Raises UserError if the values do not fit together, or name what `gate` does not let through.
+    """
+    settings = reading.check_addresses(Settings(**settings_values), gate)
+    steps = parse_recipe(form.first(RECIPE), gate) if method == RECIPE else [methods.method(method)(**values)]
+    steps = [reading.check_addresses(step, gate) for step in steps]
+    is_training = method != RECIPE and steps[0].family == "train"
+    return command.words(settings, "train" if is_training else "compress", steps)
 
 
-def command_arguments(method: str, form: Form, values: dict[str, Any], settings_values: dict[str, Any]) -> list[str]:
-    """Return the arguments of `compression` for the run. Raises UserError if the values do not fit together."""
-    settings = Settings(**settings_values)
-    if method == RECIPE:
-        steps = list(methods.parse(form.first(RECIPE)))
-        methods.check_order(steps)
-        return command.words(settings, "compress", steps)
-    step = methods.method(method)(**values)
-    return command.words(settings, "train" if step.family == "train" else "compress", [step])
+def parse_recipe(text: str, gate: Gate) -> list[Method]:
+    """Return the steps of a recipe. Raises UserError for one that is wrong, too long, or in a file not to be read."""
+    text = text.strip()
+    if len(text) > MAX_RECIPE or text.count("+") >= MAX_STEPS:
+        raise StudyError("recipe_too_long", steps=MAX_STEPS, most=MAX_RECIPE)
+    if not text.isprintable():
+        raise StudyError("bad_value", name=RECIPE, most=MAX_RECIPE)
+    if text.startswith(PATH_BEGINNINGS):
+        gate(RECIPE, text)
+    steps = list(methods.parse(text))
+    methods.check_order(steps)
+    return steps
 
 
 @router.get("/launches")

@@ -5,11 +5,13 @@ from fastapi.responses import PlainTextResponse, Response
 
 from compression.study import database, participants, texts
 from compression.study.texts import StudyError, localize
+from compression.study.web import device, sessions
 from compression.study.web.access import LocalAccess
 from compression.study.web.forms import SubmittedForm, read_form
 from compression.study.web.pages import get_access, open_visit, redirect, render_page
 
 router = APIRouter()
+STATUS_OF_REFUSAL = {"wrong_login": 403, "login_brake": 429}
 
 
 @router.get("/health")
@@ -32,23 +34,27 @@ def log_in(request: Request, form: SubmittedForm) -> Response:
     access = get_access(request)
     if isinstance(access, LocalAccess):
         return redirect("/")
+    login, address = form.first("login"), request.client.host if request.client else ""
     try:
-        visitor = access.log_in(form.first("login"), form.first("password"))
+        visitor = access.log_in(login, form.first("password"), address, device.find(request, login))
     except StudyError as error:
-        status = 403 if error.key == "wrong_login" else 503
-        return render_page(request, "login.html", status, problem=str(error), login=form.first("login"))
+        status = STATUS_OF_REFUSAL.get(error.key, 503)
+        return render_page(request, "login.html", status, problem=str(error), login=login)
     with database.open_session() as session:
         participant = participants.find_by_login(session, visitor.login)
     request.session.clear()
-    request.session.update(login=visitor.login, researcher=visitor.researcher)
+    request.session.update(login=visitor.login, researcher=visitor.researcher, token=sessions.begin())
     if participant is not None:
         request.session["language"] = participant.language
-    return redirect("/")
+    response = redirect("/")
+    device.remember(request, response, login)
+    return response
 
 
 @router.post("/logout", dependencies=[Depends(read_form)])
 def log_out(request: Request) -> Response:
-    """End the session."""
+    """End the session, also for a copy of its cookie."""
+    sessions.end(request.session.get("token", ""))
     request.session.clear()
     return redirect("/login")
 

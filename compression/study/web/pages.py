@@ -32,6 +32,7 @@ TEMPLATES = jinja2.Environment(
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,
+    # a name that no page was given is an error, not an empty text
     undefined=jinja2.StrictUndefined,
 )
 TEMPLATES.globals.update(

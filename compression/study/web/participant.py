@@ -75,6 +75,7 @@ def finish_stage(request: Request, form: SubmittedForm) -> Response:
 @router.get("/time")
 def show_timesheet(request: Request) -> Response:
     """Show the time sheet, the clock's events, and the form for corrections."""
+    # Before the session: the tracking server may take seconds to answer.
     runs = participant_runs.load_runs(consenting_id(request))
     with open_visit(request) as visit:
         lines = timesheet.build_timesheet(visit.session, visit.participant, runs)

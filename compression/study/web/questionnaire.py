@@ -47,7 +47,7 @@ def submit_answers(request: Request, name: str, form: SubmittedForm) -> Response
     """Save answers, or show the form again (status 422) with what is wrong."""
     with open_visit(request) as visit:
         try:
-            version = questionnaires.save_answers(visit.session, visit.participant, name, form)
+            version = questionnaires.append_answers(visit.session, visit.participant, name, form)
         except InvalidAnswersError as error:
             problems = {question: str(problem) for question, problem in error.problems.items()}
             return _render_form(visit, name, form, problems, 422)

@@ -3,8 +3,9 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from compression.files import to_csv
 from compression.reporting.report import data_uri
-from compression.study import analysis, clock, csv_export, figures, participants, stages, timesheet
+from compression.study import analysis, clock, figures, participants, stages, timesheet
 from compression.study.tables import Participant
 from compression.study.texts import LANGUAGES, StudyError, localize, translate
 from compression.study.web.forms import SubmittedForm
@@ -65,4 +66,4 @@ def download_table(request: Request, name: str) -> Response:
     if name not in tables:
         raise StudyError("no_page")
     disposition = {"Content-Disposition": f'attachment; filename="{name}.csv"'}
-    return Response(csv_export.to_csv(tables[name]), media_type="text/csv; charset=utf-8", headers=disposition)
+    return Response(to_csv(tables[name]), media_type="text/csv; charset=utf-8", headers=disposition)
