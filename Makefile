@@ -1,5 +1,5 @@
 # make demo | test | lint | format | clean; the first use installs into .venv.
-# make image | secrets | backup | restore | test-containers: docs/containers.md
+# make image | secrets | backup | restore | test-containers: docs/containers.md; test-faults: docs/security.md
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
@@ -10,7 +10,7 @@ IMAGE ?= model-compression-lab
 # More arguments of the image's build: BUILD='--build-arg FLAVOUR=cpu'
 BUILD ?=
 
-.PHONY: demo test test-containers browser lint format clean image secrets backup restore
+.PHONY: demo test test-faults test-containers browser lint format clean image secrets backup restore
 
 # --no-serve-artifacts: without it, experiments made in the UI keep their files where only a server can write.
 demo: $(VENV)/.installed
@@ -20,7 +20,11 @@ demo: $(VENV)/.installed
 	@echo "    $(VENV)/bin/mlflow ui --no-serve-artifacts"
 
 test: $(VENV)/.installed browser
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not containers'
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not containers and not faults'
+
+# Kills, broken servers, strangers' files: counted, on this machine alone, in some minutes. The table comes last.
+test-faults: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m faults tests/faults
 
 # Builds the image, starts the stack, breaks it. Needs a Docker engine.
 test-containers: $(VENV)/.installed

@@ -66,6 +66,34 @@ def test_the_ports_are_this_machines_alone_and_everything_answers(stack):
     assert strange.status_code == 403
 
 
+@pytest.mark.parametrize("service", ["postgres", "server", "dashboard", "study"])
+def test_a_service_has_no_capabilities_and_writes_to_volumes_and_memory_alone(stack, service):
+    [container] = stack.containers(service)
+    found = json.loads(subprocess.run(["docker", "inspect", container], capture_output=True, text=True).stdout)[0]
+    host = found["HostConfig"]
+    assert host["CapDrop"] == ["ALL"]
+    assert host["ReadonlyRootfs"]
+    assert "no-new-privileges:true" in host["SecurityOpt"]
+    assert host["Memory"] > 0
+    # Of the process itself, which is not root's: what it may do, and whether a file beside the code can be made.
+    status = stack("exec", "-T", service, "cat", "/proc/1/status").stdout
+    assert "CapEff:\t0000000000000000" in status or service == "postgres"
+    assert "NoNewPrivs:\t1" in status
+    written = stack("exec", "-T", service, "touch", "/usr/local/bin/mine", check=False)
+    assert written.returncode != 0
+    assert "Read-only file system" in written.stderr
+
+
+def test_the_studys_web_app_has_neither_the_administrators_password_nor_rights(stack):
+    given = stack("exec", "-T", "study", "env").stdout
+    assert stack.passwords["MLFLOW_ADMIN_PASSWORD"] not in given
+    login = ("study", stack.passwords["MLFLOW_STUDY_PASSWORD"])
+    users = f"{stack.uri}/api/2.0/mlflow/users"
+    assert requests.get(f"{users}/current", auth=login, timeout=10).json()["is_admin"] is False
+    mine = {"username": "mine", "password": "a password of mine"}
+    assert requests.post(f"{users}/create", json=mine, auth=login, timeout=10).status_code == 403
+
+
 def test_it_refuses_to_start_with_the_passwords_of_the_example(stack, tmp_path):
     example = {"COMPOSE_ENV_FILES": "docker/.env.example"}
     refused = stack("config", "--quiet", check=False, more=example)
