@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers.image_processing_base import ImageProcessingMixin
-
 from compression.errors import UserError
 from compression.models import hub
 
@@ -15,6 +13,8 @@ def normalization(name: str) -> dict[str, list[float]] | None:
 
     None if it does not say. Raises UserError for a model that takes the channels in another order than the tasks give.
     """
+    from transformers.image_processing_base import ImageProcessingMixin  # part of the extra `text`
+
     is_local = Path(name).is_dir() or not hub.is_reachable()
     try:
         said, _ = ImageProcessingMixin.get_image_processor_dict(name, local_files_only=is_local)

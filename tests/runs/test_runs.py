@@ -162,7 +162,7 @@ def test_looking_ahead_does_not_change_how_the_baseline_begins(store):
 
 
 def test_a_run_without_results_has_no_report(store, tmp_path):
-    with pytest.raises(UserError, match="no model 'nowhere/at-all'"):
+    with pytest.raises(UserError, match="no model for images 'nowhere/at-all'"):
         chain.compress(quick(), methods.parse("response:epochs=1,teacher=nowhere/at-all"))
     [failed] = mlflow.search_runs(filter_string="attributes.status = 'FAILED'", output_format="list", max_results=1)
     with pytest.raises(UserError, match=r"\(FAILED\) has no report"):

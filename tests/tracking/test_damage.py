@@ -132,7 +132,7 @@ def test_a_folder_of_another_server_that_is_gone_stops_nobody(client, capsys):
     assert "http://127.0.0.1:9 does not accept what earlier runs left to deliver" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("uri", ["nonsense://x", "nonsense", "sqlite:////no/such/folder/x.db", "\0"])
+@pytest.mark.parametrize("uri", ["nonsense://x", "nonsense", "sqlite:////dev/null/folder/x.db", "\0"])
 def test_a_folder_of_a_server_that_cannot_be_stops_nobody(client, uri):
     folder = deliver_both(client, damage.metadata(uri=uri))
     assert tracking.undelivered_runs()[folder.name] >= len(ALL)
