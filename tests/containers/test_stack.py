@@ -89,7 +89,7 @@ def test_the_studys_web_app_has_neither_the_administrators_password_nor_rights(s
     assert stack.passwords["MLFLOW_ADMIN_PASSWORD"] not in given
     login = ("study", stack.passwords["MLFLOW_STUDY_PASSWORD"])
     users = f"{stack.uri}/api/2.0/mlflow/users"
-    assert requests.get(f"{users}/current", auth=login, timeout=10).json()["is_admin"] is False
+    assert requests.get(f"{users}/current", auth=login, timeout=10).json()["user"]["is_admin"] is False
     mine = {"username": "mine", "password": "a password of mine"}
     assert requests.post(f"{users}/create", json=mine, auth=login, timeout=10).status_code == 403
 
