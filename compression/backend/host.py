@@ -25,9 +25,14 @@ class HostBackend(ProcessBackend):
 
     def child_command(self, launch: Launch) -> tuple[list[str], dict[str, str]]:
         """Return the entry point's command in a shell that finds this Python as `python`."""
-        shim = Path(launch.scratch, "bin", "python")  # some installations only have `python3`
-        shim.parent.mkdir()
-        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
-        shim.chmod(0o755)
-        path = (str(shim.parent), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath))
+        folder = Path(sys.executable).parent
+        path = [str(folder), os.environ.get("PATH", os.defpath)]
+        # Some installations only have `python3`, and in others `python` is another one. A script is the last resort:
+        # on hardened machines nothing in the temporary folder can be executed.
+        if not (folder / "python").exists() or not (folder / "python").samefile(sys.executable):
+            shim = Path(launch.scratch, "bin", "python")
+            shim.parent.mkdir()
+            shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n', encoding="utf-8")
+            shim.chmod(0o755)
+            path.insert(0, str(shim.parent))
         return ["bash", "-c", launch.command], launch.environment | {"PATH": os.pathsep.join(path)}
