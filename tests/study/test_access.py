@@ -1,5 +1,6 @@
 import stat
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -9,17 +10,14 @@ from compression.study.web import access, serving
 
 def test_the_secret_is_made_once_even_by_two_at_a_time_and_is_for_its_owner_alone(study, place, monkeypatch):
     monkeypatch.delenv("COMPRESSION_STUDY_SECRET", raising=False)
-    found, gate = [], threading.Barrier(8)
+    gate = threading.Barrier(8)
 
     def ask():
         gate.wait(10)
-        found.append(access.cookie_secret())
+        return access.cookie_secret()
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
+    with ThreadPoolExecutor(8) as pool:
+        found = [asked.result() for asked in [pool.submit(ask) for _ in range(8)]]
     assert len(found) == 8
     assert len(set(found)) == 1
     assert len(found[0]) == 64

@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -72,11 +73,9 @@ def test_of_a_hundred_at_once_the_first_few_pass(held):
             return
         passed.append(1)
 
-    threads = [threading.Thread(target=attempt) for _ in range(100)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    with ThreadPoolExecutor(100) as pool:
+        for attempted in [pool.submit(attempt) for _ in range(100)]:
+            attempted.result()
     assert len(passed) == 3
 
 

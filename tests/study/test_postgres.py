@@ -1,6 +1,7 @@
 """The study on a real PostgreSQL, as docker/compose.yaml serves it."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import psycopg2
@@ -63,18 +64,15 @@ def test_what_a_participant_does_is_kept_analysed_and_forgotten(study, tmp_path)
 def test_two_starts_at_the_same_moment_start_once(study):
     with database.open_session() as session:
         join(session, "p07", until="after")
-    gate, started = threading.Barrier(4), []
+    gate = threading.Barrier(4)
 
     def start():
         gate.wait(10)
         with database.open_session() as session:
-            started.append(clock.start(session, participants.find(session, "p07"), "learn/pruning"))
+            return clock.start(session, participants.find(session, "p07"), "learn/pruning")
 
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    with ThreadPoolExecutor(4) as pool:
+        started = [clicked.result() for clicked in [pool.submit(start) for _ in range(4)]]
     assert sorted(started) == [False, False, False, True]
     with database.open_session() as session:
         assert len(clock.list_events(session, participants.find(session, "p07"))) == 1
