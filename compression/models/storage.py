@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from compression import models
 from compression.errors import UserError, first_line
@@ -25,6 +25,7 @@ from compression.models import conv1d, skeleton
 from compression.nn import layers
 from compression.nn.graph import replace_module
 from compression.nn.modular import Modularized
+from compression.nn.raw import raw_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -101,13 +102,10 @@ def _require_readable(fresh: nn.Module, linearized: Sequence[str], weights: Path
     except (ValueError, RuntimeError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{type(model).__name__} cannot be stored: {first_line(error)}.") from error
     read = fresh.state_dict()
-    if wrong := [name for name, tensor in model.state_dict().items() if not _are_same_bits(tensor.cpu(), read[name])]:
+    if wrong := [
+        name for name, tensor in model.state_dict().items() if not torch.equal(raw_bytes(tensor), raw_bytes(read[name]))
+    ]:
         raise UserError(f"{type(model).__name__} cannot be stored: {', '.join(wrong[:3])} are read back otherwise.")
-
-
-def _are_same_bits(one: Tensor, other: Tensor) -> bool:
-    """Compare two tensors of one shape and dtype, so that NaN equals NaN."""
-    return torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (one, other)))
 
 
 def _read_weights(model: nn.Module, linearized: Sequence[str], file: Path) -> None:

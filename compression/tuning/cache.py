@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
 
 import compression
 from compression import methods, models, params, tracking
 from compression.errors import UserError, first_line
 from compression.files import file_sha256, read_text
 from compression.models import hub, storage
+from compression.nn.raw import raw_bytes
 from compression.runs import baseline, loading
 
 if TYPE_CHECKING:
@@ -199,8 +199,7 @@ def weights_digest(model: nn.Module) -> str:
     """Return a digest of a model's parameters and buffers."""
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)  # numpy has no bfloat16
-        total.update(name.encode() + values.numpy().tobytes())
+        total.update(name.encode() + raw_bytes(tensor).numpy().tobytes())
     return total.hexdigest()
 
 

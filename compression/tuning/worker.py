@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import time
@@ -24,7 +25,7 @@ from compression.tuning.config import STORAGE_VARIABLE, TuningConfig, storage_ur
 from compression.tuning.trial import REFUSED_ATTR, WORKER_ATTR, Objective
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from optuna import Study
     from optuna.pruners import BasePruner
@@ -50,6 +51,16 @@ def retry_callback() -> RetryHeartbeatStaleTrialCallback:
     return RetryHeartbeatStaleTrialCallback(max_retry=MAX_RETRIES)
 
 
+@contextlib.contextmanager
+def _storage_explained() -> Iterator[None]:
+    """Turn what Optuna's storage raises in the block, or the function, into a UserError."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise _storage_error(error) from error
+
+
+@_storage_explained()
 def open_study(
     config: TuningConfig,
     name: str,
@@ -63,20 +74,6 @@ def open_study(
     Raises UserError if the study exists with another definition; the seed and `own_keys` may differ between workers.
     Also if the storage cannot be used.
     """
-    try:
-        return _open_study(config, name, space, objectives, definition, own_keys)
-    except (StorageInternalError, SQLAlchemyError) as error:
-        raise _storage_error(error) from error
-
-
-def _open_study(
-    config: TuningConfig,
-    name: str,
-    space: Space,
-    objectives: Mapping[str, bool],
-    definition: dict[str, Any],
-    own_keys: Sequence[str],
-) -> Study:
     settings: dict[str, Any] = {"storage": _storage(config), "study_name": name, "pruner": make_pruner(config)}
     sampler = make_sampler(config, space, definition["seed"])
     try:

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compression.nn.raw import raw_bytes
+
 # Values that are compared by their type and what is printed of them: 0.0 and -0.0 differ, and so do 1 and True.
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.memory_format, enum.Enum)
 # Hooks run beside `forward` and may be anything.
@@ -41,8 +43,7 @@ class _Describer:
     """Describes values; remembers those it has met, as what is shared is part of a structure."""
 
     def __init__(self) -> None:
-        self.met: dict[int, int] = {}
-        self.kept: list[object] = []  # keeps ids from being given away
+        self.met: dict[int, tuple[int, object]] = {}  # by id: number, and the value, so that its id stays its own
 
     def describe(self, value: object) -> Hashable:
         """Describe any value. Raises UnknownStructureError if it is of no known kind."""
@@ -50,11 +51,14 @@ class _Describer:
             return type(value), repr(value)
         if isinstance(value, type):
             return value
+        return self.again(value) or (type(value), *self.parts(value))
+
+    def again(self, value: object) -> Hashable:
+        """Describe a value that was met before by its number among them; None at the first time."""
         if id(value) in self.met:
-            return "again", self.met[id(value)]
-        self.met[id(value)] = len(self.met)
-        self.kept.append(value)
-        return type(value), *self.parts(value)
+            return "again", self.met[id(value)][0]
+        self.met[id(value)] = len(self.met), value
+        return None
 
     def parts(self, value: Any) -> tuple[Hashable, ...]:
         """Describe what an object consists of."""
@@ -62,7 +66,7 @@ class _Describer:
             case nn.Module():
                 return self.module(value)
             case Tensor():
-                return *_form(value), _digest(value)
+                return *_form(value), hashlib.sha256(raw_bytes(value).numpy().tobytes()).hexdigest()
             case Mapping():
                 return tuple((self.describe(key), self.describe(item)) for key, item in value.items())
             case tuple() | list():
@@ -96,11 +100,7 @@ class _Describer:
         """Describe a parameter or buffer."""
         if tensor is None:
             return None
-        if id(tensor) in self.met:
-            return "again", self.met[id(tensor)]
-        self.met[id(tensor)] = len(self.met)
-        self.kept.append(tensor)
-        return type(tensor), *_form(tensor)
+        return self.again(tensor) or (type(tensor), *_form(tensor))
 
 
 def _form(tensor: Tensor) -> tuple[Hashable, ...]:
@@ -108,8 +108,3 @@ def _form(tensor: Tensor) -> tuple[Hashable, ...]:
     if tensor.layout != torch.strided:
         raise UnknownStructureError(f"a {tensor.layout} tensor")
     return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad
-
-
-def _digest(tensor: Tensor) -> str:
-    values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
