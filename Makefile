@@ -1,5 +1,6 @@
 # make demo | test | lint | format | clean; the first use installs into .venv.
-# make image | secrets | backup | restore | test-containers: docs/containers.md; test-faults: docs/security.md
+# make image | secrets | backup | restore | test-containers: docs/containers.md; test-faults: docs/security.md;
+# test-networks: random networks through the methods
 
 VENV ?= .venv
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3 python; do \
@@ -10,7 +11,7 @@ IMAGE ?= model-compression-lab
 # More arguments of the image's build: BUILD='--build-arg FLAVOUR=cpu'
 BUILD ?=
 
-.PHONY: demo test test-faults test-containers browser lint format clean image secrets backup restore
+.PHONY: demo test test-faults test-networks test-containers browser lint format clean image secrets backup restore
 
 # --no-serve-artifacts: without it, experiments made in the UI keep their files where only a server can write.
 demo: $(VENV)/.installed
@@ -21,6 +22,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed browser
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not containers and not faults'
+
+# Three hundred random networks in place of the 66 of `make test`.
+test-networks: $(VENV)/.installed
+	RANDOM_NETWORKS=300 $(VENV)/bin/python -m pytest -n 2 tests/methods/test_random_networks.py
 
 # Kills, broken servers, strangers' files: counted, on this machine alone, in some minutes. The table comes last.
 test-faults: $(VENV)/.installed

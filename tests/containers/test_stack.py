@@ -17,9 +17,11 @@ from compression.tracking.delivery import RUN_KEY_TAG
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1500)]
 
-TRIALS = 8
+TRIALS = 10
+# Epochs enough that the trials outlast what is killed in the middle of them, on a fast machine too.
 TUNE = (
-    "magnitude:learning_rate=0.1+static:calibration_samples=32 --task digits --model mlp --limit 150 --threads 1 "
+    "magnitude+finetune:learning_rate=0.1,epochs=450+static:calibration_samples=32 --task digits --model mlp "
+    "--limit 150 --threads 1 "
     f"--trials {TRIALS} --study broken --heartbeat 2 --sampler random "
     "--space magnitude.sparsity=0.1..0.9,static.bits=4/8"
 )
@@ -44,6 +46,11 @@ def trials(stack):
     )
     done = stack("exec", "-T", "dashboard", "python", "-c", code, check=False)
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else []
+
+
+def are_all_ended(stack):
+    """Whether the workers have made all the trials that they were asked for."""
+    return sum(state == "COMPLETE" for _, state, _ in trials(stack)) >= TRIALS
 
 
 def until(come, seconds=300):
@@ -129,13 +136,14 @@ def test_nothing_is_lost_when_database_server_and_a_worker_are_killed_in_the_mid
     )
     more = {"TUNE": TUNE}
     stack("--profile", "worker", "up", "--detach", "--scale", "worker=2", "worker", more=more)
-    until(lambda: any(state == "COMPLETE" for _, state, _ in trials(stack)))
+    until(lambda: {"COMPLETE", "RUNNING"} <= {state for _, state, _ in trials(stack)})
 
     for service in ("postgres", "server"):
         stack.kill(stack.containers(service)[0])
         time.sleep(5)
         stack.up()
-    until(lambda: any(state == "RUNNING" for _, state, _ in trials(stack)))
+    until(lambda: any(state == "RUNNING" for _, state, _ in trials(stack)) or are_all_ended(stack))
+    assert not are_all_ended(stack), "the trials were too quick for this test"
     stack.kill(stack("--profile", "worker", "ps", "--quiet", "worker").stdout.split()[0])
     stack("--profile", "worker", "up", "--detach", "--scale", "worker=2", "worker", more=more)
 

@@ -1,6 +1,7 @@
 """Random networks: at settings that lose next to nothing, every method answers as the floats do, or refuses."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -22,7 +23,8 @@ LOSSLESS = (
     "weight_only:bits=8", "half", "cluster:bits=8,epochs=0", "magnitude:sparsity=0", "svd:rank=energy,energy=0.9999",
     "tucker:rank=energy,energy=0.9999",
 )  # fmt: skip
-SEEDS = range(66)  # benchmarks/random_networks.py tries more
+# `make test-networks` tries 300, benchmarks/random_networks.py every recipe on as many as it is told.
+SEEDS = range(int(os.environ.get("RANDOM_NETWORKS", "66")))
 EXACT = 1e-4
 
 
