@@ -132,7 +132,7 @@ def outcome(name, step):
         if step == "structured":
             runs(made, side)
         file = export(made, task.example(4), Path(folder) / "model.onnx")
-        check_parity(made, file, task.test, task.compute_metrics, threads=1)
+        check_parity(made, file, task.test, task, threads=1)
         again = storage.load(storage.save(made, Path(folder) / "stored", {}), like=model)
         logits = predict(made, task.test)[0]
         if (lost := relative(logits, predict(again, task.test)[0])) > 1e-5:

@@ -85,7 +85,7 @@ class Result:
         """The report as a page, which a notebook shows; with a `path`, it is written there too."""
         page = Page((self.folder / "report.html").read_text(encoding="utf-8"))
         if path:
-            Path(path).write_text(page, encoding="utf-8")
+            _path(path, "path").write_text(page, encoding="utf-8")
         return page
 
     def save(self, folder: str | Path) -> Path:
@@ -94,7 +94,7 @@ class Result:
         `load` reads the folder, and `torch.export.load(folder / "model.pt2").module()` does without the lab. Raises
         CompressionError if the folder has other content, or a file cannot be written.
         """
-        to = Path(folder)
+        to = _path(folder, "folder")
         if to.exists() and not to.is_dir():
             raise UserError(f"{to} is a file: name a folder.")
         if to.exists() and any(to.iterdir()) and not (to / storage.STRUCTURE_FILE).exists():
@@ -206,7 +206,14 @@ def load(folder: str | Path, like: nn.Module | Callable[[], nn.Module] | None = 
     A model of your own code needs `like`: the uncompressed model, or the class or function that makes it. Raises
     CompressionError if the folder holds no whole model, or if `like` is missing or another architecture.
     """
-    return storage.load(Path(folder), like)
+    return storage.load(_path(folder, "folder"), like)
+
+
+def _path(value: str | Path, name: str) -> Path:
+    """The path that an argument called `name` gives. Raises UserError for a value of another type."""
+    if not isinstance(value, (str, Path)):
+        raise UserError(f"{name} is the path of a file or folder, as text or a Path, not {value!r}.")
+    return Path(value)
 
 
 def load_task(
@@ -215,6 +222,7 @@ def load_task(
     data: str | Path = "",
     limit: int | None = None,
     model: str = "",
+    context: int | None = None,
     text_columns: Sequence[str] = (),
     label_column: str = "",
     mean: Sequence[float] = (),
@@ -223,10 +231,10 @@ def load_task(
     """Load a task of the command line by its name, such as `cifar10`; see `compression --help`.
 
     `data` is the folder with the data, or the file, `limit` the largest number of examples in each split, and `model`
-    the model whose tokenizer encodes the text. `text_columns` and `label_column` name the columns of a table, `mean`
-    and `std` normalize images otherwise than the task does.
+    the model whose tokenizer encodes the text, for language models in windows of `context` tokens. `text_columns` and
+    `label_column` name the columns of a table, `mean` and `std` normalize images otherwise than the task does.
     """
-    columns: dict[str, Any] = {"text_columns": text_columns, "label_column": label_column}
+    columns: dict[str, Any] = {"context": context, "text_columns": text_columns, "label_column": label_column}
     given: dict[str, Any] = {"task": name, "data": str(data), "limit": limit, "model": model, "mean": mean, "std": std}
     return task_of(Settings(**given, **columns))
 

@@ -14,9 +14,10 @@ DISTRIBUTION = "model-compression-lab"
 
 # Top-level modules that an extra installs, as they are imported. Extras that no module of the lab imports are left out.
 MODULES: dict[str, tuple[str, ...]] = {
+    "language": ("gguf", "rouge_score", "sacrebleu"),
     "postgres": ("psycopg2",),
     "study": ("alembic", "fastapi", "fpdf", "itsdangerous", "pydantic", "starlette", "uvicorn"),
-    "text": ("transformers",),
+    "text": ("tokenizers", "transformers"),
     "tune": ("optuna",),
 }
 

@@ -433,3 +433,14 @@ def test_the_names_of_the_package_are_those_of_its_module():
     tree = ast.parse(Path(lab.__file__).read_text())
     imported = [a.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names]
     assert set(lab.__all__) <= set(imported)
+
+
+@pytest.mark.parametrize("call", [lambda: lab.load(5), lambda: lab.load(None)])
+def test_what_is_no_path_is_refused_in_a_sentence(call):
+    with pytest.raises(lab.CompressionError, match="folder is the path of a file or folder"):
+        call()
+
+
+def test_data_that_is_no_path_is_not_found():
+    with pytest.raises(lab.CompressionError, match="no file or folder data=5"):
+        lab.load_task("text", data=5)

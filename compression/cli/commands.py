@@ -189,12 +189,13 @@ of_task = click.Option(["--task"], default="", help="report over all finished ru
 model = click.Argument(["model"])
 kind = click.Option(
     ["--format", "kind"],
-    type=click.Choice(["onnx", "qcdq", "pth"]),
+    type=click.Choice(["onnx", "qcdq", "pth", "genai"]),
     default="onnx",
     show_default=True,
-    help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone",
+    help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone; genai: a folder of a "
+    "language model for onnxruntime-genai",
 )
-file = click.Option(["--output"], required=True, help="file to write")
+file = click.Option(["--output"], required=True, help="file, or for genai the folder, to write")
 closing = click.Option(["--close-runs"], is_flag=True, help="set runs whose container never started to FAILED")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))

@@ -9,20 +9,26 @@ from typing import TYPE_CHECKING, Any
 
 from compression.deploy.onnx import files
 from compression.deploy.onnx.export import export
-from compression.deploy.parity import check_parity
-from compression.deploy.timing import time_files
+from compression.deploy.onnx.modules import fits_matmul_nbits
+from compression.deploy.parity import Parity, check_parity
+from compression.deploy.timing import Timing, time_files
+from compression.errors import UserError
 from compression.nn import layers
+from compression.nn.quantized import QuantLinear
 from compression.tasks.task import Task, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from compression.nn.inputs import Inputs
+    from compression.tasks.generation import Continuation
+    from compression.tasks.scores import Scores
 
 BATCH_SIZE = 32  # of the timed batch
+WHOLE_WINDOWS = ", whole windows at a time: not all files keep keys and values"  # said of a decoder without a cache
 GZIP = 31  # zlib's number for the largest window, and gzip's header around the data
 # Metrics of one model, and metrics of a run that compares two; whether a higher value is better.
 EFFICIENCY_METRICS = {
@@ -37,6 +43,8 @@ EFFICIENCY_METRICS = {
     "throughput": True,
     "peak_memory_mb": False,
 }
+# Of decoders whose files have a cache: there `latency_ms` is that of one token.
+DECODER_METRICS = {"prefill_ms": False, "decode_ms": False, "tokens_per_second": True, "kv_cache_mb": False}
 COMPARISON_METRICS = {"compression_ratio": True, "speedup": True, "macs_ratio": False, "seconds": False}
 
 
@@ -49,9 +57,9 @@ class Measurement:
     layers: list[dict[str, Any]]  # rows of `layer_table`
     file: Path  # the ONNX file
     onnx: dict[str, float]  # metrics of the ONNX file's outputs, and their difference from the torch model's
-    logits: Tensor = field(repr=False)  # (n, outputs), of the torch model on the test split
-    targets: Tensor = field(repr=False)  # (n,)
+    scores: Scores = field(repr=False)  # of the torch model on the test split
     backend: str = ""  # runtime, execution provider and number of threads of the timings
+    continuations: list[Continuation] = field(default_factory=list, repr=False)  # what a language model writes
 
     def metrics(self) -> dict[str, float]:
         """Return quality and efficiency metrics in one dict."""
@@ -64,33 +72,52 @@ def measure_model(model: nn.Module, task: Task, file: Path, threads: int) -> Mea
     Raises UserError if the model cannot be exported or the file's outputs differ from the model's.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    export(model, task.example(4), file)
-    parity = check_parity(model, file, task.test, task.compute_metrics, threads)
+    parity = _export(model, task, file, threads)
+    written, continuations = task.continuations(model) if task.continuations else ({}, [])
     sizes = {"size_mb": stored_size(file) / 1e6, "size_mb_compressed": compressed_size(file) / 1e6}
     return Measurement(
-        quality=task.compute_metrics(parity.logits, parity.targets) | further_split_metrics(model, task),
+        quality=parity.expected.metrics() | further_split_metrics(model, task) | written,
         efficiency=structure_metrics(model, task.example()) | sizes,
         layers=layer_table(model, task.example()),
         file=file,
         onnx={"onnx_max_difference": parity.max_difference, "onnx_agreement": parity.agreement}
-        | {f"onnx_{name}": value for name, value in parity.quality.items()},
-        logits=parity.logits,
-        targets=parity.targets,
+        | {f"onnx_{name}": value for name, value in parity.actual.metrics().items()},
+        scores=parity.expected,
+        continuations=continuations,
     )
+
+
+def _export(model: nn.Module, task: Task, file: Path, threads: int) -> Parity:
+    """Write the file with the fastest kernels by which it answers as the model does; raises as `measure_model` does."""
+    can_round = any(isinstance(layer, QuantLinear) and fits_matmul_nbits(layer) for layer in model.modules())
+    for rounds_inputs in (True, False) if can_round else (False,):
+        export(model, task.example(4), file, rounds_inputs)
+        try:
+            return check_parity(model, file, task.test, task, threads)
+        except UserError:
+            if not rounds_inputs:
+                raise
+    raise AssertionError("the last way returns or raises")
 
 
 def add_timings(measurements: Sequence[Measurement], task: Task, threads: int, cuda: bool = False) -> list[Measurement]:
     """Return the measurements with the latency, throughput and memory of their files, timed alternately."""
-    timings = time_files([measurement.file for measurement in measurements], task.example(BATCH_SIZE), threads, cuda)
+    # Of long texts with many tokens fewer: a batch of 32 windows of SmolLM2 has 3 GB of logits.
+    batch = task.example(min(BATCH_SIZE, task.test.batch_size(task.outputs)))
+    timings = time_files([measurement.file for measurement in measurements], batch, threads, cuda)
     return [
         replace(
             measurement,
-            efficiency=measurement.efficiency
-            | {name: getattr(timing, name) for name in EFFICIENCY_METRICS if hasattr(timing, name)},
-            backend=timing.backend,
+            efficiency=measurement.efficiency | _timed_metrics(timing),
+            backend=timing.backend + (WHOLE_WINDOWS if task.predicts_tokens and timing.decode_ms is None else ""),
         )
         for measurement, timing in zip(measurements, timings, strict=True)
     ]
+
+
+def _timed_metrics(timing: Timing) -> dict[str, float]:
+    timed = {name: getattr(timing, name, None) for name in EFFICIENCY_METRICS | DECODER_METRICS}
+    return {name: value for name, value in timed.items() if value is not None}
 
 
 def further_split_metrics(model: nn.Module, task: Task) -> dict[str, float]:
@@ -118,10 +145,10 @@ def structure_metrics(model: nn.Module, example: Inputs) -> dict[str, float]:
 
 
 def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
-    """Return a row per prunable layer: name, type, shape, parameters, sparsity, bits per weight, MACs."""
+    """Return a row per linear layer or convolution: name, type, shape, parameters, sparsity, bits per weight, MACs."""
     macs = layers.count_macs(model, example)
     rows = []
-    for name, module in layers.prunable_layers(model).items():
+    for name, module in layers.weighted_layers(model).items():
         weight = layers.weight(module)
         rows.append(
             {
@@ -137,11 +164,13 @@ def layer_table(model: nn.Module, example: Inputs) -> list[dict[str, Any]]:
     return rows
 
 
-def higher_is_better(name: str, task_metric: str) -> bool | None:
-    """Whether higher values of the metric `name` are better; None for an unknown metric."""
-    if name in (task_metric, f"{task_metric}_kept"):
-        return True
-    return (EFFICIENCY_METRICS | COMPARISON_METRICS).get(name)
+def higher_is_better(name: str, quality: str, rises: bool) -> bool | None:
+    """Whether higher values of the metric `name` are better; None for an unknown metric.
+
+    `quality` is the task's metric, and `rises` says whether more of that is better.
+    """
+    known = EFFICIENCY_METRICS | DECODER_METRICS | COMPARISON_METRICS | {quality: rises, f"{quality}_kept": True}
+    return known.get(name)
 
 
 def stored_size(path: Path) -> int:
@@ -161,15 +190,16 @@ def _gzipped_size(path: Path) -> int:
     return size + len(gzip.flush())
 
 
-def compare(before: Measurement, after: Measurement, task_metric: str) -> dict[str, float]:
+def compare(before: Measurement, after: Measurement, task: Task) -> dict[str, float]:
     """Return the metrics of a run: those of `after`, those of `before` as `<name>_before`, and ratios of both.
 
-    `<metric>_kept` and `macs_ratio` are after/before; `compression_ratio` and `speedup` before/after. A ratio whose
-    denominator is zero is left out.
+    `<metric>_kept` is after/before, and before/after where less of the metric is better. `macs_ratio` is after/before;
+    `compression_ratio` and `speedup` before/after. A ratio whose denominator is zero is left out.
     """
     new, old = after.metrics(), before.metrics()
+    quality = new[task.metric], old[task.metric]
     fractions = {
-        f"{task_metric}_kept": (new[task_metric], old[task_metric]),
+        f"{task.metric}_kept": quality if task.higher_is_better else quality[::-1],
         "compression_ratio": (old["size_mb"], new["size_mb"]),
         "speedup": (old["latency_ms"], new["latency_ms"]),
         "macs_ratio": (new["macs"], old["macs"]),

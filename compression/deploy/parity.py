@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from compression.deploy.onnx.decoder import cached_decoder
 from compression.deploy.session import Session
 from compression.errors import UserError
-from compression.tasks.task import Split, predict
+from compression.nn.inputs import answer_rows, answers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
+
+    from compression.deploy.onnx.decoder import CachedDecoder
+    from compression.tasks.scores import Scores
+    from compression.tasks.task import Split, Task
 
 # Beyond these the export is wrong, not merely rounded in another way: the share of equal predictions, and the root mean
 # square of the logits' difference over that of the logits, as a model that always predicts one class agrees with any
@@ -25,6 +29,7 @@ MIN_AGREEMENT, MAX_RELATIVE_ERROR = 0.998, 0.1
 # this many root mean squares of the difference: in integer arithmetic the last bit of a float becomes a whole step now
 # and then, so logits are noisy.
 TIE_TOLERANCE = 4.0
+CONTINUED = 16  # tokens that are decoded one by one: a mistake in the cache shows in the second one
 LARGEST = 1e12  # of a weight, a variance or a logit
 
 
@@ -33,42 +38,112 @@ class Parity:
     """How the outputs of an ONNX file differ from those of its torch model on one split."""
 
     max_difference: float  # largest absolute difference of a logit
-    agreement: float  # share of examples with equal predictions
-    quality: dict[str, float]  # task metrics of the file's outputs
-    logits: Tensor  # (n, outputs), of the torch model
-    targets: Tensor  # (n,)
+    agreement: float  # share of answers that predict the same
+    expected: Scores  # of the torch model
+    actual: Scores  # of the file
 
 
-def check_parity(
-    model: nn.Module, path: Path, split: Split, metrics: Callable[[Tensor, Tensor], dict[str, float]], threads: int
-) -> Parity:
-    """Compare the file and the model on `split`; `metrics` computes task metrics from logits and targets.
+@dataclass
+class _Comparison:
+    """Sums over the answers of a model and of its file, batch by batch."""
+
+    expected: Scores
+    actual: Scores
+    largest: Tensor = field(default_factory=lambda: torch.zeros(()))  # difference of a logit
+    # Squares of the logits and of their differences, summed; counts of logits.
+    squares: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    logits: int = 0
+    distances: list[Tensor] = field(default_factory=list)  # of each answer of the file from the model's, `(n,)`
+
+    def add(self, expected: Tensor, actual: Tensor, targets: Tensor) -> None:
+        """Compare answers `(n, outputs)` of the model and the file."""
+        self.expected.add(expected, targets)
+        self.actual.add(actual, targets)
+        difference = actual - expected
+        self.largest = torch.maximum(self.largest, difference.abs().max())
+        self.squares += torch.stack([expected.double().square().sum(), difference.double().square().sum()])
+        self.logits += expected.numel()
+        self.distances.append(_distance(expected, actual))
+
+    @property
+    def count(self) -> int:
+        """How many answers were compared."""
+        return sum(map(len, self.distances))
+
+    @property
+    def relative_error(self) -> float:
+        """The root mean square of the logits' difference over that of the logits."""
+        return (self.squares[1] / self.squares[0].clamp_min(1e-12 * self.logits)).sqrt().item()
+
+    def differs(self, outputs: int) -> bool:
+        """Whether more answers than chance allows predict something else, or the logits are of another size."""
+        disagreements = self.count * (1 - self.agreement(outputs))
+        return disagreements > max_disagreements(self.count) or not self.relative_error <= MAX_RELATIVE_ERROR
+
+    def agreement(self, outputs: int) -> float:
+        """The share of answers that predict the same."""
+        error = (self.squares[1] / self.logits).sqrt()
+        allowed = TIE_TOLERANCE * error if outputs > 1 else torch.ones(())
+        return (torch.cat(self.distances).double() <= allowed).double().mean().item()
+
+
+@torch.inference_mode()
+def check_parity(model: nn.Module, path: Path, split: Split, task: Task, threads: int) -> Parity:
+    """Compare the file and the model on `split`.
 
     Raises UserError if more predictions than `max_disagreements` differ, or if the root mean square of the logits'
-    difference is over `MAX_RELATIVE_ERROR` of that of the logits; of a model that diverged, it says so.
+    difference is over `MAX_RELATIVE_ERROR` of that of the logits; also of a model that diverged, saying so. A file with
+    a cache is also held to continue a text as the model does.
     """
-    expected, targets = predict(model, split)
-    actual = Session(path, threads).predict(split)
-    difference = actual - expected
-    agreement = _is_same_prediction(expected, actual).float().mean().item()
-    max_difference = difference.abs().max().item()
-    relative_error = (difference.square().mean() / expected.square().mean().clamp_min(1e-12)).sqrt().item()
-    if len(targets) * (1 - agreement) > max_disagreements(len(targets)) or not relative_error <= MAX_RELATIVE_ERROR:
-        if exploded := _exploded_tensor(model, expected):
+    session, found = Session(path, threads), _Comparison(task.scores(split), task.scores(split))
+    for inputs, targets in split.to("cpu").batches(split.batch_size(task.outputs)):
+        expected, wanted = answers(model, inputs, targets)
+        found.add(expected.float(), answer_rows(session(inputs), targets)[0], wanted)
+    agreement = found.agreement(task.outputs)
+    if found.differs(task.outputs) or not found.expected.largest <= LARGEST:
+        if exploded := _exploded_tensor(model, found.expected.largest):
             raise UserError(
                 f"The model's training has diverged, so no file can give its answers: {exploded}; train it with a "
                 "lower learning_rate, or clip=1."
             )
         raise UserError(
             f"The ONNX file gives other predictions than the model on {1 - agreement:.1%} of the examples "
-            f"(logits differ by up to {max_difference:.3g}), so it cannot be deployed."
+            f"(logits differ by up to {found.largest:.3g}), so it cannot be deployed."
         )
-    return Parity(max_difference, agreement, metrics(actual, targets), expected, targets)
+    if (decoder := cached_decoder(model)) is not None and session.has_cache:
+        _check_continuation(decoder, session, split.select(torch.zeros(1, dtype=torch.int64)), task)
+    return Parity(found.largest.item(), agreement, found.expected, found.actual)
 
 
-def _exploded_tensor(model: nn.Module, logits: Tensor) -> str:
-    """Name a tensor of the model, or its logits, that is not finite or larger than any that a training leaves."""
-    for name, tensor in {**model.state_dict(), "the largest output": logits}.items():
+def _check_continuation(decoder: CachedDecoder, session: Session, window: Split, task: Task) -> None:
+    """Raise UserError if the file continues half a window otherwise, token by token, than the model does."""
+    inputs, targets = next(window.to("cpu").batches(1))
+    assert isinstance(inputs, dict)  # of token ids
+    ids = inputs["input_ids"]
+    half = ids.shape[1] // 2
+    found = _Comparison(task.scores(window), task.scores(window))
+    kept, past = tuple(decoder.empty(1).values()), session.empty_cache(1)
+    for piece, wanted in zip(_pieces(ids, half), _pieces(targets, half), strict=True):
+        expected, *kept = decoder(piece, *kept)
+        actual, past = session.step(piece, past)
+        # The first piece was compared with all other windows.
+        if piece.shape[1] == 1:
+            found.add(expected.flatten(0, 1).float(), actual.flatten(0, 1), wanted.flatten())
+    if found.count and found.differs(task.outputs):
+        raise UserError(
+            f"The ONNX file continues texts otherwise than the model: {1 - found.agreement(task.outputs):.1%} of the "
+            f"tokens differ (logits by up to {found.largest:.3g}), so it cannot be deployed."
+        )
+
+
+def _pieces(tokens: Tensor, half: int) -> list[Tensor]:
+    """Cut the first `half` off `tokens` `(1, length)`, and the next ones one by one, `CONTINUED` at most."""
+    return [tokens[:, :half], *torch.split(tokens[:, half : half + CONTINUED], 1, dim=1)]
+
+
+def _exploded_tensor(model: nn.Module, largest_output: Tensor) -> str:
+    """Name a tensor of the model, or its outputs, that is not finite or larger than any that a training leaves."""
+    for name, tensor in {**model.state_dict(), "the largest output": largest_output}.items():
         if tensor.is_floating_point() and tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
             return f"{name} is {largest:.3g}"
     return ""
@@ -83,9 +158,12 @@ def max_disagreements(count: int) -> float:
     return expected + 2 * math.sqrt(expected)
 
 
-def _is_same_prediction(expected: Tensor, actual: Tensor) -> Tensor:
-    """Compare logits `(n, outputs)`: bool `(n,)`, for one output (regression) `(n, 1)` with a tolerance of 5 %."""
+def _distance(expected: Tensor, actual: Tensor) -> Tensor:
+    """Return how far answers `(n, outputs)` of the file are from predicting what the model's do, `(n,)`.
+
+    By how much the model's logit of the file's class is below its largest; for one output (regression) in tolerances of
+    5%, plus 0.05.
+    """
     if expected.shape[1] == 1:
-        return torch.isclose(expected, actual, atol=0.05, rtol=0.05)
-    margin = expected.amax(1) - expected.gather(1, actual.argmax(1, keepdim=True)).squeeze(1)
-    return margin <= TIE_TOLERANCE * (actual - expected).square().mean().sqrt()
+        return ((actual - expected).abs() / (0.05 + 0.05 * actual.abs())).squeeze(1)
+    return expected.amax(1) - expected.gather(1, actual.argmax(1, keepdim=True)).squeeze(1)

@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from compression.deploy import cache
 from compression.deploy.onnx.export import named_inputs
 from compression.nn.inputs import Inputs, map_inputs
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from compression.tasks.task import Split
 
 
 class Session:
@@ -27,10 +26,21 @@ class Session:
         self.session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
 
     def __call__(self, inputs: Inputs) -> Tensor:
-        """Return the logits `(batch, outputs)` of a prepared batch, on the CPU."""
+        """Return the logits of a prepared batch, as `nn.inputs.forward` does, on the CPU."""
         feeds = {name: t.numpy() for name, t in named_inputs(map_inputs(Tensor.cpu, inputs)).items()}
+        feeds |= self.empty_cache(len(next(iter(feeds.values()))))
         return torch.from_numpy(self.session.run(["logits"], feeds)[0])
 
-    def predict(self, split: Split, batch_size: int = 500) -> Tensor:
-        """Return the logits `(n, outputs)` of a whole split."""
-        return torch.cat([self(inputs) for inputs, _ in split.to("cpu").batches(batch_size)])
+    @property
+    def has_cache(self) -> bool:
+        """Whether the file takes and gives keys and values."""
+        return bool(self.empty_cache(1))
+
+    def empty_cache(self, batch: int) -> cache.Cache:
+        """Return the cache before the first token of `batch` texts; without entries for a file that has none."""
+        return cache.empty(self.session, batch)
+
+    def step(self, ids: Tensor, past: cache.Cache) -> tuple[Tensor, cache.Cache]:
+        """Read the tokens `ids` `(batch, length)` after those in `past`: their logits, and the cache with them."""
+        logits, kept = cache.step(self.session, ids.numpy(), past)
+        return torch.from_numpy(logits), kept

@@ -27,11 +27,16 @@ if TYPE_CHECKING:
 class Timing:
     """Time and memory of one file in ONNX Runtime."""
 
-    latency_ms: float  # of one example, median
+    latency_ms: float  # of one example, median; of a decoder with a cache one token
     latency_ms_p95: float  # 95th percentile
     throughput: float  # examples per second, in batches
     peak_memory_mb: float  # MB (1e6 bytes) over the bare runtime's
     backend: str  # runtime, execution provider and number of threads
+    # Of decoders with a cache, one text at a time:
+    prefill_ms: float | None = None  # a whole window, median
+    decode_ms: float | None = None  # one token at the end of a window, median
+    tokens_per_second: float | None = None  # of such tokens, on average
+    kv_cache_mb: float | None = None  # keys and values of a whole window
 
 
 def time_files(paths: list[Path], example: Inputs, threads: int, cuda: bool = False) -> list[Timing]:

@@ -2,7 +2,7 @@
 
 Every model carries `spec`, a dictionary that JSON can hold: `rebuild(spec)` makes the same architecture
 without its weights, so that no checkpoint ever needs pickle. Installed packages bring more models by entry points of
-the group `compression.models`, each named `image.<name>` or `text.<name>`.
+the group `compression.models`, each named `image.<name>`, `text.<name>` or `language.<name>`.
 """
 
 from __future__ import annotations
@@ -46,10 +46,15 @@ class TaskInterface(Protocol):
         """Whether the inputs are images; if not, they are token ids."""
 
     @property
+    def predicts_tokens(self) -> bool:
+        """Whether each token of a text is predicted from those before it."""
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The tokenizer of a text task."""
 
 
+GGUF = "gguf:"  # before the file of a language model in the format of llama.cpp
 OWN = "own"  # the builder of a model that comes from somebody's own code
 SEPARATE = "separate_attention"  # the entry of a spec that says that `nn.attention` made linear layers of attentions
 
@@ -148,9 +153,19 @@ _IMAGE_MODELS = {
 }
 TRAINING_WORDS = "words of the training data"  # the name of a tokenizer that was made of them
 _TEXT_MODELS = {"lstm": "compression.models.lstm:lstm"}
+_LANGUAGE_MODELS = {
+    "lstm_lm": "compression.models.language:lstm_lm",
+    "decoder": "compression.models.language:decoder",
+}
 IMAGE_MODELS = Registry("model", _IMAGE_MODELS, "compression.models", ["image"])
 TEXT_MODELS = Registry("model", _TEXT_MODELS, "compression.models", ["text"])
-MODELS = Registry("model", _IMAGE_MODELS | _TEXT_MODELS, "compression.models", ["image", "text"])
+LANGUAGE_MODELS = Registry("model", _LANGUAGE_MODELS, "compression.models", ["language"])
+MODELS = Registry(
+    "model",
+    _IMAGE_MODELS | _TEXT_MODELS | _LANGUAGE_MODELS,
+    "compression.models",
+    ["image", "text", "language"],
+)
 
 
 def build(name: str, task: TaskInterface) -> nn.Module:
@@ -159,11 +174,15 @@ def build(name: str, task: TaskInterface) -> nn.Module:
     The lab's own models get new random weights; a Hugging Face hub name or folder gives pretrained ones. Raises
     UserError for a name that is unknown, does not suit the task, or cannot be downloaded.
     """
-    suitable = IMAGE_MODELS if task.takes_images else TEXT_MODELS
+    if name.startswith(GGUF) and not task.predicts_tokens:
+        raise UserError(f"{name} predicts the next token, and {task.name} is another task; take language/… for it.")
+    suitable = IMAGE_MODELS if task.takes_images else LANGUAGE_MODELS if task.predicts_tokens else TEXT_MODELS
     if name in MODELS and name not in suitable:
         raise UserError(f"The model {name} is not for {task.name}; take {_choices(suitable)}.")
     if task.takes_images and (name in suitable or not is_huggingface(name)):
         return _built(name, {"outputs": task.outputs, "input_shape": list(task.input_shape), "width": 1.0})
+    if task.predicts_tokens and name in suitable:
+        return _built(name, {"tokens": task.outputs, "width": 1.0})
     if not task.takes_images and name in suitable:
         assert task.tokenizer is not None  # every text task has one
         return _built(name, {"outputs": task.outputs, "vocabulary": len(task.tokenizer), "width": 1.0})
@@ -174,7 +193,12 @@ def build(name: str, task: TaskInterface) -> nn.Module:
             f"{name} reads the tokens of its own tokenizer, and the texts of {task.name} are encoded for a model of "
             f"the lab: give model={name}, and the lab's model as the student."
         )
-    return huggingface.load_pretrained(name, task)
+    if name.startswith(GGUF):
+        from compression.models import gguf
+
+        return gguf.load(name, task)
+    load = huggingface.load_language_model if task.predicts_tokens else huggingface.load_pretrained
+    return load(name, task)
 
 
 def spec_of(model: nn.Module) -> dict[str, Any]:
@@ -192,7 +216,7 @@ def rebuild(spec: Mapping[str, Any]) -> nn.Module:
         from compression.models import huggingface
 
         shape = spec.get("arguments", {}).get("input_shape", ())
-        return _with_modules(huggingface.build_from_config(spec["config"], shape), spec)
+        return _with_modules(huggingface.build_from_config(spec["config"], shape, spec.get("head", "")), spec)
     model = _make_own(spec) if spec["builder"] == OWN else _build_own(spec["builder"], spec["arguments"])
     return _with_modules(model, spec)
 
@@ -213,6 +237,8 @@ def zero_inputs(model: nn.Module, n: int) -> Tensor | dict[str, Tensor]:
     arguments = spec_of(model).get("arguments", {})
     if shape := arguments.get("input_shape"):
         return torch.zeros(n, *shape)
+    if "tokens" in arguments or spec_of(model).get("head"):
+        return {"input_ids": torch.zeros(n, 8, dtype=torch.int64)}
     if (config := transformers_config(model)) is not None:
         from compression.models import huggingface
 
@@ -250,12 +276,13 @@ def _with_modules(model: nn.Module, spec: Mapping[str, Any]) -> nn.Module:
 
 def is_huggingface(name: str) -> bool:
     """Whether a name that is none of the lab's is a folder, or one of the hub: OWNER/NAME."""
-    return bool(name) and ("/" in name or Path(name).is_dir())
+    return not name.startswith(GGUF) and bool(name) and ("/" in name or Path(name).is_dir())
 
 
 def _choices(suitable: Mapping[str, str]) -> str:
     """List the models that a task can have, as part of a sentence."""
-    more = " or any Hugging Face hub name or folder" if suitable is TEXT_MODELS else ""
+    more = "" if suitable is IMAGE_MODELS else " or any Hugging Face hub name or folder"
+    more += ", or gguf:FILE" if suitable is LANGUAGE_MODELS else ""
     return f"{', '.join(suitable)}{more}"
 
 
@@ -273,5 +300,6 @@ def _build_own(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             f"Hugging Face hub, or a folder; those for text {_choices(TEXT_MODELS)}."
         )
     model: nn.Module = MODELS.load(name)(**arguments)
-    model.spec = {"builder": name, "arguments": dict(arguments)}  # type: ignore[assignment]
+    if not hasattr(model, "spec"):  # one of transformers has that of its config
+        model.spec = {"builder": name, "arguments": dict(arguments)}  # type: ignore[assignment]
     return model

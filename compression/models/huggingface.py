@@ -1,4 +1,4 @@
-"""Classifiers in the Hugging Face format, of text or images: from the hub, a mirror, the hub's cache, or a folder."""
+"""Classifiers of text or images and language models in the Hugging Face format: from the hub, a mirror, or a folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -25,7 +28,7 @@ from transformers import (
 
 from compression.errors import UserError, first_line
 from compression.files import require_regular_files
-from compression.models import classes, hub, skeleton
+from compression.models import GGUF, classes, hub, skeleton
 from compression.models.conv1d import linearize
 from compression.models.padding import position_tables, share_padding
 from compression.nn.inputs import forward
@@ -44,8 +47,16 @@ ATTENTION = "eager"
 # The share of a model's embeddings that its tokenizer has words for, at least: embeddings are padded by up to 2% (Phi).
 # For a folder without a tokenizer, transformers makes one of a handful of special tokens.
 MIN_VOCABULARY = 0.9
-# The classes of configs that transformers makes classifiers of, and those classifiers.
+# The classes of configs that transformers makes classifiers and language models of, and those models.
 TEXT, IMAGES = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+LANGUAGE = MODEL_FOR_CAUSAL_LM_MAPPING
+NEXT_TOKEN = "next_token"  # the head, in a spec, of a model that predicts each token from those before it
+NO_DECODER = "does not predict the next token; choose a decoder such as GPT-2 or Llama"
+_KINDS = {  # what a config of each mapping is of, and what is said of one that is not in it
+    id(TEXT): ("text model", "cannot classify text; choose an encoder such as BERT"),
+    id(IMAGES): ("model for images", "cannot classify images; choose one such as ViT or ResNet"),
+    id(LANGUAGE): ("language model", NO_DECODER),
+}
 
 
 def load_pretrained(name: str, task: TaskInterface) -> nn.Module:
@@ -80,14 +91,58 @@ def load_pretrained(name: str, task: TaskInterface) -> nn.Module:
     return attach_spec(model, task.input_shape)
 
 
-def build_from_config(config: Mapping[str, Any], input_shape: Sequence[int] = ()) -> nn.Module:
+def load_language_model(name: str, task: TaskInterface) -> nn.Module:
+    """Load the pretrained decoder `name` in float32.
+
+    Its input is `input_ids` `(batch, length)`; its output holds `logits` `(batch, length, tokens)`. Raises UserError if
+    it cannot be loaded, is no decoder, or reads another vocabulary than the task's text is written in.
+    """
+    config = _load_language_config(name)
+    _check_vocabulary(name, config, task)
+    config.use_cache = False  # of keys and values: whole windows are read at once
+    if Path(name).is_dir():
+        _require_affordable(name, config, AutoModelForCausalLM)
+    load: Callable[..., PreTrainedModel] = AutoModelForCausalLM.from_pretrained
+    model = _load(name, load, "language model", config=config, attn_implementation=ATTENTION, dtype=torch.float32)
+    return attach_spec(model, head=NEXT_TOKEN)
+
+
+def load_language_tokenizer(name: str) -> tuple[PreTrainedTokenizerBase, int, int | None]:
+    """Load the tokenizer of the decoder `name`; also how many tokens it tells apart, and its positions, if it has any.
+
+    Raises UserError if it cannot be loaded, or is not the model's own.
+    """
+    if name.startswith(GGUF):
+        from compression.models import gguf  # which builds its models here
+
+        own, described = gguf.load_tokenizer(name)
+        return own, described["vocab_size"], described["max_position_embeddings"]
+    config = _load_language_config(name)
+    tokenizer = _own_tokenizer(name, config)
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+    return tokenizer, _vocabulary_size(config), positions
+
+
+def _load_language_config(name: str) -> PretrainedConfig:
+    """Load the config of a decoder. Raises UserError for one of an encoder, which sees the token it should predict."""
+    config = _load_config(name, LANGUAGE)
+    heads = config.architectures or []
+    is_decoder = any(head.endswith(("ForCausalLM", "LMHeadModel")) for head in heads)
+    if not is_decoder and (heads or type(config) in MODEL_FOR_MASKED_LM_MAPPING):
+        raise UserError(f"{name} ({heads[0] if heads else config.model_type}) {NO_DECODER}.")
+    return config
+
+
+def build_from_config(config: Mapping[str, Any], input_shape: Sequence[int] = (), head: str = "") -> nn.Module:
     """Build a model with new random weights from the config in its spec; needs no network.
 
-    `input_shape` is `(channels, height, width)` of the images of one that takes images.
+    `input_shape` is `(channels, height, width)` of the images of one that takes images; `head` is NEXT_TOKEN for a
+    language model, empty for a classifier.
     """
     made = AutoConfig.for_model(**config)
-    build: Callable[..., PreTrainedModel] = _auto_class(made).from_config
-    return attach_spec(build(made, attn_implementation=ATTENTION, trust_remote_code=False), input_shape)
+    auto = AutoModelForCausalLM if head == NEXT_TOKEN else _auto_class(made)
+    build: Callable[..., PreTrainedModel] = auto.from_config
+    return attach_spec(build(made, attn_implementation=ATTENTION, trust_remote_code=False), input_shape, head)
 
 
 def is_made_by_config(model: PreTrainedModel) -> bool:
@@ -120,16 +175,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises UserError if it cannot be loaded, has no padding token, or is not the model's own.
     """
-    load: Callable[..., PreTrainedTokenizerBase] = AutoTokenizer.from_pretrained
-    tokenizer = _load(name, load)
-    if not _fills_embeddings(len(tokenizer), _load_config(name)):
-        raise UserError(
-            f"{name} has no tokenizer of its own: the one that is found knows {len(tokenizer)} words, and the model "
-            f"{_vocabulary_size(_load_config(name))}; put the tokenizer's files (tokenizer.json, …) next to its config."
-        )
+    tokenizer = _own_tokenizer(name, _load_config(name))
     if tokenizer.pad_token is None:
         raise UserError(f"The tokenizer of {name} has no padding token; choose an encoder such as BERT.")
     tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def _own_tokenizer(name: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model `name`. Raises UserError where the one that is found is not the model's own."""
+    load: Callable[..., PreTrainedTokenizerBase] = AutoTokenizer.from_pretrained
+    tokenizer = _load(name, load)
+    if not _fills_embeddings(len(tokenizer), config):
+        raise UserError(
+            f"{name} has no tokenizer of its own: the one that is found knows {len(tokenizer)} words, and the model "
+            f"{_vocabulary_size(config)}; put the tokenizer's files (tokenizer.json, …) next to its config."
+        )
     return tokenizer
 
 
@@ -180,11 +241,11 @@ def _input_names(config: PretrainedConfig, token_types: int) -> list[str]:
 
 
 def _load_config(name: str, kinds: Any = TEXT) -> PretrainedConfig:
-    """Load the config of the model `name`. Raises UserError if it has no form that classifies what `kinds` do."""
-    config = _load(name, _read_config, what="text model" if kinds is TEXT else "model for images")
+    """Load the config of the model `name`. Raises UserError if `kinds` has no model of such a config."""
+    what, advice = _KINDS[id(kinds)]
+    config = _load(name, _read_config, what)
     if type(config) not in kinds:
-        advice = "text; choose an encoder such as BERT" if kinds is TEXT else "images; choose one such as ViT or ResNet"
-        raise UserError(f"{name} ({config.model_type}) cannot classify {advice}.")
+        raise UserError(f"{name} ({config.model_type}) {advice}.")
     return config
 
 
@@ -196,12 +257,12 @@ def _read_config(name: str, **options: Any) -> PretrainedConfig:
     return config
 
 
-def _require_affordable(folder: str, config: PretrainedConfig) -> None:
+def _require_affordable(folder: str, config: PretrainedConfig, auto: Any = None) -> None:
     """Raise UserError if a folder's files are too small for the model that its config describes."""
     stored = sum(path.stat().st_size for path in Path(folder).iterdir() if path.is_file())
     try:
         with skeleton.without_weights(stored // 1000):
-            build: Callable[..., PreTrainedModel] = _auto_class(config).from_config
+            build: Callable[..., PreTrainedModel] = (auto or _auto_class(config)).from_config
             model = build(copy.deepcopy(config), attn_implementation=ATTENTION, trust_remote_code=False)
         skeleton.require_affordable(skeleton.nbytes(model), stored)
     except Exception as error:  # as in `_load`
@@ -234,10 +295,16 @@ def _check_vocabulary(name: str, config: PretrainedConfig, task: TaskInterface) 
     own, words = read_vocabulary(name), task.tokenizer.get_vocab()
     # Where the tokenizer that is found for `name` cannot be its own, the task's has to fill the embeddings at least.
     if own != words if _fills_embeddings(len(own), config) else not _fills_embeddings(len(words), config):
-        raise UserError(
-            f"{name} reads another vocabulary than {task.tokenizer.name_or_path}, whose tokenizer encodes the texts of "
-            f"{task.name}; take models of one vocabulary, or give model={name}."
-        )
+        raise other_vocabulary(name, task)
+
+
+def other_vocabulary(name: str, task: TaskInterface) -> UserError:
+    """Return the refusal of the model `name`, which takes the token ids of the task's texts for other words."""
+    assert task.tokenizer is not None  # they are the ids of one
+    return UserError(
+        f"{name} reads another vocabulary than {task.tokenizer.name_or_path}, whose tokenizer encodes the texts of "
+        f"{task.name}; take models of one vocabulary, or give model={name}."
+    )
 
 
 def _class_names(name: str, config: PretrainedConfig) -> list[str]:
@@ -297,15 +364,16 @@ def _not_found_message(name: str, what: str, error: Exception) -> str:
     )
 
 
-def attach_spec(model: PreTrainedModel, input_shape: Sequence[int] = ()) -> nn.Module:
+def attach_spec(model: PreTrainedModel, input_shape: Sequence[int] = (), head: str = "") -> nn.Module:
     """Make its layers those that the lab knows, set the model's `spec`, and return it.
 
-    `input_shape` is `(channels, height, width)` of images; empty for text.
+    `input_shape` is `(channels, height, width)` of images, empty for text; `head` is as for `build_from_config`.
     """
     linearize(model)
     # Through JSON, so that the spec equals what is read back from a file (JSON's keys are strings).
     config = json.loads(model.config.to_json_string(use_diff=False))
     del config["_name_or_path"]  # a folder on this machine, which means nothing on another
     shape = {"arguments": {"input_shape": list(input_shape)}} if input_shape else {}
-    model.spec = {"builder": "huggingface", "config": config, **shape}  # type: ignore[assignment]
+    heads = {"head": head} if head else {}
+    model.spec = {"builder": "huggingface", "config": config, **shape, **heads}  # type: ignore[assignment]
     return model

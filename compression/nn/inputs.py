@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 Inputs = Tensor | dict[str, Tensor]
+IGNORED = -100  # the target of what is no answer, such as padding: torch's losses leave it out, too
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
@@ -36,8 +37,27 @@ def attention_mask(inputs: Inputs) -> Tensor | None:
     return None if tokens is None else torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
 
 
+def answers(model: nn.Module, inputs: Inputs, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits `(answers, outputs)` that a model is trained and judged by, and the target of each.
+
+    They are those of each example of the batch or, where examples have a target for each token, of each token that has
+    one. Raises UserError as `forward` does.
+    """
+    return answer_rows(forward(model, inputs), targets)
+
+
+def answer_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and targets of `answers`, from logits of the shape of `targets` and `outputs`."""
+    if targets.ndim == 1:
+        return logits, targets
+    has_target = targets != IGNORED
+    return logits[has_target], targets[has_target]
+
+
 def forward(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Return the model's logits `(batch, outputs)`, for images as one tensor or text as named tensors.
+    """Return the model's logits, for images as one tensor or text as named tensors.
+
+    They are `(batch, outputs)`, of a language model `(batch, length, outputs)`.
 
     A model returns them as they are, under the name `logits`, or as the first of several outputs. Raises UserError if
     it does neither.

@@ -70,9 +70,33 @@ STORABLE: tuple[type[nn.Module], ...] = (
 )
 
 
-def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the layers whose weights count for sparsity, by name: linear and convolution, no norms or embeddings."""
+def weighted_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the linear layers and convolutions, in floats or compressed, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, PRUNABLE)}
+
+
+def prunable_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers whose weights count for sparsity, by name: linear and convolution, no norms or embeddings.
+
+    Nor the output layers of `tied_layers`, whose zeros would be those of an embedding.
+    """
+    tied = tied_layers(model)
+    return {name: module for name, module in weighted_layers(model).items() if name not in tied}
+
+
+def tied_layers(model: nn.Module) -> dict[str, str]:
+    """Return the layers whose weight is that of an embedding, too, by name; each with the embedding's name.
+
+    Press and Wolf 2016, arXiv:1608.05859: the output layer of most small language models.
+    """
+    # Not `module.weight`, which integer layers compute.
+    weights = {name: module._parameters.get("weight") for name, module in model.named_modules()}
+    embeddings = {id(weights[name]): name for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
+    return {
+        name: embeddings[id(weight)]
+        for name, weight in weights.items()
+        if weight is not None and id(weight) in embeddings and embeddings[id(weight)] != name
+    }
 
 
 def original_name(model: nn.Module, name: str) -> str:
@@ -144,6 +168,6 @@ def count_macs(model: nn.Module, example: Inputs) -> dict[str, int]:
         names.setdefault(module, []).append(name)
     owned = {
         name: sum(counts.get(f"{prefix}.{alias}", 0) for alias in names[module])
-        for name, module in prunable_layers(copied).items()
+        for name, module in weighted_layers(copied).items()
     }
     return owned | {"": counts.get("Global", 0) - sum(owned.values())}

@@ -1,4 +1,4 @@
-"""Structured pruning of transformers: attention heads, feed-forward neurons, hidden dimensions, whole layers.
+"""The parts of transformers, and cutting them: attention heads, feed-forward neurons, hidden dimensions, whole layers.
 
 Every cut changes the model in place: weights, masks, the size attributes of the modules, and the model's config. A
 BERT config has one `num_attention_heads`, `intermediate_size`, `hidden_size` and `num_hidden_layers` for all layers,
@@ -8,6 +8,9 @@ and implies heads of hidden_size / num_attention_heads dimensions. Therefore:
   hidden size cut together so that their quotient is still the size of a head;
 - it refuses the shapes of a model whose heads were cut without the hidden size, or whose layers differ. Such a model
   is loaded by `models.storage.load`; its config has the sizes of each layer in `heads_per_layer` and `ffn_per_layer`.
+
+A decoder's config states the size of its heads, so that they go without the hidden size. Where several query heads
+share a key and value (Ainslie et al. 2023, arXiv:2305.13245), they are cut together.
 """
 
 from __future__ import annotations
@@ -39,8 +42,10 @@ class Architecture:
     output: str
     up: str
     down: str
-    heads: str  # the attribute of the attention with the number of heads
+    heads: str  # the attribute of the attention with the number of heads; empty if it counts none
     width: str = "intermediate_size"  # the config entry for the neurons between up and down
+    gate: str = ""  # the layer that gates the neurons of `up` (Shazeer 2020, arXiv:2002.05202), if there is one
+    states_head_size: bool = True  # whether the config can have any number of heads, whatever the hidden size
 
 
 _BERT = Architecture(
@@ -67,7 +72,47 @@ _DISTILBERT = Architecture(
     "hidden_dim",
 )
 _LIKE_BERT = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie", "data2vec-text")
-ARCHITECTURES = {"distilbert": _DISTILBERT} | dict.fromkeys((*_LIKE_BERT, "roberta-prelayernorm"), _BERT)
+ENCODERS = {"distilbert": _DISTILBERT} | dict.fromkeys((*_LIKE_BERT, "roberta-prelayernorm"), _BERT)
+_LLAMA = Architecture(
+    "layers",
+    "self_attn",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+    heads="",
+    gate="mlp.gate_proj",
+)
+_OPT = Architecture(
+    "decoder.layers",
+    "self_attn",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "fc1",
+    "fc2",
+    "num_heads",
+    "ffn_dim",
+    states_head_size=False,
+)
+_GPT2 = Architecture(
+    "h",
+    "attn",
+    "attn.c_attn",  # query, key and value in one layer
+    "attn.c_attn",
+    "attn.c_attn",
+    "attn.c_proj",
+    "mlp.c_fc",
+    "mlp.c_proj",
+    "num_heads",
+    "n_inner",
+    states_head_size=False,
+)
+DECODERS = {"gpt2": _GPT2, "opt": _OPT} | dict.fromkeys(("llama", "mistral", "qwen2"), _LLAMA)
+ARCHITECTURES = ENCODERS | DECODERS
 
 
 @dataclass(frozen=True)
@@ -81,16 +126,23 @@ class Block:
     output: nn.Linear  # (hidden, heads * head_size)
     up: nn.Linear  # (neurons, hidden)
     down: nn.Linear  # (hidden, neurons)
+    gate: nn.Linear | None = None  # (neurons, hidden)
 
     @property
     def head_size(self) -> int:
         """Dimensions of one head."""
-        return int(self.attention.attention_head_size)
+        return _head_size(self.attention)
 
     @property
     def heads(self) -> int:
         """Number of attention heads."""
-        return self.query.out_features // self.head_size
+        fused = 3 if self.query is self.key else 1  # query, key and value in one layer
+        return self.query.out_features // fused // self.head_size
+
+    @property
+    def head_groups(self) -> int:
+        """Number of keys and values, each shared by as many query heads: as many as heads, if each has its own."""
+        return self.heads if self.query is self.key else self.key.out_features // self.head_size
 
     @property
     def neurons(self) -> int:
@@ -101,6 +153,20 @@ class Block:
 def is_transformer(model: nn.Module) -> bool:
     """Whether `model` is a Hugging Face transformer of a type in `ARCHITECTURES`."""
     return getattr(getattr(model, "config", None), "model_type", None) in ARCHITECTURES
+
+
+def is_decoder(model: nn.Module) -> bool:
+    """Whether `model` is a Hugging Face transformer of a type in `DECODERS`, which reads from left to right."""
+    return getattr(getattr(model, "config", None), "model_type", None) in DECODERS
+
+
+def require_encoder(model: nn.Module, what: str) -> None:
+    """Raise UserError if `model` is a decoder; `what` is the part of the sentence before "a LlamaForCausalLM"."""
+    if is_decoder(model):
+        raise UserError(
+            f"{what} a {type(model).__name__}, which reads from left to right; it takes an encoder of the type "
+            f"{', '.join(ENCODERS)}."
+        )
 
 
 def architecture(model: nn.Module) -> Architecture:
@@ -122,7 +188,7 @@ def layers(model: nn.Module) -> nn.ModuleList:
 def blocks(model: nn.Module) -> list[Block]:
     """Return the parts of every layer, in order. Raises UserError if linear layers were decomposed before."""
     a = architecture(model)
-    parts = (a.attention, a.query, a.key, a.value, a.output, a.up, a.down)
+    parts = (a.attention, a.query, a.key, a.value, a.output, a.up, a.down, *([a.gate] if a.gate else []))
     found = [Block(*(layer.get_submodule(part) for part in parts)) for layer in layers(model)]  # type: ignore[arg-type]
     if not all(isinstance(block.query, nn.Linear) and isinstance(block.up, nn.Linear) for block in found):
         raise UserError("The linear layers of this transformer are decomposed: prune it first, then decompose it.")
@@ -144,16 +210,19 @@ def record_hidden_states(model: nn.Module) -> Iterator[list[tuple[Tensor, Tensor
 def cut_heads(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     """Keep only the heads `keep` of one layer's attention; the logits equal those with the other heads masked.
 
-    If `keep` is empty, one head stays with its output weights at zero, since transformers needs at least one.
+    Where queries share keys and values, `keep` counts these, and all queries of each stay. If it is empty, one head
+    stays with its output weights at zero, since transformers needs at least one.
     """
     block = blocks(model)[layer]
-    rows = _head_rows(keep or [0], block.head_size)
-    for projection in (block.query, block.key, block.value):
+    shared = block.heads // block.head_groups * block.head_size  # rows of the queries of one key
+    of_queries, of_keys = (_head_rows(keep or [0], size) for size in (shared, block.head_size))
+    for projection, rows in ((block.query, of_queries), (block.key, of_keys), (block.value, of_keys)):
         index_select_layer(projection, rows, dim=0)
-    index_select_layer(block.output, rows, dim=1)
+    index_select_layer(block.output, of_queries, dim=1)
     if not keep:
         nn.init.zeros_(block.output.weight)
-    setattr(block.attention, architecture(model).heads, block.heads)
+    if attribute := architecture(model).heads:
+        setattr(block.attention, attribute, block.heads)
     if hasattr(block.attention, "all_head_size"):
         block.attention.all_head_size = block.query.out_features
     update_config(model)
@@ -166,7 +235,8 @@ def cut_ffn(model: nn.Module, layer: int, keep: Sequence[int]) -> None:
     """
     block = blocks(model)[layer]
     rows = torch.as_tensor(list(keep) or [0])
-    index_select_layer(block.up, rows, dim=0)
+    for entering in filter(None, (block.up, block.gate)):
+        index_select_layer(entering, rows, dim=0)
     index_select_layer(block.down, rows, dim=1)
     if not keep:
         nn.init.zeros_(block.down.weight)
@@ -184,6 +254,9 @@ def keep_layers(model: nn.Module, kept: Sequence[int]) -> None:
     for index, block in enumerate(blocks(model)):
         if hasattr(block.attention, "layer_idx"):
             block.attention.layer_idx = index
+    config: Any = model.config
+    if kinds := getattr(config, "layer_types", None):  # Qwen2's layers attend to the whole text or to a window of it
+        config.layer_types = [kinds[i] for i in sorted(kept)]
     parent = model.base_model.get_submodule(architecture(model).layers.rpartition(".")[0])  # type: ignore[union-attr]
     if hasattr(parent, "n_layers"):  # DistilBERT counts its layers there
         parent.n_layers = len(chosen)
@@ -231,6 +304,11 @@ def hidden_size(model: nn.Module) -> int:
     return blocks(model)[0].query.in_features
 
 
+def _head_size(attention: Any) -> int:
+    """Dimensions of one head."""
+    return int(attention.head_dim if hasattr(attention, "head_dim") else attention.attention_head_size)
+
+
 @torch.no_grad()
 def index_select_layer(module: Any, index: Tensor, dim: int) -> None:
     """Keep the entries `index` `(kept,)` of a layer's weight along `dim`, in place, and of its mask.
@@ -265,6 +343,9 @@ def update_config(model: nn.Module) -> None:
     config: Any = model.config
     parts = blocks(model)
     heads, neurons, size = [b.heads for b in parts], [b.neurons for b in parts], hidden_size(model)
+    if is_decoder(model):
+        _update_decoder_config(model, parts)
+        return
     # Electra projects its embeddings where the two sizes differ: equal ones have to stay equal.
     if getattr(config, "embedding_size", None) == config.hidden_size:
         config.embedding_size = size
@@ -279,6 +360,24 @@ def update_config(model: nn.Module) -> None:
     implied = size // config.num_attention_heads == parts[0].head_size and set(heads) == {config.num_attention_heads}
     _set_or_delete(config, "heads_per_layer", None if implied else heads)
     _set_or_delete(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
+
+
+def _update_decoder_config(model: nn.Module, parts: Sequence[Block]) -> None:
+    config: Any = model.config
+    config.num_hidden_layers = len(parts)
+    heads, neurons = [b.heads for b in parts], [b.neurons for b in parts]
+    if len(set(neurons)) == 1:
+        setattr(config, architecture(model).width, neurons[0])
+    _set_or_delete(config, "ffn_per_layer", None if len(set(neurons)) == 1 else neurons)
+    if not architecture(model).states_head_size:
+        return
+    # transformers builds no Llama whose heads do not divide its hidden size: that of the next smaller number is built,
+    # and restored from the artifact, as with BERT.
+    size, shared = hidden_size(model), parts[0].heads // parts[0].head_groups
+    told = next(n for n in range(min(b.head_groups for b in parts), 0, -1) if size % (n * shared) == 0)
+    config.head_dim = parts[0].head_size
+    config.num_attention_heads, config.num_key_value_heads = told * shared, told
+    _set_or_delete(config, "heads_per_layer", None if set(heads) == {told * shared} else heads)
 
 
 def entries_unknown_to_transformers(config: Any) -> list[str]:
@@ -297,7 +396,9 @@ def emptied_layers(model: nn.Module) -> set[str]:
     names, a = {module: name for name, module in model.named_modules()}, architecture(model)
     least_inputs: dict[nn.Module, Any] = {}  # of output layers, with one head or one neuron left
     for layer in layers(model):
-        least_inputs[layer.get_submodule(a.output)] = layer.get_submodule(a.attention).attention_head_size
+        attention: Any = layer.get_submodule(a.attention)
+        shared = getattr(attention, "num_key_value_groups", 1)  # queries of one key
+        least_inputs[layer.get_submodule(a.output)] = shared * _head_size(attention)
         least_inputs[layer.get_submodule(a.down)] = 1
     weights = {names[part]: (getattr(part, "weight", None), least) for part, least in least_inputs.items()}
     return {name for name, (w, least) in weights.items() if w is not None and w.shape[1] == least and not w.any()}

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
     from compression.reporting.content import Content
 
+QUALITY = {  # what tasks measure besides their metric: label, and whether more of it is better
+    "bits_per_byte": ("bits per byte", False),
+    "token_accuracy": ("likeliest token right", True),
+    "bleu": ("BLEU of what is written", True),
+    "rouge_l": ("ROUGE-L of what is written", True),
+    "accuracy_by_bytes": ("accuracy, by bytes of the options", True),
+}
 METRICS = (  # name, label, unit
     ("params", "parameters", ""),
     ("nonzero_params", "non-zero parameters", ""),
@@ -29,7 +36,13 @@ METRICS = (  # name, label, unit
     ("latency_ms_p95", "latency, 95th percentile", "ms"),
     ("throughput", "throughput, batches of 32", "/s"),
     ("peak_memory_mb", "peak memory", "MB"),
+    ("prefill_ms", "reading a whole window, median", "ms"),
+    ("tokens_per_second", "tokens decoded, one text at a time", "/s"),
+    ("kv_cache_mb", "keys and values of a window", "MB"),
 )
+# Of language models, where they mean something else; `decode_ms` is the same as `latency_ms`.
+LANGUAGE_LABELS = {"macs": "MACs of one window", "throughput": "throughput, whole windows"}
+DECODER_LABELS = {"latency_ms": "latency, one more token, median"}
 NEUTRAL = ("sparsity",)  # a means to an end: neither more nor less of it is shown as good
 FIGURE_ORDER = [
     "quality-against-size",
@@ -40,7 +53,10 @@ FIGURE_ORDER = [
     "layers-params",
     "layers-sparsity",
 ]
-SHARES = ("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity")  # shown in percent
+SHARES = (  # shown in percent
+    *("accuracy", "f1", "matthews_correlation", "pearson", "spearman", "sparsity"),
+    *("token_accuracy", "rouge_l", "accuracy_by_bytes"),
+)
 # Changes below these are shown as neither better nor worse: of shares the difference, of others relative to before.
 NOISE_OF_SHARES, NOISE = 5e-4, 0.02
 
@@ -63,10 +79,24 @@ def comparison_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     `good` says whether the change is for the better; it is None where there is no change or no better.
     """
     metrics, metric = content["metrics"], content["metric"]
+    # Runs from before 0.3 had metrics alone of which more is better.
+    rises = content.get("higher_is_better", True)
+    labels = LANGUAGE_LABELS if "perplexity" in metrics else {}
+    labels = labels | DECODER_LABELS if "decode_ms" in metrics else labels
+    quality = {metric: (metric.replace("_", " "), rises)} | QUALITY
     return [
-        _comparison_row(metrics, name, label, unit, None if name in NEUTRAL else higher_is_better(name, metric))
-        for name, label, unit in ((metric, metric.replace("_", " "), ""), *METRICS)
-        if name in metrics
+        *(_comparison_row(metrics, name, label, "", up) for name, (label, up) in quality.items() if name in metrics),
+        *(
+            _comparison_row(
+                metrics,
+                name,
+                labels.get(name, label),
+                unit,
+                None if name in NEUTRAL else higher_is_better(name, metric, rises),
+            )
+            for name, label, unit in METRICS
+            if name in metrics
+        ),
     ]
 
 

@@ -36,11 +36,13 @@ class LayerState:
     kind: str
     parameters: int
     fingerprint: Fingerprint
+    tied: str = ""  # the layer that shares the weight of this embedding
 
 
 def layer_states(model: nn.Module) -> dict[str, LayerState]:
     """The state of every module that owns parameters or quantized weights, by name; shared parameters count once."""
     seen: set[int] = set()
+    tied = {embedding: name for name, embedding in layers.tied_layers(model).items()}
     states = {}
     for name, module in model.named_modules():
         # A tied weight (of embeddings and head) counts where it is found first.
@@ -50,7 +52,7 @@ def layer_states(model: nn.Module) -> dict[str, LayerState]:
             count = sum(p.numel() for p in own.values())
             fingerprint = (type(module), *((n, *_fingerprint(p)) for n, p in own.items()))
             states[layers.original_name(model, name) if name else name] = LayerState(
-                type(module).__name__, count, fingerprint
+                type(module).__name__, count, fingerprint, tied.get(name, "")
             )
     return states
 
@@ -70,9 +72,13 @@ def rows(before: Mapping[str, LayerState], after: Mapping[str, LayerState]) -> l
     reached: dict[str, int] = defaultdict(int)
     for name, state in before.items():
         total[state.kind] += state.parameters
-        if name not in after or after[name].fingerprint != state.fingerprint:
+        if _is_reached(name, state, after):
             reached[state.kind] += state.parameters
     return [{"type": kind, "params": count, "reached": reached[kind] / count} for kind, count in total.items() if count]
+
+
+def _is_reached(name: str, state: LayerState, after: Mapping[str, LayerState]) -> bool:
+    return name not in after or after[name].fingerprint != state.fingerprint
 
 
 def has_coverage(step: Method) -> bool:
@@ -83,9 +89,14 @@ def has_coverage(step: Method) -> bool:
 def log_coverage(name: str, before: Mapping[str, LayerState], model: nn.Module, logger: RunLogger) -> None:
     """Log the table `coverage` and its sum as a metric, and warn below LEAST, of the step `name`, which made `model`.
 
-    `before` are the states of the layers that it was given.
+    `before` are the states of the layers that it was given. Output layers that were left alone since an embedding has
+    their weight are told in any case.
     """
-    table = rows(before, layer_states(model))
+    after = layer_states(model)
+    table = rows(before, after)
+    tied = [f"{s.tied} and {n}" for n, s in before.items() if s.tied and not _is_reached(n, s, after)]
+    if tied:
+        logger.warn(f"{name} left {', '.join(tied)} alone, which share one weight.")
     total = sum(row["params"] for row in table)
     share = sum(row["params"] * row["reached"] for row in table) / total if total else 0.0
     logger.table("coverage", table)

@@ -1,4 +1,4 @@
-"""Export a stored model as one file that other tools read."""
+"""Export a stored model as one file, or a folder, that other tools read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from compression import models
+from compression.deploy import genai
 from compression.deploy.onnx import qcdq
 from compression.deploy.onnx.export import export
 from compression.errors import UserError
+from compression.models import storage
 from compression.runs import loading
 
 if TYPE_CHECKING:
@@ -23,12 +25,17 @@ def write(spec: str, kind: str, output: Path) -> Path:
 
     Raises UserError where the format cannot hold the model, and then leaves no file.
     """
-    model = loading.stored_model(spec)
-    if model is None:
-        raise UserError(f"{spec} is no model of the lab: give runs:/ID/model, models:/NAME/VERSION or a run's folder.")
-    if not output.parent.is_dir():
-        raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
-    return FORMATS[kind](model, output)
+    with loading.stored_folder(spec) as folder:
+        if folder is None:
+            raise UserError(
+                f"{spec} is no model of the lab: give runs:/ID/model, models:/NAME/VERSION or a run's folder."
+            )
+        model = storage.load(folder)
+        if not output.parent.is_dir():
+            raise UserError(f"{output} cannot be written: there is no folder {output.parent}.")
+        if kind in FOLDERS:
+            return FOLDERS[kind](model, folder, output)
+        return FORMATS[kind](model, output)
 
 
 def onnx(model: nn.Module, path: Path) -> Path:
@@ -49,6 +56,8 @@ def weights(model: nn.Module, path: Path) -> Path:
 
 
 FORMATS: dict[str, Callable[[nn.Module, Path], Path]] = {"onnx": onnx, "qcdq": exchange, "pth": weights}
+# Those that need what lies beside the weights, the tokenizer, too: a function of model, its folder and the new one.
+FOLDERS: dict[str, Callable[[nn.Module, Path, Path], Path]] = {"genai": genai.write}
 
 CAUTIONS = {
     "qcdq": "below 8 bits ONNX Runtime rounds the biases of this format to wide steps, and may answer otherwise than "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 from compression import methods, params, tasks, tracking
@@ -92,8 +92,9 @@ def started(
         task = task or load_task(settings)
         methods.check_task(steps, task)
         if task.is_limited:
-            run.tag("limited", str(settings.limit))
-            run.warn(f"Only {settings.limit} examples were used: these are not the figures of {task.name}.")
+            count = settings.limit or len(task.train)  # of a task that was loaded before, from Python
+            run.tag("limited", str(count))
+            run.warn(f"Only {count} examples were used: these are not the figures of {task.name}.")
         texts = params.texts(settings)
         given = {n: texts[n] if isinstance(value, tuple) else value for n, value in params.values(settings).items()}
         run.params(given | {"model": settings.model or task.model} | here.facts())
@@ -108,16 +109,8 @@ def started(
 
 def load_task(settings: Settings) -> Task:
     """Load the task that the settings name."""
-    return tasks.load(
-        settings.task,
-        data=settings.data,
-        limit=settings.limit,
-        model=settings.model,
-        text_columns=settings.text_columns,
-        label_column=settings.label_column,
-        mean=settings.mean,
-        std=settings.std,
-    )
+    names = (field.name for field in fields(tasks.TaskRequest) if field.name != "name")
+    return tasks.load_request(tasks.TaskRequest(settings.task, **{name: getattr(settings, name) for name in names}))
 
 
 def require_resumable(settings: Settings, stage: str) -> None:

@@ -111,6 +111,7 @@ def require_fit(model: nn.Module, task: Task, spec: str) -> nn.Module:
     model.cpu().eval()
     # With a single example, a network that flattens the batch along with the features would pass.
     count = min(2, len(task.test))
+    expected = *task.test.targets[:count].shape, task.outputs
     try:
         given = tuple(forward(model, task.example(count)).shape)
         for inputs in _extreme_texts(task):
@@ -122,7 +123,7 @@ def require_fit(model: nn.Module, task: Task, spec: str) -> nn.Module:
         raise UserError(f"{spec} does not take the inputs of {task.name} ({first_line(error)}).") from error
     if given[:1] != (count,):
         raise UserError(f"{spec} gives outputs of the shape {given} for {count} examples; take one that answers each.")
-    if given[1:] != (task.outputs,):
+    if given != expected:
         outputs = " x ".join(map(str, given[1:])) or "no"
         raise UserError(
             f"{spec} gives {outputs} outputs and {task.name} has {task.outputs}; take a model trained on {task.name}."

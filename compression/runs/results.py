@@ -6,9 +6,6 @@ import itertools
 import json
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from compression import tracking
 from compression.deploy.measure import Measurement, compare
 from compression.deploy.onnx import files as onnx_files
@@ -18,12 +15,11 @@ from compression.reporting import report
 from compression.reporting.figures import runs as figures
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import nn
 
     from compression.tasks.task import Task
 
 SLOWER = 1.1  # times the original's time: less may be chance
-CHANCE = 1.15  # a classifier below this multiple of chance has learned nothing worth the name
 
 
 def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[str, float]:
@@ -32,7 +28,7 @@ def summarize(task: Task, measured: list[Measurement], seconds: float) -> dict[s
     `seconds` is the time spent in the steps.
     """
     last = measured[-1]
-    own = compare(measured[0], last, task.metric) if len(measured) > 1 else last.metrics() | last.onnx
+    own = compare(measured[0], last, task) if len(measured) > 1 else last.metrics() | last.onnx
     return own | {"seconds": seconds}
 
 
@@ -47,13 +43,8 @@ def sanity_checks(task: Task, model: nn.Module, measured: list[Measurement]) -> 
             f"transformers' from_pretrained cannot read this model, whose config needs {' and '.join(differing)}: "
             "only this lab and ONNX do. Layers of equal width, and heads cut together with hidden, it can read."
         )
-    # `not … > 0`, so that NaN, which is larger than nothing, is warned of too
-    if task.outputs == 1 and not (last.logits - last.logits[0]).abs().max() > 0:
-        said.append("The model answers the same number for everything: it has learned nothing.")
-    elif task.outputs > 1 and len(torch.unique(last.logits.argmax(1))) == 1:
-        said.append("The model answers the same class for everything: it is at chance.")
-    elif task.metric == "accuracy" and last.quality["accuracy"] * task.outputs < CHANCE:
-        said.append(f"Accuracy {last.quality['accuracy']:.3f} is at chance for {task.outputs} classes.")
+    if sentence := last.scores.doubt(task.metric):
+        said.append(sentence)
     if len(measured) > 1 and (sentence := slowdown(measured[0], last)):
         said.append(sentence)
     return said
@@ -90,8 +81,10 @@ def keep(
     run.table("layers", layer_rows(measured))
     content = {
         "metric": task.metric,
+        "higher_is_better": task.higher_is_better,
         "metrics": metrics,
         "compared": len(measured) > 1,
+        "continuations": continuation_rows(measured),
         "after_each_step": after_each_step(measured, about["step_labels"]) if len(measured) > 2 else [],
         "source": task.source,
         "limited": task.is_limited,
@@ -132,6 +125,16 @@ def layer_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
     return rows
 
 
+def continuation_rows(measured: list[Measurement]) -> list[dict[str, Any]]:
+    """Prompts, what stands in the data after them, and what the first and the last model write; of language models."""
+    named = {"before": measured[0], "after": measured[-1]} if len(measured) > 1 else {"written": measured[0]}
+    return [
+        {"prompt": each.prompt, "expected": each.expected}
+        | {name: measurement.continuations[i].written for name, measurement in named.items()}
+        for i, each in enumerate(measured[-1].continuations)
+    ]
+
+
 def after_each_step(measured: list[Measurement], steps: list[str]) -> list[dict[str, Any]]:
     """The metrics before the first step and after each that was measured, each with its `label`."""
     labels = ["before", *(steps if len(steps) == len(measured) - 1 > 1 else ["after"])]
@@ -145,21 +148,14 @@ def draw(run: tracking.Run, task: Task, measured: list[Measurement], steps: list
         points = after_each_step(measured, steps)
         run.figure("quality-against-size", figures.quality_against_cost(points, task.metric, "size_mb"))
         run.figure("quality-against-latency", figures.quality_against_cost(points, task.metric, "latency_ms"))
-    if task.outputs > 1:
-        counts = [confusion(m, task.outputs) if m else None for m in (before, after)]
-        assert counts[1] is not None
-        run.figure("confusion", figures.confusion_matrices(counts[0], counts[1], task.labels))
-        run.figure("per-class", figures.accuracy_by_class(counts[0], counts[1], task.labels))
+    counts = [measurement.scores.confusion() for measurement in ([before] if before else []) + [after]]
+    if matrices := [each.numpy() for each in counts if each is not None]:
+        earlier, later = (matrices[0] if before else None), matrices[-1]
+        run.figure("confusion", figures.confusion_matrices(earlier, later, task.labels))
+        run.figure("per-class", figures.accuracy_by_class(earlier, later, task.labels))
     if "train_loss" in run.curves:
         run.figure("training", figures.training_curves(run.curves, task.metric))
     rows = before.layers if before else None
     run.figure("layers-params", figures.bars_by_layer(rows, after.layers, "params", "Parameters by layer"))
     if any(row["sparsity"] > 0.005 for row in after.layers):
         run.figure("layers-sparsity", figures.bars_by_layer(rows, after.layers, "sparsity", "Sparsity by layer"))
-
-
-def confusion(measurement: Measurement, classes: int) -> np.ndarray:
-    """The confusion matrix: counts `(classes, classes)`, true class by row, predicted class by column."""
-    # true * classes + predicted numbers the cells row by row
-    pairs: Tensor = measurement.targets.long() * classes + measurement.logits.argmax(1)
-    return pairs.bincount(minlength=classes * classes).reshape(classes, classes).numpy()

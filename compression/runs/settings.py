@@ -49,6 +49,9 @@ class Settings:
     data: Place = param(
         "", "folder or file with the data; if empty: COMPRESSION_DATA, the hub, or the mirror in HF_ENDPOINT"
     )
+    context: int | None = param(
+        None, "tokens in a window of a language task; 512 if not set, or what the model has", interval="[2, inf)"
+    )
     text_columns: tuple[str, ...] = param(
         (), "column of a table with the text, or the two of a pair; found by usual names"
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compression.errors import UserError
+from compression.nn.inputs import IGNORED, answer_rows
 from compression.tasks.task import Split, Task
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ def complete(task: Task, place: str) -> Task:
         raise UserError(f"{place} has {task.outputs} outputs and {len(task.labels)} labels; give a name to each class.")
     if twice := [label for label, count in Counter(task.labels).items() if count > 1]:
         raise UserError(f"{place} calls two classes {twice[0]!r}; give each a name of its own.")
-    metrics = task.compute_metrics(torch.zeros(len(task.test), task.outputs), task.test.targets)
-    if task.metric not in metrics:
+    scores, targets = task.scores(task.test), task.test.targets
+    scores.add(*answer_rows(torch.zeros(*targets.shape, task.outputs), targets))
+    if task.metric not in (metrics := scores.metrics()):
         raise UserError(f"compute_metrics of {place} gives {', '.join(metrics)}, and not its metric {task.metric!r}.")
     return replace(task, training={**TRAINING, **task.training})
 
@@ -57,14 +59,22 @@ def _check_split(task: Task, name: str, split: Split, place: str) -> None:
     _check_targets(task, name, split, place)
 
 
+def _are_tokens(split: Split) -> bool:
+    """Whether there is a target for each token of the inputs."""
+    ids = split.inputs.get("input_ids") if isinstance(split.inputs, dict) else None
+    return ids is not None and ids.shape == split.targets.shape and split.targets.dtype == torch.int64
+
+
 def _check_targets(task: Task, name: str, split: Split, place: str) -> None:
     """Raise UserError for targets that are no numbers, or no classes of the task."""
     targets = split.targets
-    if targets.ndim != 1:
+    if targets.ndim != 1 and not _are_tokens(split):
         raise UserError(
             f"The {name} targets of {place} have the shape {tuple(targets.shape)}; it takes one target for each "
-            "example: a class or a number."
+            "example, a class or a number, or an int64 one for each of its input_ids."
         )
+    if targets.ndim == 2:
+        targets = targets[targets != IGNORED]  # of a language task
     if task.outputs == 1:
         if not targets.is_floating_point() or not bool(targets.isfinite().all()):
             raise UserError(f"The {name} targets of {place} have to be finite float32 numbers, as it has one output.")

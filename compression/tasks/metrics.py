@@ -25,6 +25,19 @@ def squared_error(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     return functional.mse_loss(logits.squeeze(1), targets)
 
 
+def next_token_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return the mean cross-entropy over the tokens that have a target, in nats.
+
+    `logits` `(…, tokens)` and `targets` `(…)`, of any leading shape; targets of IGNORED count for nothing.
+    """
+    return functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), label_smoothing=label_smoothing)
+
+
+def perplexity(logits: Tensor, targets: Tensor) -> dict[str, float]:
+    """Return the perplexity, the exponential of the mean cross-entropy of the tokens, for logits `(n, tokens)`."""
+    return {"perplexity": cross_entropy(logits.double(), targets).exp().item()}
+
+
 def accuracy(logits: Tensor, targets: Tensor) -> dict[str, float]:
     """Return the share of correct predictions, in [0, 1]."""
     return {"accuracy": (logits.argmax(1) == targets).float().mean().item()}

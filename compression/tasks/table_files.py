@@ -58,7 +58,7 @@ def _by_split(folder: Path, files: list[Path]) -> SplitFiles:
     """Sort files into splits by their names, or by the names of their folders."""
     splits: SplitFiles = {}
     for file in files:
-        if split := _split_of(file.stem) or ("" if file.parent == folder else _split_of(file.parent.name)):
+        if split := split_name(file.stem) or ("" if file.parent == folder else split_name(file.parent.name)):
             splits.setdefault(split, []).append(file)
     if not splits and len(files) == 1:
         return {"": files}
@@ -70,7 +70,7 @@ def _by_split(folder: Path, files: list[Path]) -> SplitFiles:
     return splits
 
 
-def _split_of(name: str) -> str:
+def split_name(name: str) -> str:
     """Return the split that a name names, as `train-00000-of-00002` does; empty if none, or more than one."""
     named = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in SPLIT_NAMES}
     return named.pop() if len(named) == 1 else ""
@@ -122,7 +122,7 @@ def _read_columnar(file: Path, suffix: str) -> pa.Table:
     return table
 
 
-def _read_text(file: Path) -> str:
+def read_utf8(file: Path) -> str:
     """Read a text file as UTF-8, with or without a byte order mark."""
     content = file.read_bytes()
     try:
@@ -137,7 +137,7 @@ def _read_text(file: Path) -> str:
 
 def _read_delimited(file: Path, is_tsv: bool) -> pa.Table:
     """Read a CSV file, whose delimiter may also be `;` or a tab, or a TSV file. The first line names the columns."""
-    text = _read_text(file)
+    text = read_utf8(file)
     first = text.partition("\n")[0]
     delimiter = "\t" if is_tsv else max(",;\t", key=first.count)
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # not splitlines: texts hold U+2028
@@ -178,7 +178,7 @@ def _from_rows(file: Path, rows: Iterable[list[str]], delimiter: str) -> pa.Tabl
 
 def _read_json(file: Path) -> pa.Table:
     """Read a JSON object a line, or one list of objects."""
-    text = _read_text(file)
+    text = read_utf8(file)
     try:
         rows: list[Any] = json.loads(text) if text.lstrip().startswith("[") else _json_lines(text)
     except json.JSONDecodeError as error:

@@ -108,7 +108,7 @@ def _read_splits(request: TaskRequest, dataset: DatasetFiles) -> _Tables:
     place = f"The labels of {first} (column {columns.label!r})"
     labels = describe_labels(values[main], names, place, request.name == "text/regression")
     targets = {split: _targets(split, given, labels, place) for split, given in values.items()}
-    rows, told = _choose_rows({split: len(given) for split, given in values.items()}, first)
+    rows, told = choose_rows({split: len(given) for split, given in values.items()}, first)
     if without_labels:
         told += "; the test file has no labels"
     return _Tables(
@@ -179,7 +179,7 @@ def _targets(split: str, values: list[Any], labels: Labels, place: str) -> list[
     return [labels.targets[value] for value in values]
 
 
-def _choose_rows(sizes: Mapping[str, int], place: Path) -> tuple[dict[str, tuple[str, list[int]]], str]:
+def choose_rows(sizes: Mapping[str, int], place: Path) -> tuple[dict[str, tuple[str, list[int]]], str]:
     """Return for each of our splits the split it is taken from, and which rows of it; and what was done, in words."""
     main = "train" if "train" in sizes else ""
     if sizes[main] < LEAST:

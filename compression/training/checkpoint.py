@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Best:
-    """The weights of the epoch with the highest validation metric so far; none yet if `state` is None."""
+    """The weights of the epoch with the highest quality so far (`Task.gain`); none yet if `state` is None."""
 
     quality: float = float("-inf")
     state: dict[str, Tensor] | None = None

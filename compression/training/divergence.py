@@ -13,6 +13,7 @@ from compression.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from compression.tasks.scores import Scores
     from compression.tasks.task import Split
     from compression.training.hyperparameters import Training
 
@@ -57,9 +58,9 @@ def require_finite_losses(losses: Sequence[Tensor], before: int, training: Train
     raise UserError(f"The loss is not finite at step {before + first + 1}{cause}. {kept}".strip())
 
 
-def require_finite_outputs(logits: Tensor, epoch: int, training: Training, rate: float, kept: str) -> None:
+def require_finite_outputs(scores: Scores, epoch: int, training: Training, rate: float, kept: str) -> None:
     """Raise UserError if a logit is not finite after `epoch` epochs, whose losses all were."""
-    if not _is_finite(logits):
+    if not scores.are_finite:
         raise UserError(
             f"The model's outputs are not finite after epoch {epoch} (learning rate {rate:.3g}): {advice(training)}. "
             f"{kept}".strip()

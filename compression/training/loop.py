@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from compression.errors import UserError, first_line
 from compression.nn import layers
-from compression.nn.inputs import Inputs, forward, map_inputs
+from compression.nn.inputs import Inputs, answers, map_inputs
 from compression.tasks.images import cutout
-from compression.tasks.task import Split, Task, predict
+from compression.tasks.task import Split, Task, score
 from compression.training.checkpoint import Checkpoint
 from compression.training.conditions import training_conditions
 from compression.training.divergence import require_finite_losses, require_finite_outputs, require_finite_start
@@ -104,17 +104,17 @@ def fit(
             progress.step()
 
         # All of the split in every process, so that all of them keep the same epoch as the best.
-        logits, targets = predict(model.eval(), validation)
+        scores = score(model.eval(), validation, context.task)
         # The last update of an epoch may ruin weights whose losses were all finite.
-        require_finite_outputs(logits, epoch + 1, training, current_rate(scheduler), checkpoint.kept())
-        quality = context.task.compute_metrics(logits, targets)[context.task.metric]
+        require_finite_outputs(scores, epoch + 1, training, current_rate(scheduler), checkpoint.kept())
+        quality = scores.metrics()[context.task.metric]
         metrics = {
             "train_loss": torch.stack(losses).mean().item(),
             f"val_{context.task.metric}": quality,
             "learning_rate": current_rate(scheduler),
         }
         context.record.metrics(metrics | {"epoch_seconds": time.perf_counter() - started}, context.epochs.next())
-        best = best.updated(quality, trained) if training.keep == "best" else best
+        best = best.updated(context.task.gain(quality), trained) if training.keep == "best" else best
         checkpoint.write(epoch + 1, best)
         progress.epoch(epoch + 1, metrics)
 
@@ -139,7 +139,7 @@ def task_loss(task: Task, training: Training) -> Loss:
     """The task's loss on the model's logits, with the training's label smoothing."""
 
     def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-        return task.loss(forward(model, inputs), targets, label_smoothing=training.label_smoothing or 0.0)
+        return task.loss(*answers(model, inputs, targets), label_smoothing=training.label_smoothing or 0.0)
 
     return loss
 

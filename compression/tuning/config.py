@@ -6,10 +6,28 @@ import math
 import os
 from collections.abc import Mapping  # noqa: TC003 - params.fields evaluates the types of fields
 from dataclasses import dataclass
+from typing import Protocol
 
 from compression import params
 from compression.errors import UserError
 from compression.params import Values, param
+
+
+class Quality(Protocol):
+    """The part of `tasks.Task` that says what its quality is."""
+
+    @property
+    def metric(self) -> str:
+        """The name of the quality metric."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether more of it is better."""
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether it is a task of language models, whose files have metrics of their own."""
+
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "random", "grid", "gp")
 PRUNERS = ("none", "median", "hyperband")
@@ -71,34 +89,34 @@ class Constraint:
         return max(self.low - value, value - self.high)
 
 
-def objective_directions(config: TuningConfig, task_metric: str) -> dict[str, bool]:
+def objective_directions(config: TuningConfig, task: Quality) -> dict[str, bool]:
     """Return the objectives of `config`: metric -> whether more of it is better.
 
-    They are `task_metric` and size_mb if `config` names none. Raises UserError if a metric is unknown or named twice,
-    or if the pruner, which sees the task's metric only, is used with another objective.
+    They are the task's metric and size_mb if `config` names none. Raises UserError if a metric is unknown or named
+    twice, or if the pruner, which sees the task's metric only, is used with another objective.
     """
-    names = list(config.objectives) or [task_metric, "size_mb"]
-    directions = {name: _is_maximized(name, task_metric) for name in names}
+    names = list(config.objectives) or [task.metric, "size_mb"]
+    directions = {name: _is_maximized(name, task) for name in names}
     if len(directions) < len(names):
         raise UserError(f"objectives={','.join(names)} names a metric twice.")
     # Optuna 5 refuses to report epochs in a study of several objectives.
-    if config.pruner != "none" and names != [task_metric]:
+    if config.pruner != "none" and names != [task.metric]:
         raise UserError(
-            f"pruner={config.pruner} stops trials by their epochs: it takes objectives={task_metric} alone."
+            f"pruner={config.pruner} stops trials by their epochs: it takes objectives={task.metric} alone."
         )
     return directions
 
 
-def parse_constraints(config: TuningConfig, task_metric: str) -> list[Constraint]:
+def parse_constraints(config: TuningConfig, task: Quality) -> list[Constraint]:
     """Parse the constraints of `config`, each `low..high` with one end or both.
 
     Raises UserError if one is written otherwise, or names an unknown metric.
     """
-    return [_parse_constraint(name, text, task_metric) for name, text in config.constraints.items()]
+    return [_parse_constraint(name, text, task) for name, text in config.constraints.items()]
 
 
-def _parse_constraint(name: str, text: str, task_metric: str) -> Constraint:
-    _is_maximized(name, task_metric)  # raises UserError if there is no such metric
+def _parse_constraint(name: str, text: str, task: Quality) -> Constraint:
+    _is_maximized(name, task)  # raises UserError if there is no such metric
     return Constraint(name, *_bounds(name, text))
 
 
@@ -127,12 +145,13 @@ def split_range(text: str) -> tuple[str, str]:
     return low, high
 
 
-def _is_maximized(name: str, task_metric: str) -> bool:
+def _is_maximized(name: str, task: Quality) -> bool:
     """Whether more of the metric `name` is better. Raises UserError if there is no such metric."""
     from compression.deploy import measure  # imports torch, for which `tune --help` should not wait
 
-    higher_is_better = measure.higher_is_better(name, task_metric)
-    if higher_is_better is None:
-        known = [task_metric, f"{task_metric}_kept", *measure.EFFICIENCY_METRICS, *measure.COMPARISON_METRICS]
+    higher_is_better = measure.higher_is_better(name, task.metric, task.higher_is_better)
+    of_decoders = measure.DECODER_METRICS if task.predicts_tokens else {}
+    known = [task.metric, f"{task.metric}_kept", *measure.EFFICIENCY_METRICS, *of_decoders, *measure.COMPARISON_METRICS]
+    if higher_is_better is None or name not in known:
         raise UserError(f"There is no metric {name!r}; the metrics are {', '.join(known)}.")
     return higher_is_better

@@ -45,8 +45,8 @@ def search(
     every trial was refused, or none meets the constraints.
     """
     silence_optuna()
-    goals = objective_directions(config, job.task.metric)
-    parse_constraints(config, job.task.metric)  # which refuses what it cannot read before anything is measured
+    goals = objective_directions(config, job.task)
+    parse_constraints(config, job.task)  # which refuses what it cannot read before anything is measured
     job.run.params(params.values(config) | {"recipe": methods.text(space.steps, brief=True)})
     job.run.params({f"space.{key}": str(values) for key, values in space.ranges.items()})
     sampler, pruner = make_sampler(config, space, job.settings.seed), make_pruner(config)

@@ -44,8 +44,8 @@ def tune(settings: Settings, recipe: str, config: TuningConfig) -> dict[str, Any
     with started(settings, "tune", search.steps) as job:
         if job.machine.accelerator.num_processes > 1:
             raise UserError("tune runs in one process: start several workers with the same study=NAME instead.")
-        goals = objective_directions(config, job.task.metric)
-        parse_constraints(config, job.task.metric)  # which refuses what it cannot read before a baseline is trained
+        goals = objective_directions(config, job.task)
+        parse_constraints(config, job.task)  # which refuses what it cannot read before a baseline is trained
         job = baseline.with_baseline(job)
         definition = study_definition(job, recipe, config, search, goals)
         name = config.study or study_name(definition, search)
@@ -94,7 +94,7 @@ def make_objective(
     trained = TrainedModels(job)
     cache = open_cache(job, original, trained)
     original.to(job.machine.device)
-    constraints = parse_constraints(config, job.task.metric)
+    constraints = parse_constraints(config, job.task)
     return Objective(job, search, goals, constraints, config.pruner != "none", trained, cache, original, measurement)
 
 

@@ -23,7 +23,7 @@ def test_a_file_with_other_outputs_is_refused(task, tmp_path):
     )
     file = export(model, task.example(4), tmp_path / "model.onnx")
     with pytest.raises(UserError, match="gives other predictions than the model on .*%"):
-        check_parity(other, file, task.test, task.compute_metrics, threads=1)
+        check_parity(other, file, task.test, task, threads=1)
 
 
 @pytest.mark.parametrize("factor", [1e4, 1e25, float("nan")])

@@ -91,8 +91,8 @@ def test_the_smaller_model_is_smaller_by_every_count(measured):
 
 
 def test_the_comparison_has_the_documented_names_and_directions(measured):
-    *_, (before, after) = measured
-    found = compare(before, after, "accuracy")
+    task, *_, (before, after) = measured
+    found = compare(before, after, task)
     assert found["params"] == after.efficiency["params"]
     assert found["params_before"] == before.efficiency["params"]
     assert found["compression_ratio"] == before.efficiency["size_mb"] / after.efficiency["size_mb"] > 1

@@ -22,6 +22,7 @@ REFUSED = {
     "tucker": "nothing to decompose",
     "cp": "nothing to decompose",
     **dict.fromkeys(("layerwise", "drop_layers", "l0"), "it takes a transformer"),
+    **dict.fromkeys(("gptq", "awq", "smoothquant"), "no transformer that can be compressed block by block"),
     **dict.fromkeys(("feature", "attention", "relational"), "TextLSTM has no stages that could be compared"),
 }
 IN_FLOATS = ("static", "mixed", "qat", "lsq", "dorefa", "bnn")  # these quantize inputs with calibrated ranges
@@ -51,7 +52,7 @@ def apply_and_deploy(step, model, make_context):
     task, found = run_context.task, step.apply(model, run_context).eval()
     if step.family == "quantize":  # others leave the layers that they found
         path = export(found, task.example(4), run_context.folder / "model.onnx")
-        check_parity(found, path, task.test, task.compute_metrics, threads=1)
+        check_parity(found, path, task.test, task, threads=1)
     again = storage.load(storage.save(found, run_context.folder / "model", {}))
     assert torch.equal(predict(again, task.test)[0], predict(found, task.test)[0])
     return found, run_context.record

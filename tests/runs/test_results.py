@@ -17,7 +17,9 @@ MLP = {"builder": "mlp", "arguments": {"outputs": 1, "input_shape": [1, 8, 8], "
 
 def said(task, model, logits):
     rows = layer_table(model, task.example())
-    found = Measurement({"accuracy": 1.0}, {}, rows, Path("file.onnx"), {}, logits, torch.zeros(len(logits)))
+    scores = task.scores(task.test)
+    scores.add(logits, logits.argmax(1))  # all of them right
+    found = Measurement({"accuracy": 1.0}, {}, rows, Path("file.onnx"), {}, scores)
     return results.sanity_checks(task, model, [found])
 
 
@@ -61,7 +63,7 @@ def test_layers_that_are_no_linear_ones_any_more_are_looked_at_too(make_context)
 def test_a_file_that_is_slower_in_both_ways_is_told(latency, throughput, is_slower):
     def timed(latency, throughput):
         figures = {"latency_ms": latency, "throughput": throughput}
-        return Measurement({}, figures, [], Path("file.onnx"), {}, torch.zeros(1), torch.zeros(1), "ONNX Runtime")
+        return Measurement({}, figures, [], Path("file.onnx"), {}, None, "ONNX Runtime")
 
     sentence = results.slowdown(timed(1.0, 100.0), timed(latency, throughput))
     assert sentence.startswith("The ONNX file is slower than the original's: 1.57 times") == is_slower

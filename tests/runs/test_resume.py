@@ -28,7 +28,7 @@ class Stop(Exception):
 @pytest.fixture(scope="module")
 def killed(store):
     """The id of a run of FINETUNE that died in its second epoch, and left the checkpoint of its first."""
-    real, calls = loop.predict, []
+    real, calls = loop.score, []
 
     def dies_at_the_second(*given):
         calls.append(given)
@@ -37,7 +37,7 @@ def killed(store):
         return real(*given)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "predict", dies_at_the_second)
+        patch.setattr(loop, "score", dies_at_the_second)
         with pytest.raises(Stop):
             chain.train(quick(), FINETUNE)
     [checkpoint] = store.glob("home/runs/*/train.pt")

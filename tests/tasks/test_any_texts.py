@@ -50,7 +50,7 @@ def test_a_classifier_is_right_whatever_the_order_of_its_classes(tmp_path, kind,
     assert accuracy(again, task) == 1.0
     assert list(again.config.id2label.values()) == ["negative", "positive"]
     file = export(again, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(again, file, task.test, task.compute_metrics, 1).quality["accuracy"] == 1.0
+    assert check_parity(again, file, task.test, task, 1).actual.metrics()["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])

@@ -70,7 +70,7 @@ def test_labels_stay_with_their_texts(tmp_path):
 def test_no_example_is_in_two_splits_or_lost():
     sizes = {"": 40}, {"train": 40}, {"train": 40, "test": 12}, {"train": 40, "validation": 12}
     for given in (*sizes, {"train": 40, "validation": 12, "test": 11}):
-        rows, _ = text_files._choose_rows(given, "file")
+        rows, _ = text_files.choose_rows(given, "file")
         used = sorted((source, row) for source, chosen in rows.values() for row in chosen)
         assert used == sorted((source, row) for source, size in given.items() for row in range(size))
 

@@ -94,7 +94,7 @@ def test_only_selected_trials_are_measured_on_the_test_split_and_registered(tune
             assert str(aliases[alias]) == str(row["version"])
             model = loading.open_model(f"models:/grid@{alias}", task)
             measurement = chain.measure_model(model, task, Path(f"{alias}.onnx"), 1)
-            again = task.compute_metrics(measurement.logits, task.test.targets)
+            again = measurement.scores.metrics()
             assert again["accuracy"] == pytest.approx(row["accuracy"])
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compression.deploy.onnx import files
+from compression.deploy.onnx.decoder import cached_decoder
 from compression.deploy.onnx.functions import add_function_definitions
-from compression.deploy.onnx.modules import replace_for_export
+from compression.deploy.onnx.modules import OnnxMatMulNBits, replace_for_export
 from compression.deploy.onnx.translation import translate
 from compression.errors import UserError, first_line, root_cause
 from compression.nn.inputs import Inputs, forward
@@ -38,23 +39,34 @@ def named_inputs(inputs: Inputs) -> dict[str, Tensor]:
     return inputs if isinstance(inputs, dict) else {"images": inputs}
 
 
-def export(model: nn.Module, example: Inputs, path: Path) -> Path:
+def export(model: nn.Module, example: Inputs, path: Path, rounds_inputs: bool = False) -> Path:
     """Write `model` as ONNX with the output `logits`, dynamic batch size (and text length), and the weights inside.
 
+    A decoder of transformers also takes and gives the keys and values of the tokens so far, see `deploy.cache`: with
+    none it reads whole texts.
+
     More weights than one file holds go into a second one, see `files.write`. `example` is a prepared batch of at least
-    2 on the CPU. The model itself is not changed. Raises UserError if torch cannot export it or the file cannot be
+    2 on the CPU. With `rounds_inputs`, layers whose weights have 4 bits in groups may round their inputs to 8 bits, see
+    `OnnxMatMulNBits`. The model itself is not changed. Raises UserError if torch cannot export it or the file cannot be
     written.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    tensors = named_inputs(example)
-    # torch.export takes a dimension of size 1 for a constant: hence the batch of at least 2.
-    images: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
-    tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    shapes = [tokens if isinstance(example, dict) and t.ndim == 2 else images for t in tensors.values()]
-    wrapped = _PositionalInputs(replace_for_export(copy.deepcopy(model).cpu().eval()), list(tensors))
+    copied = copy.deepcopy(model).cpu().eval()
+    decoder = cached_decoder(copied)  # before its layers write operators instead of computing
+    replaced = replace_for_export(copied)
+    for module in replaced.modules():
+        if rounds_inputs and isinstance(module, OnnxMatMulNBits):
+            module.round_inputs()
+    tensors, outputs = named_inputs(example), ["logits"]
+    shapes = tuple(_open_dimensions(name, tensor) for name, tensor in tensors.items())
+    wrapped: nn.Module = _PositionalInputs(replaced, list(tensors))
+    if decoder is not None:
+        wrapped, outputs, shapes = decoder, decoder.output_names(), decoder.dimensions()
+        # Traced with a few earlier tokens: torch.export takes a dimension of size 0 for a constant, too.
+        tensors = tensors | decoder.empty(len(tensors["input_ids"]), length=3)
     try:
-        program = translate(wrapped, tensors, tuple(shapes))
+        program = translate(wrapped, tensors, shapes, outputs)
         add_function_definitions(program)
         _prevent_bias_gelu(program.model)
         ClearMetadataAndDocStringPass()(program.model)  # stack traces, often 100 kB that no runtime reads
@@ -63,6 +75,13 @@ def export(model: nn.Module, example: Inputs, path: Path) -> Path:
         files.remove(path)
         raise UserError(f"The model could not be written as ONNX: {first_line(root_cause(error))}") from error
     return path
+
+
+def _open_dimensions(name: str, tensor: Tensor) -> dict[int, Any]:
+    """Return which dimensions of an input may have any size: the batch, and the length of a text."""
+    # torch.export takes a dimension of size 1 for a constant: hence the batch of at least 2.
+    batch = {0: torch.export.Dim.DYNAMIC}
+    return batch | {1: torch.export.Dim.DYNAMIC} if name != "images" and tensor.ndim == 2 else batch
 
 
 def _prevent_bias_gelu(model: ir.Model) -> None:

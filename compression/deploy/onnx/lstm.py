@@ -20,6 +20,7 @@ from compression.deploy.onnx.tensors import (
 from compression.nn.quantized.clustered import ClusteredLinear
 from compression.nn.quantized.half import HalfLinear
 from compression.nn.quantized.layers import QuantLinear
+from compression.nn.recurrent import Direction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,36 +35,49 @@ def to_onnx_gate_order(rows: Tensor) -> Tensor:
 
 
 class OnnxLSTM(nn.Module):
-    """The operator LSTM, for a BiLSTM that multiplies with float weights, however they are stored."""
+    """The operator LSTM, for a layer that multiplies with float weights, however they are stored."""
 
-    def __init__(self, source: BiLSTM) -> None:
+    def __init__(self, source: BiLSTM | Direction) -> None:
         super().__init__()
         self.inputs, self.hidden = map(_float_weights, _input_and_hidden_layers(source))
         self.bias = OnnxInitializer(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
+        """Return the states `(batch, length, directions x hidden)` for `values` `(batch, length, input)`."""
         return _apply_lstm("LSTM", values, lengths, [self.inputs(), self.hidden(), self.bias()], version=OPSET)
 
 
 class OnnxDynamicLSTM(nn.Module):
     """DynamicQuantizeLSTM: quantizes the inputs of all steps at once over their range, the state at each step."""
 
-    def __init__(self, source: BiLSTM) -> None:
+    def __init__(self, source: BiLSTM | Direction) -> None:
         super().__init__()
         self.inputs, self.hidden = (_IntegerWeights(layers) for layers in _input_and_hidden_layers(source))
         self.bias = OnnxInitializer(_biases(source))
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Return the states `(batch, length, 2 hidden)` for `values` `(batch, length, input)`."""
+        """Return the states `(batch, length, directions x hidden)` for `values` `(batch, length, input)`."""
         qparams = [self.inputs.scale, self.inputs.zero_point, self.hidden.scale, self.hidden.zero_point]
         operands = [self.inputs(), self.hidden(), self.bias()]
         name = "com.microsoft::DynamicQuantizeLSTM"
         return _apply_lstm(name, values, lengths, operands, qparams, version=1)
 
 
+class OnnxDirection(nn.Module):
+    """A layer that reads forward, as `nn.recurrent.Direction` is called: with a mask, whose padding comes last."""
+
+    def __init__(self, source: Direction) -> None:
+        super().__init__()
+        self.lstm = lstm_module(source)
+
+    def forward(self, values: Tensor, mask: Tensor) -> Tensor:
+        """Return the states `(batch, length, hidden)` for `values` `(batch, length, input)`."""
+        states: Tensor = self.lstm(values, mask.sum(1))
+        return states
+
+
 class _StackedWeights(nn.Module):
-    """The weights of both directions, `(2, 4 hidden, inputs)`, cast to floats when the file is loaded."""
+    """The weights of all directions, `(directions, 4 hidden, inputs)`, cast to floats when the file is loaded."""
 
     def __init__(self, weights: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -74,7 +88,7 @@ class _StackedWeights(nn.Module):
 
 
 class _IntegerWeights(nn.Module):
-    """The codes of both directions, int8 `(2, inputs, 4 hidden)`, with their scales and zero points."""
+    """The codes of all directions, int8 `(directions, inputs, 4 hidden)`, with their scales and zero points."""
 
     scale: Tensor
     zero_point: Tensor
@@ -82,7 +96,7 @@ class _IntegerWeights(nn.Module):
     def __init__(self, layers: list[QuantLinear]) -> None:
         super().__init__()
         first = layers[0]
-        # Transposed: DynamicQuantizeLSTM takes (2, inputs, 4 hidden), where LSTM takes (2, 4 hidden, inputs).
+        # Transposed: DynamicQuantizeLSTM takes (…, inputs, 4 hidden), where LSTM takes (…, 4 hidden, inputs).
         codes = torch.stack([to_onnx_gate_order(layer.codes).t() for layer in layers])
         self.codes = codes_module(codes, first.bits, first.code_step, first.qscheme == "odd")
         weights = [OnnxWeight(layer) for layer in layers]
@@ -95,49 +109,49 @@ class _IntegerWeights(nn.Module):
 
 
 def _stack_qparams(qparams: list[Tensor]) -> Tensor:
-    """Stack scales or zero points of both directions: `(4 hidden,)` to `(2, 4 hidden)`, scalars to `(2,)`."""
+    """Stack scales or zero points of all directions, each `(4 hidden,)` or a scalar."""
     # A scale for every row costs the kernel a fifth at one example; granularity=tensor does not (benchmarks/README.md).
     return torch.stack([to_onnx_gate_order(q) if q.ndim else q for q in qparams])
 
 
-def _input_and_hidden_layers(source: BiLSTM) -> tuple[list[Any], list[Any]]:
-    """Return the layers that multiply the inputs, and those that multiply the states, each forward and backward."""
-    directions = (source.ahead, source.back)
+def _input_and_hidden_layers(source: BiLSTM | Direction) -> tuple[list[Any], list[Any]]:
+    """Return the layers that multiply the inputs, and those that multiply the states, of each direction."""
+    directions = (source,) if isinstance(source, Direction) else (source.ahead, source.back)
     return [direction.input for direction in directions], [direction.hidden for direction in directions]
 
 
 def _apply_lstm(
     name: str, values: Tensor, lengths: Tensor, operands: list[Tensor], qparams: Sequence[Tensor] = (), *, version: int
 ) -> Tensor:
-    """Apply an LSTM operator to `values` `(batch, length, input)`: states `(batch, length, 2 hidden)`.
+    """Apply an LSTM operator to `values` `(batch, length, input)`: states `(batch, length, directions x hidden)`.
 
-    `operands` are the weights of inputs and of states, and the biases `(2, 8 hidden)`.
+    `operands` are the weights of inputs and of states, and the biases `(directions, 8 hidden)`.
     """
-    steps, size = values.transpose(0, 1), operands[2].shape[1] // 8  # ONNX puts the length first
+    steps, directions, size = values.transpose(0, 1), len(operands[2]), operands[2].shape[1] // 8  # ONNX: length first
     unused = (None, None, None) if qparams else ()  # initial state, initial cell, peepholes
     inputs = (steps, *operands, lengths.to(torch.int32), *unused, *qparams)
-    shape = (steps.shape[0], 2, steps.shape[1], size)
+    shape = (steps.shape[0], directions, steps.shape[1], size)
     states = onnx_op(
         name,
         *inputs,
         dtype=torch.float32,
         shape=shape,
         version=version,
-        direction="bidirectional",
+        direction="bidirectional" if directions == 2 else "forward",
         hidden_size=size,
     )
-    # (length, 2, batch, hidden) to (batch, length, 2, hidden), whose last two dimensions become one.
+    # (length, directions, batch, hidden) to (batch, length, directions, hidden), whose last two dimensions become one.
     return states.permute(2, 0, 1, 3).flatten(2)
 
 
-def _biases(source: BiLSTM) -> Tensor:
-    """Return the biases `(2, 8 hidden)`: those of the inputs, then zeros, as the layers of the states have none."""
+def _biases(source: BiLSTM | Direction) -> Tensor:
+    """Return the biases `(directions, 8 hidden)`: those of the inputs, then zeros, as layers of states have none."""
     biases = torch.stack([to_onnx_gate_order(layer.bias.detach()) for layer in _input_and_hidden_layers(source)[0]])
     return torch.cat([biases, torch.zeros_like(biases)], 1)
 
 
 def _float_weights(layers: list[Any]) -> nn.Module:
-    """Return the module for the weights of both directions: a plain initializer if all are stored as floats."""
+    """Return the module for the weights of all directions: a plain initializer if all are stored as floats."""
     # Not stacked in the graph, so that other tools find the weights: ONNX Runtime's quantizer looks for initializers.
     if all(isinstance(layer, nn.Linear) for layer in layers):
         return OnnxInitializer(torch.stack([to_onnx_gate_order(layer.weight.data) for layer in layers]))
@@ -154,8 +168,8 @@ def _float_weight(layer: nn.Module) -> nn.Module:
     return OnnxWiden(layer.weight.data) if isinstance(layer, HalfLinear) else OnnxInitializer(layer.weight.data)
 
 
-def lstm_module(source: BiLSTM) -> nn.Module:
-    """Return the module that writes a BiLSTM; either all of its four layers quantize their inputs, or none."""
+def lstm_module(source: BiLSTM | Direction) -> nn.Module:
+    """Return the module that writes an LSTM layer; either all of its linear layers quantize their inputs, or none."""
     has_quantized_input = [
         isinstance(m, QuantLinear) and m.activation != "none" for part in _input_and_hidden_layers(source) for m in part
     ]

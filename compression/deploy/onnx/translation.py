@@ -12,36 +12,42 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal.exporter import _decomp, _fx_passes
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
+from compression.deploy.onnx.lowering import lower
 from compression.deploy.onnx.structure import UnknownStructureError, structure
 from compression.deploy.onnx.tensors import OPSET
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator
+    from collections.abc import Hashable, Iterator, Sequence
 
     import onnx_ir as ir
 
 Shapes = tuple[dict[int, Any], ...]  # the dynamic dimensions of each input
 
-MOST_GRAPHS = 16  # kept at a time, without weights: a graph of BERT-base takes 1 MB
+MOST_GRAPHS = 32  # kept at a time, without weights: a graph of BERT-base takes 1 MB
 
 
 _GRAPHS: OrderedDict[Hashable, ir.Model] = OrderedDict()  # by structure, the least recently used first
 
 
-def translate(model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes) -> torch.onnx.ONNXProgram:
+def translate(
+    model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes, outputs: Sequence[str] = ("logits",)
+) -> torch.onnx.ONNXProgram:
     """Return the optimized ONNX program of `model`, which is in eval mode on the CPU, called with `inputs` by position.
+
+    `outputs` are the names of what it returns.
 
     A model whose structure was translated before in this process gets the graph of then with its own weights. Raises
     torch.onnx.OnnxExporterError or RuntimeError if torch cannot translate it.
     """
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     key = _key(model, inputs, dynamic)
-    with _silent_exporter(), _registry_built_once():
+    with _silent_exporter(), _fast_exporter():
         graph = _GRAPHS.pop(key, None)
         if graph is None:
-            program = _export(model, inputs, dynamic)
+            program = _export(model, inputs, dynamic, outputs)
             graph = None if key is None else _without_weights(program.model, tensors)
         if graph is not None:
             # Also the first time: optimizing a copy names new values otherwise than optimizing the exporter's graph.
@@ -87,7 +93,9 @@ def _key(model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes) -> Hashab
     return described, tuple(shapes), repr(dynamic), torch.get_default_dtype()
 
 
-def _export(model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes) -> torch.onnx.ONNXProgram:
+def _export(
+    model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes, outputs: Sequence[str]
+) -> torch.onnx.ONNXProgram:
     """Have torch's exporter translate `model`, and optimize nothing yet."""
     program = torch.onnx.export(
         model,
@@ -95,7 +103,7 @@ def _export(model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes) -> tor
         dynamo=True,
         opset_version=OPSET,
         input_names=list(inputs),
-        output_names=["logits"],
+        output_names=[*outputs],
         # One entry for `*tensors`, itself a tuple.
         dynamic_shapes=(dynamic,),
         verbose=False,
@@ -107,17 +115,31 @@ def _export(model: nn.Module, inputs: dict[str, Tensor], dynamic: Shapes) -> tor
 
 # The exporter builds its registry of 497 operators at every call, 0.7 to 1.3 s long; once a process will do.
 _kept_registry = functools.cache(ONNXRegistry.from_torchlib)
+_decompose = _fx_passes.decompose_with_registry
+
+
+@functools.cache
+def _translated() -> frozenset[Any]:
+    """Return the functions that the exporter translates."""
+    return frozenset(_decomp.get_onnx_implemented_overloads(_kept_registry()))
+
+
+def _lower(program: torch.export.ExportedProgram, registry: ONNXRegistry) -> torch.export.ExportedProgram:
+    """Return the program in operators that the exporter translates: by a few rewrites, or else decomposed."""
+    return program if lower(program, _translated()) else _decompose(program, registry)
 
 
 @contextlib.contextmanager
-def _registry_built_once() -> Iterator[None]:
-    """Let the exporter find the registry that an earlier call built."""
+def _fast_exporter() -> Iterator[None]:
+    """Let the exporter find the registry that an earlier call built, and decompose only what needs it."""
     build = vars(ONNXRegistry)["from_torchlib"]
     setattr(ONNXRegistry, "from_torchlib", staticmethod(_kept_registry))  # noqa: B010 - mypy takes it for a method
+    setattr(_fx_passes, "decompose_with_registry", _lower)  # noqa: B010
     try:
         yield
     finally:
         setattr(ONNXRegistry, "from_torchlib", build)  # noqa: B010
+        setattr(_fx_passes, "decompose_with_registry", _decompose)  # noqa: B010
 
 
 @contextlib.contextmanager

@@ -44,6 +44,8 @@ class Attention(LayerDistillation):
 
     def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> LayerLoss:
         """The loss of MiniLM between transformers, of activation-based attention transfer between CNNs."""
+        for model in (teacher, student):
+            transformer.require_encoder(model, "attention compares queries with all keys, which is wrong for")
         pairs = self.compared_layers(teacher, student)
         if transformer.is_transformer(teacher) and transformer.is_transformer(student):
             weight = RELATION_WEIGHT if self.weight is None else self.weight

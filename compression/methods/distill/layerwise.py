@@ -49,6 +49,10 @@ class Layerwise(LayerDistillation):
 
     def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> TransformerLayerLoss:  # noqa: ARG002 - the base's signature
         """The loss of the chosen style."""
+        if self.style == "tinybert":
+            for model in (teacher, student):
+                what = "style=tinybert compares queries with all keys: take style=distilbert for"
+                transformer.require_encoder(model, what)
         losses: dict[str, type[TransformerLayerLoss]] = {"tinybert": TinyBertLoss, "distilbert": DistilBertLoss}
         pairs = self.compared_layers(teacher, student)
         return losses[self.style](pairs, teacher, student, self.adaptive, self.weight)

@@ -13,7 +13,7 @@ from compression.errors import UserError
 from compression.methods.distill.logits.training import label_loss
 from compression.methods.distill.response import soft_loss
 from compression.methods.distill.students.teacher_student import StudentSelection
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, answers
 from compression.nn.layers import count_parameters
 from compression.params import Place, param
 from compression.tasks.task import evaluate
@@ -55,8 +55,8 @@ class Mutual(StudentSelection):
         of_labels = label_loss(context.task, self.training_for(context.task))
 
         def loss(student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-            logits = [forward(member, inputs) for member in (student, *peers)]
-            labels = torch.stack([of_labels(of_member, targets) for of_member in logits]).sum()
+            logits, wanted = zip(*(answers(member, inputs, targets) for member in (student, *peers)), strict=True)
+            labels = torch.stack([of_labels(of_member, wanted[0]) for of_member in logits]).sum()
             return labels + self.weight * mutual_loss(logits, self.temperature)
 
         self.train_together(student, Cohort([student, *peers], context), loss)
@@ -103,14 +103,14 @@ class Cohort(nn.Module):
     A module, so that a checkpoint of the training has them.
     """
 
-    qualities: Tensor  # the validation metric of each member's best epoch, `(members,)`
+    gains: Tensor  # the validation metric of each member's best epoch, `(members,)`, as `Task.gain` gives it
 
     def __init__(self, members: Sequence[nn.Module], context: Context) -> None:
         super().__init__()
         self.context, self.peers = context, nn.ModuleList(members[1:])
         self.best = nn.ModuleList(copy.deepcopy(member).requires_grad_(False) for member in members)
         # In single precision an equal metric, a Python float, could count as a better one.
-        self.register_buffer("qualities", torch.full((len(members),), -torch.inf, dtype=torch.float64))
+        self.register_buffer("gains", torch.full((len(members),), -torch.inf, dtype=torch.float64))
 
     def end_epoch(self, student: nn.Module) -> None:
         """Evaluate all members, record a curve for each, and keep the weights of those better than before."""
@@ -119,8 +119,8 @@ class Cohort(nn.Module):
             name = f"val_{self.context.task.metric}_member_{i + 1}"
             # `fit` counts an epoch after its last step, and this is called within that step.
             self.context.record.metrics({name: quality}, self.context.epochs.value + 1)
-            if quality > self.qualities[i]:
-                self.qualities[i] = quality
+            if (gain := self.context.task.gain(quality)) > self.gains[i]:
+                self.gains[i] = gain
                 self.best[i].load_state_dict(members[i].state_dict())
 
     def restore(self, student: nn.Module) -> None:
@@ -166,4 +166,4 @@ def best_member(members: Sequence[nn.Module], context: Context) -> nn.Module:
     ]
     context.record.table("cohort", rows)
     allowed = [i for i, size in enumerate(sizes) if size <= sizes[0]]
-    return members[max(allowed, key=lambda i: qualities[i])]
+    return members[max(allowed, key=lambda i: context.task.gain(qualities[i]))]

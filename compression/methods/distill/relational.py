@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compression.methods.distill.layers.layer_distillation import LayerDistillation, LayerLoss, LayerOutputs
+from compression.nn import transformer
 from compression.params import param
 
 if TYPE_CHECKING:
@@ -24,42 +25,53 @@ class Relational(LayerDistillation):
     """Train the student on the teacher's distances between examples and angles of any three, in addition to its logits.
     Park et al. 2019, arXiv:1904.05068.
 
-    An example is represented by the mean over the pixels of a feature map, or by the first token of a text, in the
-    last pair of layers, or in all that are named.
+    An example is represented by the mean over the pixels of a feature map, by the first token of a text or, in a
+    decoder, whose first token has seen no other, by the last one; in the last pair of layers, or in all that are named.
     """
 
     # 25 and 50 as in the paper
     distance: float = param(25.0, "weight of the distances", interval="[0, inf)", search=(1.0, 100.0), log=True)
     angle: float = param(50.0, "weight of the angles", interval="[0, inf)", search=(1.0, 200.0), log=True)
 
-    def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> LayerLoss:  # noqa: ARG002 - the base's signature
+    def layer_loss(self, teacher: nn.Module, student: nn.Module, context: Context) -> LayerLoss:
         """The weighted losses of distances and angles."""
         pairs = self.compared_layers(teacher, student)
-        return RelationalLoss(pairs if self.pairs else pairs[-1:], self.distance, self.angle)
+        last = context.task.predicts_tokens or any(transformer.is_decoder(model) for model in (teacher, student))
+        return RelationalLoss(pairs if self.pairs else pairs[-1:], self.distance, self.angle, last)
 
 
 class RelationalLoss(LayerLoss):
-    """The sum over the pairs of `distance_loss` and `angle_loss`, with the weights `distance` and `angle`."""
+    """The sum over the pairs of `distance_loss` and `angle_loss`, with the weights `distance` and `angle`.
 
-    def __init__(self, pairs: LayerPairs, distance: float, angle: float) -> None:
+    A text is represented by its first token, or its last one if `last`.
+    """
+
+    def __init__(self, pairs: LayerPairs, distance: float, angle: float, last: bool = False) -> None:
         super().__init__(pairs)
-        self.distance, self.angle = distance, angle
+        self.distance, self.angle, self.last = distance, angle, last
 
-    def forward(self, teacher: LayerOutputs, student: LayerOutputs, mask: Tensor | None) -> Tensor:  # noqa: ARG002 - the base's signature
+    def forward(self, teacher: LayerOutputs, student: LayerOutputs, mask: Tensor | None) -> Tensor:
         """The weighted sum over the pairs."""
+        places = mask.sum(1) - 1 if self.last and mask is not None else None
         losses = []
         for of_teacher, of_student in self.pairs:
-            vectors = example_vectors(student[of_student]), example_vectors(teacher[of_teacher])
+            vectors = [example_vectors(output, places) for output in (student[of_student], teacher[of_teacher])]
             losses.append(self.distance * distance_loss(*vectors) + self.angle * angle_loss(*vectors))
         return torch.stack(losses).sum()
 
 
-def example_vectors(output: Tensor) -> Tensor:
-    """One vector for each of the first MOST_EXAMPLES of a batch, `(examples, features)`."""
+def example_vectors(output: Tensor, places: Tensor | None = None) -> Tensor:
+    """One vector for each of the first MOST_EXAMPLES of a batch, `(examples, features)`.
+
+    Of a text, that of its token at `places` `(batch,)`, the first if None.
+    """
     output = output[:MOST_EXAMPLES]
     if output.ndim == 4:
         return output.mean((2, 3))
-    return output[:, 0] if output.ndim == 3 else output
+    if output.ndim == 3:
+        rows = torch.arange(len(output), device=output.device)
+        return output[rows, 0 if places is None else places[:MOST_EXAMPLES]]
+    return output
 
 
 def distance_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class SelfDistillation(SoftenedLogits):
             return context.build(self.student)
         if context.model_changed:
             return copy.deepcopy(model)
-        if transformer.is_transformer(model):
+        if transformer.is_transformer(model) and not transformer.is_decoder(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
         if any(isinstance(module, COMPRESSED_LAYERS) for module in model.modules()):
             raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")
@@ -107,7 +107,8 @@ class SelfDistillation(SoftenedLogits):
         qualities = [evaluate(student, validation, task)[task.metric] for student in generations]
         rows = [{"generation": i, f"val_{task.metric}": quality} for i, quality in enumerate(qualities, 1)]
         context.record.table("generations", rows)
-        return generations[qualities.index(max(qualities))].requires_grad_(True)
+        best = max(range(len(generations)), key=lambda i: task.gain(qualities[i]))
+        return generations[best].requires_grad_(True)
 
 
 def virtual_teacher(targets: Tensor, classes: int, target_probability: float) -> Tensor:

@@ -25,7 +25,7 @@ class BlockMovement(ScoreBasedPruning):
 
     The defaults are the paper's hybrid: blocks in the attention, whole neurons (a row of one weight and the column of
     the next) in the feed-forward part. Blocks at the edge of a layer that they do not divide are smaller. On models
-    without attention all layers have blocks, and zeros stay as masks. The sparsity counts what is cut.
+    other than encoders all layers have blocks, and zeros stay as masks. The sparsity counts what is cut.
     """
 
     block_rows: int = param(4, "outputs in a block", interval="[1, inf)", search=(1, 32), log=True)
@@ -35,7 +35,7 @@ class BlockMovement(ScoreBasedPruning):
 
     def groups(self, model: nn.Module) -> list[list[GriddedLayer]]:
         """Heads and neurons, over the layers that each spans, then the blocks of every other layer."""
-        units = list(self.unit_groups(model)) if transformer.is_transformer(model) else []
+        units = list(self.unit_groups(model)) if has_removable_units(model) else []
         in_units = {name for group in units for name, _ in group}
         others = {name: layer for name, layer in layers.prunable_layers(model).items() if name not in in_units}
         return units + [
@@ -65,10 +65,15 @@ class BlockMovement(ScoreBasedPruning):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Prune by masks, then remove a transformer's heads and neurons that are empty."""
-        if not transformer.is_transformer(model):
-            context.record.warn("Only a transformer's empty parts are cut out: here zeros stay, as masks.")
+        if not has_removable_units(model):
+            context.record.warn("Only an encoder's empty parts are cut out: here zeros stay, as masks.")
             return super().apply(model, context)
         before = layer_sizes(model)
         model = remove_empty_units(super().apply(model, context))
         log_layer_sizes(before, layer_sizes(model), context.record)
         return model
+
+
+def has_removable_units(model: nn.Module) -> bool:
+    """Whether `remove_empty_units` knows the model: decoders have gates and shared keys."""
+    return transformer.is_transformer(model) and not transformer.is_decoder(model)

@@ -57,6 +57,10 @@ class DropLayers(Method):
         transformer.keep_layers(model, [layer for layer in range(total) if layer not in dropped])
         return model
 
+    def check(self, model: nn.Module, context: Context) -> None:  # noqa: ARG002 - the base's signature
+        """Raise UserError for a model that is no transformer."""
+        transformer.layers(model)
+
 
 def layers_to_drop(order: str, count: int, influence: Tensor) -> list[int]:
     """The indices of `count` layers, of those that have an `influence` `(layers,)`.

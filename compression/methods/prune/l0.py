@@ -17,7 +17,7 @@ from compression.methods.prune.masks.training_progress import TrainingProgress
 from compression.methods.prune.structure.cofi import EncoderGates, attach_gates, detach_gates
 from compression.methods.prune.structure.layer_sizes import layer_sizes, log_layer_sizes
 from compression.nn import transformer
-from compression.nn.inputs import Inputs, attention_mask, forward
+from compression.nn.inputs import Inputs, answers, attention_mask
 from compression.params import group, param
 from compression.reporting.figures.prune import sparsity_curve
 from compression.training.hyperparameters import Training, require_training
@@ -68,9 +68,9 @@ class L0(Method):
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Train with gates, then cut `model` in place to the sparsity.
 
-        Raises UserError for a model that is no transformer.
+        Raises UserError as `check` does.
         """
-        transformer.architecture(model)
+        self.check(model, context)
         require_training(self.training, context.task.training, "Gates are learned")
         before = layer_sizes(model)
         loop = GateTraining(self.resolved(context.task), context, model, GateParameters(model, context.original))
@@ -88,6 +88,11 @@ class L0(Method):
         log_layer_sizes(before, layer_sizes(model), context.record)
         context.record.figure("sparsity-schedule", sparsity_curve(loop.curve))
         return model
+
+    def check(self, model: nn.Module, context: Context) -> None:  # noqa: ARG002 - the base's signature
+        """Raise UserError for a model that is no transformer, and for a decoder."""
+        transformer.architecture(model)
+        transformer.require_encoder(model, "l0 has no gates for the heads and neurons of")
 
 
 class GateParameters(nn.Module):
@@ -142,21 +147,22 @@ class GateTraining:
         m, task = self.method, self.context.task
         # `model` may be accelerate's wrapper: hooks go to the network itself.
         with transformer.record_hidden_states(self.model) as states:
-            logits = forward(model, inputs)
-        value: Tensor = task.loss(logits, targets, label_smoothing=m.training.label_smoothing or 0.0)
+            logits, wanted = answers(model, inputs, targets)
+        value: Tensor = task.loss(logits, wanted, label_smoothing=m.training.label_smoothing or 0.0)
         value = (1 - m.distill_alpha) * value
         if m.distill_alpha:
-            value = value + m.distill_alpha * self.distillation_loss(logits, [after for _, after in states], inputs)
+            hidden = [after for _, after in states]
+            value = value + m.distill_alpha * self.distillation_loss(logits, hidden, inputs, targets)
         return value + self.parameters.constraint(self.target)
 
-    def distillation_loss(self, logits: Tensor, states: Sequence[Tensor], inputs: Inputs) -> Tensor:
+    def distillation_loss(self, logits: Tensor, states: Sequence[Tensor], inputs: Inputs, targets: Tensor) -> Tensor:
         """The loss against the original model's logits and hidden states on `inputs`, a scalar.
 
-        `logits` `(batch, classes)`, `states` `(batch, length, hidden)` of each layer.
+        `logits` as `nn.inputs.answers` gives them, `states` `(batch, length, hidden)` of each layer.
         """
         m, teacher = self.method, self.context.original.to(self.context.device).eval()
         with torch.no_grad(), transformer.record_hidden_states(teacher) as teacher_states:
-            teacher_logits = forward(teacher, inputs)
+            teacher_logits, _ = answers(teacher, inputs, targets)
         value = (1 - m.layer_share) * soft_loss(logits, teacher_logits, m.temperature)
         if not m.layer_share:
             return value

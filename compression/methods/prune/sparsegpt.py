@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compression.methods.blockwise.moments import inverse_factor
 from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
 from compression.methods.prune.masks.scores import prune_counts
 from compression.params import param
@@ -79,22 +80,6 @@ def prune_mask(saliency: Tensor, count: int, n_of_m: tuple[int, int] | None) -> 
     if n_of_m:
         return smallest_of_each(saliency, *n_of_m)
     return smallest_per_row(saliency.reshape(1, -1), [count]).view_as(saliency)
-
-
-def inverse_factor(second_moment: Tensor, dampening: float) -> Tensor:
-    """The upper Cholesky factor R of the damped moment's inverse, R^T R = H^-1; `(inputs, inputs)`, double precision.
-
-    Row j of R, from the diagonal on, holds row j of the inverse of H without the columns before j, over the root of
-    its own diagonal entry: all inverses that the elimination needs (section 3.3).
-    """
-    diagonal = second_moment.diagonal()
-    identity = torch.eye(len(second_moment), device=second_moment.device)
-    damped = second_moment.double() + dampening * diagonal.mean() * identity
-    unused = diagonal == 0
-    damped[unused, unused] = 1.0  # the inverse exists also with a dampening of 0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor
 
 
 def eliminate(weight: Tensor, keep: Tensor, factor: Tensor) -> Tensor:

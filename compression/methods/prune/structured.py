@@ -13,13 +13,14 @@ from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.prune.structure.channels import ChannelUnits
 from compression.methods.prune.structure.costs import COSTS
+from compression.methods.prune.structure.decoder import DecoderUnits
 from compression.methods.prune.structure.encoder import PARTS, EncoderUnits
 from compression.methods.prune.structure.importance import CRITERIA, equal_scores, importance
 from compression.methods.prune.structure.plan import TOLERANCE, PruningPlan, find_plan, merge_plans
 from compression.methods.prune.structure.sparsity_penalty import bn_penalty, group_penalty
 from compression.nn import layers, transformer
 from compression.nn.inputs import Inputs, map_inputs
-from compression.nn.recurrent import BiLSTM
+from compression.nn.recurrent import Direction
 from compression.params import group, param
 from compression.training.hyperparameters import Training, require_training
 from compression.training.loop import fit, task_loss
@@ -116,6 +117,8 @@ class Structured(Method):
 
     def removable_units(self, model: nn.Module, example: Inputs) -> ChannelUnits | EncoderUnits:
         """The units of `model` that can be removed. Raises UserError for a model that has none."""
+        if transformer.is_decoder(model):
+            return DecoderUnits(model, example, self.parts)
         if transformer.is_transformer(model):
             return EncoderUnits(model, example, self.parts)
         kind = getattr(getattr(model, "config", None), "model_type", None)
@@ -125,7 +128,7 @@ class Structured(Method):
                 "neither its config nor from_pretrained could express what is left: take a method that leaves its "
                 "shapes, such as magnitude."
             )
-        if any(isinstance(m, BiLSTM) for m in model.modules()):
+        if any(isinstance(m, Direction) for m in model.modules()):
             raise UserError(
                 "structured does not cut the units of an LSTM, which feed one another at every step: distil a thinner "
                 "one (width=0.5, say), or take magnitude."

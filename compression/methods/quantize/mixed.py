@@ -19,13 +19,17 @@ from compression.methods.quantize.bit_allocation.sensitivity import (
     weight_fisher,
 )
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
-from compression.methods.quantize.calibration.selection import SKIP_HELP, warn_of_float_recurrent_layers
+from compression.methods.quantize.calibration.selection import (
+    SKIP_HELP,
+    tied_clause,
+    warn_of_float_recurrent_layers,
+)
 from compression.methods.quantize.calibration.weights import quantize_dequantize
 from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, weightless_layers
 from compression.methods.quantize.static import Static
 from compression.nn.graph import replace_module
-from compression.nn.layers import count_macs, weight
+from compression.nn.layers import count_macs, tied_layers, weight
 from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size
@@ -114,6 +118,12 @@ class Mixed(Method):
         fold_batch_norms(model, batches[0])
         swap_pools_and_relus(model, batches[0])
         layers = self.static(8).select_layers(model, batches[0], nn.Conv2d, nn.Linear, nn.Embedding)
+        # Two widths for one weight would store it twice: the ties of embeddings stay in floats.
+        tied = tied_layers(model)
+        tied_names = {*tied, *tied.values()}
+        layers = {name: layer for name, layer in layers.items() if name not in tied_names}
+        if not layers:
+            raise UserError(f"There is nothing to quantize{tied_clause(tied_names)}.")
         warn_of_float_recurrent_layers(model, context.record)
         sensitivities = self.measure_sensitivities(model, layers, context)
         statistics = self.observe(model, layers, batches, context)

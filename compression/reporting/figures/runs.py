@@ -30,6 +30,7 @@ def quality_against_cost(points: Sequence[Mapping[str, Any]], metric: str, cost:
         axes.scatter(point[cost], point[metric], s=90, color=colour, zorder=3)
         axes.annotate(point["label"], (point[cost], point[metric]), (8, 6), textcoords="offset points", color=INK)
     axes.set(xlabel=COSTS[cost], ylabel=metric, title=f"Quality against {cost.split('_')[0]}")
+    axes.ticklabel_format(useOffset=False)  # 260.5, not 0.05 above 260.45
     axes.margins(0.25)  # before a limit is set, which ends the scaling to the points
     axes.set_xlim(left=0)
     return figure

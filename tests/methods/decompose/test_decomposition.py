@@ -184,7 +184,7 @@ def test_a_decomposed_model_trains_quantizes_reloads_and_deploys(chain, model, t
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).agreement >= 0.998
+    assert check_parity(made, file, task.test, task, threads=1).agreement >= 0.998
 
 
 def test_channels_of_a_decomposed_model_can_be_pruned_and_the_result_reloads(model, task, make_context, tmp_path):
@@ -222,7 +222,7 @@ def test_torchvisions_networks_are_decomposed_reload_and_deploy(name, chain, mak
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(made, task.test)[0])
     file = export(made, task.example(2), tmp_path / "model.onnx")
-    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).max_difference < 1e-4
+    assert check_parity(made, file, task.test, task, threads=1).max_difference < 1e-4
 
 
 def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context, tmp_path):
@@ -234,7 +234,7 @@ def test_layers_and_embeddings_of_a_bert_are_decomposed_and_reload(make_context,
     again = storage.load(storage.save(made, tmp_path / "model", {}))
     torch.testing.assert_close(forward(again, task.example(4)), forward(made, task.example(4)))
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(made, file, task.test, task.compute_metrics, threads=1).max_difference < 1e-3
+    assert check_parity(made, file, task.test, task, threads=1).max_difference < 1e-3
 
 
 def test_a_target_of_macs_leaves_embeddings_alone(make_context):

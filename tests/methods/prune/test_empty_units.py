@@ -45,7 +45,7 @@ def test_what_is_cut_reloads_and_exports(tmp_path):
     again = storage.load(storage.save(cut, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(cut, task.test)[0])
     file = export(cut, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(cut, file, task.test, task.compute_metrics, threads=1).agreement == 1.0
+    assert check_parity(cut, file, task.test, task, threads=1).agreement == 1.0
 
 
 def test_a_whole_model_is_left_alone():

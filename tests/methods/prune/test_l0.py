@@ -134,7 +134,7 @@ def test_what_is_cut_answers_as_the_gated_model_did(gated, tmp_path):
     again = storage.load(storage.save(plain, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(plain, task.test)[0])
     file = export(plain, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(plain, file, task.test, task.compute_metrics, threads=1).agreement == 1.0
+    assert check_parity(plain, file, task.test, task, threads=1).agreement == 1.0
 
 
 def test_open_gates_change_nothing():

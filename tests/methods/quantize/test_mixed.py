@@ -158,4 +158,4 @@ def test_layers_that_lose_most_stay_in_floats_where_there_is_room(task, make_con
     held = sum(row["bytes"] for row in rows)
     assert held <= 0.7 * 4 * sum(m.weight.numel() for m in layers.prunable_layers(context.original).values())
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    check_parity(made, file, task.test, task, threads=1)

@@ -172,7 +172,7 @@ def test_a_bert_is_trained_rounded_and_answers_as_its_file(name, make_context, t
     assert kinds.count(QuantEmbedding) == (3 if name == "qat" else 0)
     assert {"activation-ranges", "weight-ranges"} <= set(context.record.figures)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    check_parity(made, file, task.test, task, threads=1)
 
 
 class Twice(nn.Module):

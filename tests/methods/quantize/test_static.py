@@ -174,7 +174,7 @@ def test_a_bert_with_static_ranges_answers_as_its_file(make_context, tmp_path):
     kinds = [type(m) for m in made.modules()]
     assert (kinds.count(QuantLinear), kinds.count(QuantEmbedding)) == (6 + 2, 3)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    check_parity(made, file, task.test, task, threads=1)
 
 
 @pytest.mark.parametrize("chain", ["dynamic", "weight_only:group_size=16", "weight_only:bits=8,granularity=channel"])
@@ -198,7 +198,7 @@ def test_a_skipped_layer_is_the_only_one_that_is_computed_in_floats(skipped, tra
     task, model = trained
     made, _ = apply(Static(skip=skipped, calibration_samples=64), model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    check_parity(made, file, task.test, task, threads=1)
     run = [node.op_type for node in optimized_graph(file).node]
     assert sum(kind in FLOAT_KERNELS for kind in run) == 1, run
     assert run.count("QLinearAdd") == 3
@@ -218,7 +218,7 @@ def test_a_tensor_that_is_quantized_in_several_ways_leaves_no_layer_in_floats(re
     step = step.resolved(task)
     made, _ = apply(step, model, task, make_context)
     file = export(made, task.example(4), tmp_path / "model.onnx")
-    check_parity(made, file, task.test, task.compute_metrics, threads=1)
+    check_parity(made, file, task.test, task, threads=1)
     run = [node.op_type for node in optimized_graph(file).node]
     assert not {*FLOAT_KERNELS, "Add"} & {*run}, run
     block = made.stages[0][0]

@@ -124,14 +124,19 @@ class Decomposition(Method):
     def select_layers(self, model: nn.Module, example: Inputs) -> dict[str, nn.Module]:
         """The layers to consider, by name; raises UserError if there are none, or `skip` names none of them.
 
-        Layers whose weights functions read, too, on the prepared batch `example`, stay as they are.
+        Layers whose weights functions read, too, on the prepared batch `example`, stay as they are, and so do an
+        embedding and an output layer that share their weight: factors of the one would add to the weight of the other.
         """
-        taken = record_graph(model, example).read_by_functions
+        tied = {name for pair in layers.tied_layers(model).items() for name in pair}
+        taken = record_graph(model, example).read_by_functions | tied
         found = {n: layer for n, layer in model.named_modules() if self.can_decompose(layer) and n not in taken}
         skipped = resolve_names(self.skip, found, "skip", "decomposable layer")
         found = {name: layer for name, layer in found.items() if name not in skipped}
         if not found:
-            raise UserError(f"There is nothing to decompose: the model has no {self.kinds} that is not skipped.")
+            reason = f"; {' and '.join(sorted(tied))} share one weight, which stays as it is" if tied else ""
+            raise UserError(
+                f"There is nothing to decompose: the model has no {self.kinds} that is not skipped{reason}."
+            )
         return found
 
     def candidate(self, name: str, layer: nn.Module, sizes: FeatureMapSizes) -> Candidate:

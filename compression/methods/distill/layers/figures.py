@@ -23,11 +23,12 @@ MOST_PAIRS = 3  # the last ones
 def log_feature_maps(context: Context, teacher: nn.Module, student: nn.Module, pairs: LayerPairs) -> None:
     """Record the figure `features`: both layers of each pair for the first validation example, side by side.
 
-    Layers of a CNN as their activation at each pixel, those of a transformer as their attention; others are left out.
+    Layers of a CNN as their activation at each pixel, those of an encoder as their attention; others are left out.
     """
     example = context.task.validation.select(torch.tensor([0])).to(context.device)
     [(inputs, _)] = example.batches(1)
-    map_of = attention_map if transformer.is_transformer(teacher) else activation_map
+    has_attention = transformer.is_transformer(teacher) and not transformer.is_decoder(teacher)
+    map_of = attention_map if has_attention else activation_map
     maps: dict[str, Tensor | None] = {}
     for of_teacher, of_student in pairs[-MOST_PAIRS:]:
         maps[f"teacher\n{of_teacher}"] = map_of(teacher, of_teacher, inputs)

@@ -27,7 +27,11 @@ class AttentionProjections:
         names = transformer.architecture(model)
         self.parts = (names.query, names.key, names.value)
         attentions = {layer: model.get_submodule(f"{layer}.{names.attention}") for layer in stage_names(model)}
-        self.heads: dict[str, int] = {layer: getattr(one, names.heads) for layer, one in attentions.items()}
+        self.heads: dict[str, int] = {
+            # where attentions count no heads, all have as many as the config says
+            layer: getattr(one, names.heads) if names.heads else model.config.num_attention_heads  # type: ignore[union-attr, misc]
+            for layer, one in attentions.items()
+        }
 
     def head_count(self, layer: str) -> int:
         """The number of heads of a layer; raises UserError where `layer` is none of the transformer's layers."""

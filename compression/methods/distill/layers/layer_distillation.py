@@ -16,7 +16,7 @@ from compression.methods.distill.layers.figures import log_feature_maps
 from compression.methods.distill.logits.figures import log_softened_outputs
 from compression.methods.distill.logits.teacher_time import TeacherTimer
 from compression.methods.distill.response import Response
-from compression.nn.inputs import Inputs, attention_mask, forward
+from compression.nn.inputs import Inputs, answers, attention_mask
 from compression.params import param
 from compression.training.loop import fit
 
@@ -98,12 +98,12 @@ def train_on_layers(
 
     def loss(runner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         with timer.measure(), torch.no_grad(), record_outputs(teacher, teacher_layers) as teacher_outputs:
-            teacher_logits = forward(teacher, inputs)
+            teacher_logits, _ = answers(teacher, inputs, targets)
         # `runner` may be accelerate's wrapper around the student, under which layers have other names.
         with record_outputs(student, student_layers) as student_outputs:
-            student_logits = forward(runner, inputs)
+            student_logits, wanted = answers(runner, inputs, targets)
         between_layers: Tensor = layer_loss(teacher_outputs, student_outputs, attention_mask(inputs))
-        return logits_loss(student_logits, [teacher_logits], targets) + between_layers
+        return logits_loss(student_logits, [teacher_logits], wanted) + between_layers
 
     trained = fit(student, context, training, loss=loss, extra=layer_loss, name=name)
     timer.log_share(context)

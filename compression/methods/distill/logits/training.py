@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from compression.errors import UserError
 from compression.methods.distill.logits.teacher_time import TeacherTimer
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, answer_rows, answers, forward
 from compression.training.loop import augmentation, epoch_batches, fit
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ def train_on_logits(
 
     def loss(student: nn.Module, inputs: Inputs, targets: Tensor, *cached: Tensor) -> Tensor:
         with timer.measure():
-            of_teachers = cached or teacher_logits(teachers, inputs)  # () where nothing is cached
-        return logits_loss(forward(student, inputs), of_teachers, targets)
+            # () where nothing is cached
+            of_teachers = [answer_rows(each, targets)[0] for each in cached or teacher_logits(teachers, inputs)]
+        logits, wanted = answers(student, inputs, targets)
+        return logits_loss(logits, of_teachers, wanted)
 
     is_cached = teachers and can_cache(teachers, context, training)
     student = fit(student, context, training, loss=loss, per_example=per_example if is_cached else None, name=name)
@@ -70,12 +72,12 @@ def can_cache(teachers: Sequence[nn.Module], context: Context, training: Trainin
     """Whether there is a fixed set of views, and the logits of all teachers on all of them fit into CACHE_BYTES."""
     task, views = context.task, training.views if is_augmented(context, training) else 1
     # 4 bytes a logit
-    return bool(views) and views * len(task.train) * task.outputs * 4 * len(teachers) <= CACHE_BYTES
+    return bool(views) and views * task.train.targets.numel() * task.outputs * 4 * len(teachers) <= CACHE_BYTES
 
 
 @torch.no_grad()
 def teacher_logits(teachers: Sequence[nn.Module], inputs: Inputs) -> list[Tensor]:
-    """The logits `(batch, outputs)` of each teacher for a batch."""
+    """The logits of each teacher for a batch, as `nn.inputs.forward` gives them."""
     return [forward(teacher, inputs) for teacher in teachers]
 
 
@@ -83,8 +85,11 @@ def teacher_logits(teachers: Sequence[nn.Module], inputs: Inputs) -> list[Tensor
 def epoch_teacher_logits(
     teachers: Sequence[nn.Module], context: Context, training: Training, epoch: int
 ) -> list[Tensor]:
-    """The logits `(n, outputs)` of each teacher on the training examples as augmented in `epoch`, in stored order."""
-    size = len(context.task.train), context.task.outputs
+    """The logits of each teacher on the training examples as augmented in `epoch`, in stored order.
+
+    Of the shape of the targets and `outputs`: `(n, outputs)`, for language `(n, length, outputs)`.
+    """
+    size = *context.task.train.targets.shape, context.task.outputs
     # Each process fills in the rows of its own share, which is the same share whenever the view comes again.
     found = [torch.zeros(size, device=context.device) for _ in teachers]
     with context.accelerator.autocast():

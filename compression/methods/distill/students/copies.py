@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import nn
 
@@ -19,8 +20,8 @@ def thinner_copy(teacher: nn.Module, width: float) -> nn.Module:
     Raises UserError for models that have no width, and for those whose layers compression has changed.
     """
     spec = models.spec_of(teacher)
-    arguments = spec.get("arguments", {})
-    if "width" not in arguments:
+    arguments, is_language_model = spec.get("arguments", {}), transformer.is_decoder(teacher) and "head" in spec
+    if "width" not in arguments and not is_language_model:
         raise UserError(
             f"width={width:.2g} makes thinner copies of the lab's own networks, and a {type(teacher).__name__} is "
             "none; name a model in its place, or take a shallower copy by its number of layers."
@@ -30,7 +31,31 @@ def thinner_copy(teacher: nn.Module, width: float) -> nn.Module:
             f"width={width:.2g} makes thinner copies of networks as they were built, and compression changed the "
             "teacher's layers; name a model in its place."
         )
+    if is_language_model:
+        return models.rebuild(spec | {"config": thinner_config(teacher, width)})
     return models.rebuild(spec | {"arguments": arguments | {"width": arguments["width"] * width}})
+
+
+def thinner_config(decoder: nn.Module, width: float) -> dict[str, Any]:
+    """The config of a decoder with `width` times its keys and their queries, hidden dimensions and neurons.
+
+    Heads keep their size, and as many of them share a key as before.
+    """
+    config: Any = copy.deepcopy(models.transformers_config(decoder))
+    block, entry = transformer.blocks(decoder)[0], transformer.architecture(decoder).width
+    groups = max(1, round(block.head_groups * width))
+    heads = groups * (block.heads // block.head_groups)
+    hidden = config.hidden_size // block.heads * heads
+    changes = {"num_attention_heads": heads, "num_key_value_heads": groups, "hidden_size": hidden}
+    if getattr(config, entry) is not None:  # GPT-2 has four times its hidden size, if nothing is said
+        changes[entry] = block.neurons * groups // block.head_groups
+    if getattr(config, "word_embed_proj_dim", None) == config.hidden_size:  # OPT
+        changes["word_embed_proj_dim"] = hidden
+    for name, value in changes.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    described: dict[str, Any] = config.to_dict()
+    return described
 
 
 def shallower_copy(teacher: nn.Module, count: int) -> nn.Module:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from compression import models
 from compression.errors import UserError
 from compression.methods.prune.masks.scores import prunable_weights
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,8 @@ def single_losses(model: nn.Module, context: Context, examples: int) -> Iterator
 
 def mean_loss(model: nn.Module, inputs: Inputs, targets: Tensor, context: Context, temperature: float = 1.0) -> Tensor:
     """The task's mean loss over a batch; a classifier's logits are divided by `temperature` first."""
-    logits = forward(model, inputs)
-    return context.task.loss(logits / temperature if context.task.outputs > 1 else logits, targets)
+    logits, wanted = answers(model, inputs, targets)
+    return context.task.loss(logits / temperature if context.task.outputs > 1 else logits, wanted)
 
 
 def starting_model(model: nn.Module, context: Context, untrained: bool) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from compression import params
 from compression.errors import UserError
 from compression.methods.base import Method
+from compression.methods.blockwise.blocks import block_names, find_blocks, short_example
+from compression.methods.blockwise.walk import batch_size, walk
 from compression.methods.prune.masks.example_loss import example_batches
 from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
 from compression.nn import layers
@@ -20,7 +23,7 @@ from compression.nn.inputs import Inputs, forward
 from compression.params import param
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from compression.training.context import Context, RunLogger
 
@@ -67,13 +70,9 @@ class LayerwisePruning(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Prune the layers of `model` one after the other, in place."""
-        model = model.to(context.device).eval()
-        batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
+        model = model.eval()
         before = layer_sparsities(model)
-        # A forward pass of all batches for every layer, after the layers before it were pruned: a later layer makes up
-        # for what earlier ones lost, and one layer's moments are held at a time (75 MB for 3,072 inputs in doubles).
-        for layer in self.layers_to_prune(model, context.record):
-            moments = sum_second_moments(model, layer, batches, self.input_moment)
+        for layer, moments in self.layer_moments(model, context):
             groups = zip(weight_matrices(layer), moments, mask_matrices(layer), strict=True)
             pruned = [self.prune_matrix(*group) for group in groups]
             with torch.no_grad():
@@ -82,21 +81,44 @@ class LayerwisePruning(Method):
         log_sparsities(before, model, self.target_sparsity, context.record)
         return model
 
-    def layers_to_prune(self, model: nn.Module, record: RunLogger) -> list[nn.Module]:
-        """The layers whose number of inputs the pattern's m divides; warns of the others.
+    def layer_moments(self, model: nn.Module, context: Context) -> Iterator[tuple[nn.Module, Tensor]]:
+        """Yield each layer to prune with the moments of its inputs, `(groups, …)`, after those before it were pruned.
+
+        So a later layer makes up for what earlier ones lost, and the moments of layers with one input are held at a
+        time (75 MB for 3,072 inputs in doubles). `model` is moved to the device.
+        """
+        if context.task.predicts_tokens and block_names(model):
+            yield from self._block_moments(model, context)
+            return
+        model.to(context.device)
+        batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
+        for layer in self.fitting(layers.prunable_layers(model), context.record).values():
+            yield layer, sum_second_moments(model, layer, batches, self.input_moment)
+
+    def _block_moments(self, model: nn.Module, context: Context) -> Iterator[tuple[nn.Module, Tensor]]:
+        """`layer_moments` of the linear layers in a decoder's blocks; embeddings and head, mostly one weight, stay."""
+        batches = [inputs for inputs, _ in example_batches(context, self.examples, size=batch_size(context.task))]
+        found = find_blocks(model, short_example(batches[0])).layers
+        chosen = self.fitting({name: model.get_submodule(name) for name in found}, context.record)
+        for stage in walk(model, batches, context.device, context.record):
+            if wanted := [layer for name, layer in stage.layers.items() if name in chosen]:
+                moments = functools.reduce(torch.add, (self.input_moment(rows.unsqueeze(0)) for rows in stage.rows()))
+                yield from ((layer, moments) for layer in wanted)
+
+    def fitting(self, prunable: dict[str, nn.Module], record: RunLogger) -> dict[str, nn.Module]:
+        """The layers, by name, whose number of inputs the pattern's m divides; warns of the others.
 
         Raises UserError if there are none.
         """
-        prunable = layers.prunable_layers(model)
         if not self.n_of_m:
-            return list(prunable.values())
+            return prunable
         m = self.n_of_m[1]
         fitting = {name: layer for name, layer in prunable.items() if layers.weight(layer).shape[1] % m == 0}
         if not fitting:
             raise UserError(f"No layer's inputs divide by the m of pattern={self.pattern}, so nothing would be pruned.")
         if dense := [name for name in prunable if name not in fitting]:
             record.warn(f"Inputs that do not divide by {self.pattern}'s m stay dense: {', '.join(dense)}.")
-        return list(fitting.values())
+        return fitting
 
     def input_moment(self, rows: Tensor) -> Tensor:
         """Products of inputs `(groups, n, columns)`, summed over the n rows; the first dimension stays `groups`."""

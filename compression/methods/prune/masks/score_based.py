@@ -15,7 +15,7 @@ from compression.methods.prune.masks import block_scores
 from compression.methods.prune.masks.schedule import RAMPS, require_ramp, scheduled_value
 from compression.methods.prune.masks.sparsity import TOLERANCE, layer_sparsities, log_sparsities
 from compression.methods.prune.masks.training_progress import TrainingProgress
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, answers
 from compression.params import group, param
 from compression.reporting.figures.prune import sparsity_curve
 from compression.training.hyperparameters import Training, require_training
@@ -168,11 +168,11 @@ class ScoreTraining:
         teacher = self.context.original.to(self.context.device).eval()
 
         def loss(model: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
-            logits = forward(model, inputs)
-            value: Tensor = (1 - method.distill_alpha) * task.loss(logits, targets, label_smoothing=label_smoothing)
+            logits, wanted = answers(model, inputs, targets)
+            value: Tensor = (1 - method.distill_alpha) * task.loss(logits, wanted, label_smoothing=label_smoothing)
             if method.distill_alpha:
                 with torch.no_grad():
-                    teacher_logits = forward(teacher, inputs)
+                    teacher_logits, _ = answers(teacher, inputs, targets)
                 value = value + method.distill_alpha * soft_loss(logits, teacher_logits, method.temperature)
             if self.uses_threshold:
                 value = value + method.regularization * self.ramp * mean_sigmoid(self.groups)

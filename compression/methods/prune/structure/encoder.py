@@ -48,8 +48,10 @@ class EncoderUnits:
             raise UserError("scope=global would leave a transformer's layers with different widths; use scope=local.")
         scores, head_size = self.scores(importance), transformer.blocks(self.model)[0].head_size
         is_joint = {"heads", "hidden"} <= set(self.parts)
-        steps = {"heads": 1, "ffn": round_to, "hidden": head_size if is_joint else round_to}
-        units = {part: level_units(scores[part], steps[part]) for part in self.parts}
+        steps = {"ffn": round_to, "hidden": head_size if is_joint else round_to}
+        units = {part: level_units(scores[part], steps[part]) for part in self.parts if part != "heads"}
+        if "heads" in self.parts:
+            units["heads"] = self.head_units(scores["heads"])
         if is_joint:
             heads, hidden = units.pop("heads"), units["hidden"]
             if len(heads) != len(hidden):
@@ -60,6 +62,10 @@ class EncoderUnits:
             pairs = zip(heads, hidden, strict=True)
             units["hidden"] = [PruningUnit(head.plan | other.plan, head.rank) for head, other in pairs]
         return sorted((unit for of_part in units.values() for unit in of_part), key=lambda unit: unit.rank)
+
+    def head_units(self, scores: Mapping[Location, Tensor]) -> list[PruningUnit]:
+        """A head of every layer at a time."""
+        return level_units(scores, 1)
 
     def scores(self, importance: Callable[[Any], Tensor | None]) -> dict[str, dict[Location, Tensor]]:
         """The scores of each part by location; a head's score is the mean over its rows."""
@@ -102,7 +108,7 @@ class EncoderUnits:
         """Remove the units of `plan` from `model`, which is this one or a copy of it, in place."""
         for index, block in enumerate(transformer.blocks(model)):
             if heads := plan.get((index, "heads")):
-                transformer.cut_heads(model, index, all_but(heads, block.heads))
+                transformer.cut_heads(model, index, all_but(heads, block.head_groups))
             if neurons := plan.get((index, "ffn")):
                 transformer.cut_ffn(model, index, all_but(neurons, block.neurons))
         if dimensions := plan.get((0, "hidden")):

@@ -7,7 +7,7 @@ distances between squared weights, and its hessian keeps the gradient of the las
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,14 @@ def group_members(group: Any) -> Iterator[GroupMember]:
             yield GroupMember(module, handler in INPUTS, index, channel, handler in _NORMS)
 
 
+@dataclass(frozen=True)
+class WeightGroup:
+    """The weights that lose slices together, where torch-pruning's graph is not asked: those of a decoder's part."""
+
+    channels: int
+    members: Sequence[GroupMember]
+
+
 Formula = Callable[[Tensor, Tensor], Tensor]  # slices of a weight and of its gradients, (n, numbers) -> scores (n,)
 
 
@@ -69,8 +77,8 @@ class Criterion:
     gradients: str = ""  # "mean": gradient of the mean loss; "squared": the mean of squared per-example gradients
 
     def scored_members(self, group: Any) -> Iterator[GroupMember]:
-        """Yield the members of a group of torch-pruning's that count."""
-        for member in group_members(group):
+        """Yield the members of a group that count; it is one of torch-pruning's, or a `WeightGroup`."""
+        for member in group.members if isinstance(group, WeightGroup) else group_members(group):
             has_gradients = not self.gradients or isinstance(member.module, layers.PRUNABLE)
             if has_gradients and (self.uses_norms if member.is_norm else self.uses_weights):
                 yield member
@@ -113,8 +121,8 @@ class Importance:
 
     @torch.no_grad()
     def __call__(self, group: Any) -> Tensor | None:
-        """Score the channels of a group of torch-pruning's, `(channels,)` on the CPU."""
-        channels = len(group[0].idxs)
+        """Score the channels of a group, as `Criterion.scored_members` takes it, `(channels,)` on the CPU."""
+        channels = count_channels(group)
         if self.criterion == "random":
             return torch.rand(channels, generator=self.generator)
         members = list(self.scored_members(group))
@@ -137,7 +145,12 @@ class Importance:
 def equal_scores(criterion: str, group: Any) -> Tensor | None:
     """Zero for each channel of `group`, or None where the criterion has nothing to score: needs no gradients."""
     is_scored = criterion == "random" or any(CRITERIA[criterion].scored_members(group))
-    return torch.zeros(len(group[0].idxs)) if is_scored else None
+    return torch.zeros(count_channels(group)) if is_scored else None
+
+
+def count_channels(group: Any) -> int:
+    """The number of channels of a group of torch-pruning's, or of a `WeightGroup`."""
+    return group.channels if isinstance(group, WeightGroup) else len(group[0].idxs)
 
 
 def normalise_scores(scores: Tensor, criterion: str) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compression.nn.gradients import empirical_fisher
-from compression.nn.inputs import forward
-from compression.tasks.task import Split, Task, predict
+from compression.nn.inputs import answers
+from compression.tasks.task import Split, Task, answer_batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -36,8 +36,11 @@ def temporary_weight(layer: nn.Module, values: Tensor) -> Iterator[None]:
 
 def loss_and_quality(model: nn.Module, split: Split, task: Task) -> dict[str, float]:
     """The model's mean loss on the examples of `split`, and its value of the task's metric."""
-    logits, targets = predict(model.eval(), split)
-    return {"loss": task.loss(logits, targets).item(), "quality": task.compute_metrics(logits, targets)[task.metric]}
+    scores, loss, count = task.scores(split), 0.0, 0
+    for logits, targets in answer_batches(model.eval(), split, task.outputs):
+        scores.add(logits, targets)
+        loss, count = loss + task.loss(logits, targets).item() * len(targets), count + len(targets)
+    return {"loss": loss / count, "quality": scores.metrics()[task.metric]}
 
 
 def weight_fisher(
@@ -50,7 +53,7 @@ def weight_fisher(
     train = context.task.train.to(context.device)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
     losses = (
-        (context.task.loss(forward(model.eval(), inputs), targets), len(targets))
+        (context.task.loss(*answers(model.eval(), inputs, targets)), len(targets))
         for inputs, targets in train.select(order).batches(FISHER_BATCH)
     )
     weights = [cast("Tensor", layer.weight) for layer in layers.values()]

@@ -59,11 +59,11 @@ class _Collector:
         return ActivationStatistics(minima, maxima, torch.cat(self.sample).float().cpu(), means)
 
 
-def calibration_batches(context: Context, samples: int) -> list[Inputs]:
+def calibration_batches(context: Context, samples: int, size: int = BATCH_SIZE) -> list[Inputs]:
     """Prepared batches of `samples` training examples (all, if there are fewer), chosen by the run's seed."""
     train = context.task.train
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(context.seed))[:samples]
-    return [inputs for inputs, _ in train.select(chosen).to(context.device).batches(BATCH_SIZE)]
+    return [inputs for inputs, _ in train.select(chosen).to(context.device).batches(size)]
 
 
 @torch.no_grad()

@@ -8,10 +8,11 @@ from torch import nn
 
 from compression.errors import UserError
 from compression.nn.graph import record_graph
+from compression.nn.layers import tied_layers
 from compression.nn.quantized import QuantWeightLayer
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.quantized.half import HalfLayer
-from compression.nn.recurrent import BiLSTM
+from compression.nn.recurrent import BiLSTM, Direction
 from compression.nn.selection import resolve_names
 
 if TYPE_CHECKING:
@@ -33,17 +34,30 @@ def select_layers(
     """The names among `candidates` that `skip` does not select.
 
     Layers whose weights are read by functions as well, in the forward pass on the prepared batch `example`, are left
-    out: a function takes no integers. `kinds` says in the error what the candidates are. Raises UserError if nothing is
-    left, or if a name in `skip` selects nothing.
+    out: a function takes no integers. So is one of `tied_layers` without its embedding, and the embedding without it:
+    they would be stored twice, the one in floats and the other in integers. `kinds` says in the error what the
+    candidates are. Raises UserError if nothing is left, or if a name in `skip` selects nothing.
     """
     read_by_functions = record_graph(model, example).read_by_functions
     candidates = [name for name in candidates if name not in read_by_functions]
     skipped = resolve_names(skip, candidates, option="skip")
-    if selected := [name for name in candidates if name not in skipped]:
+    chosen = {name for name in candidates if name not in skipped}
+    alone = {name for pair in tied_layers(model).items() for name in pair if not chosen.issuperset(pair)}
+    if selected := [name for name in candidates if name in chosen - alone]:
         return selected
+    require_in_floats(model)
+    raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped{tied_clause(alone)}.")
+
+
+def require_in_floats(model: nn.Module) -> None:
+    """Raise UserError if a layer of the model is quantized."""
     if any(isinstance(m, (QuantWeightLayer, HalfLayer, ClusteredLayer)) for m in model.modules()):
         raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
-    raise UserError(f"There is nothing to quantize: the model has no {kinds} that is not skipped.")
+
+
+def tied_clause(names: Iterable[str]) -> str:
+    """The end of a sentence that says of a model's `tied_layers` why they are left out; empty if there are none."""
+    return f"; {' and '.join(sorted(names))} share one weight, which stays as it is" if names else ""
 
 
 def is_quantizable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
@@ -56,13 +70,16 @@ def is_quantizable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 def warn_of_float_recurrent_layers(model: nn.Module, record: RunLogger) -> None:
     """Warn of the recurrent layers that still have float weights: a method quantizes all of them or none."""
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, (nn.RNNBase, BiLSTM, Direction))]
+    whole = tuple(f"{name}." for name, m in layers if isinstance(m, BiLSTM))  # its two directions are not told apart
     in_floats = [
         name
-        for name, m in model.named_modules()
-        if isinstance(m, nn.RNNBase) or (isinstance(m, BiLSTM) and any(isinstance(g, nn.Linear) for g in m.modules()))
+        for name, m in layers
+        if not name.startswith(whole)
+        and (isinstance(m, nn.RNNBase) or any(isinstance(gates, nn.Linear) for gates in m.modules()))
     ]
     if in_floats:
         record.warn(
-            f"Recurrent layers stay in floats: {', '.join(in_floats)}; dynamic has integer kernels for LSTMs of the "
-            "lab, and weight_only, half and cluster store them small."
+            f"Recurrent layers stay in floats: {', '.join(in_floats)}; dynamic has integer kernels for the lab's "
+            "bidirectional ones, and weight_only, half and cluster store them small."
         )
