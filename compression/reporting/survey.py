@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from compression.tracking import RunRecord
 
 COSTS = ("size_mb", "latency_ms")  # what the Pareto front trades quality against
-NEAR_BEST = 0.01  # quality that a recommended model may lack against the best one within the budget
+# The quality that a recommended model may lack against the best one within the budget: of a share the difference, of a
+# metric that should fall the part of it.
+NEAR_BEST = 0.01
+MINIMIZED = "minimized"  # the tag of runs on a task of whose metric less is better; its value is the metric
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def write_survey(task: str, budget: Budget, output: str) -> tuple[Path, str]:
     """
     runs, is_limited = comparable_runs(tracking.finished_runs(task), task)
     metric = quality_metric(runs)
-    front = sorted(pareto_front(runs, metric), key=lambda run: -run.metrics[metric])
+    front = sorted(pareto_front(runs, metric), key=lambda run: -gain(run, metric))
     columns = ["method", "model", metric, f"{metric}_kept", "compression_ratio", "speedup", *COSTS, "seconds", "hours"]
     points = figure_points(runs, front)
     page = report.render_page(
@@ -102,10 +105,20 @@ def quality_metric(runs: Sequence[RunRecord]) -> str:
     return names[0]
 
 
+def is_minimized(run: RunRecord, metric: str) -> bool:
+    """Whether less of `metric`, the quality of a run, is better."""
+    return run.tags.get(MINIMIZED) == metric
+
+
+def gain(run: RunRecord, metric: str) -> float:
+    """The quality of a run so that more of it is better."""
+    return -run.metrics[metric] if is_minimized(run, metric) else run.metrics[metric]
+
+
 def pareto_front(runs: Sequence[RunRecord], metric: str) -> list[RunRecord]:
     """The runs that no other dominates in quality, size and latency."""
-    names, maximize = (metric, *COSTS), (True, *(False for _ in COSTS))
-    values = {run.id: [run.metrics[name] for name in names] for run in runs}
+    maximize = (True, *(False for _ in COSTS))
+    values = {run.id: [gain(run, metric), *(run.metrics[name] for name in COSTS)] for run in runs}
     return [run for run in runs if not any(dominates(other, values[run.id], maximize) for other in values.values())]
 
 
@@ -115,7 +128,7 @@ def fronts_by_method(runs: Sequence[RunRecord], metric: str) -> dict[str, list[R
     for run in runs:
         groups[run.tags["method"]].append(run)
     return {
-        method: sorted(pareto_front(group, metric), key=lambda run: -run.metrics[metric])
+        method: sorted(pareto_front(group, metric), key=lambda run: -gain(run, metric))
         for method, group in sorted(groups.items())
     }
 
@@ -141,8 +154,9 @@ def recommend(runs: Sequence[RunRecord], budget: Budget, metric: str) -> list[Ru
     allowed = [run for run in runs if budget.allows(run, metric)]
     if not allowed:
         return []
-    best = max(allowed, key=lambda run: run.metrics[metric])
-    near = [run for run in allowed if run.metrics[metric] >= best.metrics[metric] - NEAR_BEST]
+    best = max(allowed, key=lambda run: gain(run, metric))
+    least = gain(best, metric) - NEAR_BEST * (best.metrics[metric] if is_minimized(best, metric) else 1.0)
+    near = [run for run in allowed if gain(run, metric) >= least]
     cheapest = [min(near, key=lambda run: run.metrics[cost]) for cost in COSTS]
     return list({run.id: run for run in [best, *cheapest]}.values())
 

@@ -13,6 +13,7 @@ from compression.models import storage
 from compression.nn import transformer
 from compression.reporting import report
 from compression.reporting.figures import runs as figures
+from compression.reporting.survey import MINIMIZED
 
 if TYPE_CHECKING:
     from torch import nn
@@ -74,6 +75,8 @@ def keep(
     folder = run.artifact_folder
     run.metrics(metrics)
     run.tag("backend", measured[-1].backend)
+    if not task.higher_is_better:
+        run.tag(MINIMIZED, task.metric)
     keep_model(run, task, model, about)
     deployed = onnx_files.copy(measured[-1].file, folder / "model.onnx")
     # Figures, then tables, then the page, which is made of both.

@@ -39,6 +39,18 @@ def test_the_front_holds_what_no_run_beats_in_all_three():
     assert fronts_by_method([good, worse], "accuracy") == {"static": [good]}
 
 
+def test_of_a_metric_that_should_fall_the_lowest_is_best():
+    minimized = {"minimized": "perplexity"}
+    good = run("good", tags=minimized, perplexity=20.0, size_mb=2.0)
+    near = run("near", tags=minimized, perplexity=20.1, size_mb=1.0)
+    bad = run("bad", tags=minimized, perplexity=90.0, size_mb=2.0)
+    assert pareto_front([good, near, bad], "perplexity") == [good, near]
+    assert fronts_by_method([near, bad, good], "perplexity") == {"static": [good, near]}
+    assert recommend([near, bad, good], Budget(), "perplexity") == [good, near]
+    far = run("far", tags=minimized, perplexity=20.3, size_mb=0.5)
+    assert recommend([far, good], Budget(), "perplexity") == [good]
+
+
 def test_a_claim_holds_where_one_run_meets_all_of_it():
     int8 = run("int8", params={"bits": "8"}, accuracy=0.79, size_mb=0.9, latency_ms=4.0)
     [found, *_] = check_claims([int8], "accuracy")
