@@ -18,9 +18,10 @@ python3 -m venv --without-pip /opt/lab
 /opt/uv/bin/uv pip install "${options[@]}" --override /build/overrides.txt \
   --requirements /build/pyproject.toml --extra all 'setuptools>=77'
 
-# Tests and C++ headers of the packages: 200 MB that nothing here reads.
+# Tests, C++ headers, compilers and Arrow's own protocol: 260 MB that nothing here reads.
 site=$(/opt/lab/bin/python -c 'import site; print(site.getsitepackages()[0])')
-rm -rf "$site"/torch/include "$site"/torch/share "$site"/pyarrow/include
+rm -rf "$site"/torch/include "$site"/torch/share "$site"/torch/bin/protoc* "$site"/onnx/backend/test
+rm -rf "$site"/pyarrow/include "$site"/pyarrow/*flight*
 find "$site" -type d -name tests -not -path '*/torch/*' -prune -exec rm -rf {} +
 # Bytecode for what runs load, since nobody may write it later: seconds at every start for 150 MB.
 /opt/lab/bin/python -m compileall -q -j 0 -x 'transformers/models/|torch/(_inductor|testing|distributed)/' "$site" \
