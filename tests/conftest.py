@@ -220,3 +220,20 @@ def store(tmp_path_factory):
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         yield folder
         mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def compression(capsys, monkeypatch, tmp_path):
+    """`compression(*words)`: exit code, output, errors; the store it would write to is empty."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    before = signal.getsignal(signal.SIGTERM)
+
+    from compression.cli import main
+
+    def run(*words):
+        with pytest.raises(SystemExit) as stop:
+            main(list(words))
+        signal.signal(signal.SIGTERM, before)
+        return stop.value.code, *capsys.readouterr()
+
+    return run

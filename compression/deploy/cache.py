@@ -33,6 +33,11 @@ def empty(session: onnxruntime.InferenceSession, batch: int) -> Cache:
     return {name: np.zeros((batch, shape[1], 0, shape[3]), np.float32) for name, shape in shapes.items()}
 
 
+def with_empty(session: onnxruntime.InferenceSession, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return `feeds`, a batch of examples by the names of inputs, with the cache before their first tokens."""
+    return {**feeds, **empty(session, len(next(iter(feeds.values()))))}
+
+
 def step(session: onnxruntime.InferenceSession, ids: np.ndarray, past: Cache) -> tuple[np.ndarray, Cache]:
     """Read the tokens `ids` `(batch, length)` after those of `past`; the logits, and the cache with these tokens."""
     outputs = ["logits", *(output_name(i) for i in range(len(past)))]

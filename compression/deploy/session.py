@@ -28,8 +28,7 @@ class Session:
     def __call__(self, inputs: Inputs) -> Tensor:
         """Return the logits of a prepared batch, as `nn.inputs.forward` does, on the CPU."""
         feeds = {name: t.numpy() for name, t in named_inputs(map_inputs(Tensor.cpu, inputs)).items()}
-        feeds |= self.empty_cache(len(next(iter(feeds.values()))))
-        return torch.from_numpy(self.session.run(["logits"], feeds)[0])
+        return torch.from_numpy(self.session.run(["logits"], cache.with_empty(self.session, feeds))[0])
 
     @property
     def has_cache(self) -> bool:

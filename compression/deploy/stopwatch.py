@@ -51,7 +51,7 @@ def time_alternately(
     sessions: list[onnxruntime.InferenceSession], feeds: dict[str, np.ndarray], kind: Kind
 ) -> np.ndarray:
     """Run the sessions alternately (A B A B …) and return the seconds of each run, `(repeats, files)`."""
-    whole = [{**feeds, **cache.empty(session, len(next(iter(feeds.values()))))} for session in sessions]
+    whole = [cache.with_empty(session, feeds) for session in sessions]
     for session, inputs in zip(sessions, whole, strict=True):
         for _ in range(WARM_UPS[kind]):
             session.run(["logits"], inputs)
@@ -135,7 +135,7 @@ def measure_peak_memory(request: Request, feeds: dict[str, np.ndarray]) -> list[
     """Measure how far loading the first file and running one batch raises memory over the bare runtime's, in MB."""
     before = resident_mb("VmRSS")
     session = create_session(request["files"][0], request["threads"], request["cuda"])
-    session.run(["logits"], {**feeds, **cache.empty(session, len(next(iter(feeds.values()))))})
+    session.run(["logits"], cache.with_empty(session, feeds))
     return [{"peak_memory_mb": resident_mb("VmHWM") - before}]
 
 

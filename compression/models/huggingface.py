@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,16 +48,30 @@ ATTENTION = "eager"
 # The share of a model's embeddings that its tokenizer has words for, at least: embeddings are padded by up to 2% (Phi).
 # For a folder without a tokenizer, transformers makes one of a handful of special tokens.
 MIN_VOCABULARY = 0.9
-# The classes of configs that transformers makes classifiers and language models of, and those models.
-TEXT, IMAGES = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-LANGUAGE = MODEL_FOR_CAUSAL_LM_MAPPING
 NEXT_TOKEN = "next_token"  # the head, in a spec, of a model that predicts each token from those before it
 NO_DECODER = "does not predict the next token; choose a decoder such as GPT-2 or Llama"
-_KINDS = {  # what a config of each mapping is of, and what is said of one that is not in it
-    id(TEXT): ("text model", "cannot classify text; choose an encoder such as BERT"),
-    id(IMAGES): ("model for images", "cannot classify images; choose one such as ViT or ResNet"),
-    id(LANGUAGE): ("language model", NO_DECODER),
-}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Models that transformers makes for one purpose."""
+
+    models: Any  # class of a config -> class of the model that is made of it
+    what: str
+    refusal: str  # what is said of a model that has none of these configs
+
+
+TEXT = Kind(
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "text model",
+    "cannot classify text; choose an encoder such as BERT",
+)
+IMAGES = Kind(
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    "model for images",
+    "cannot classify images; choose one such as ViT or ResNet",
+)
+LANGUAGE = Kind(MODEL_FOR_CAUSAL_LM_MAPPING, "language model", NO_DECODER)
 
 
 def load_pretrained(name: str, task: TaskInterface) -> nn.Module:
@@ -148,13 +163,13 @@ def build_from_config(config: Mapping[str, Any], input_shape: Sequence[int] = ()
 def is_made_by_config(model: PreTrainedModel) -> bool:
     """Whether `model` is what `build_from_config` makes of its config: a model with another head is not."""
     config = model.config
-    known = type(config) in TEXT or type(config) in IMAGES
+    known = type(config) in TEXT.models or type(config) in IMAGES.models
     return known and type(build_from_config(config.to_dict())) is type(model)
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
     """Return the class of transformers that makes the classifier of a config: of text where it could be either."""
-    is_image = type(config) in IMAGES and type(config) not in TEXT
+    is_image = type(config) in IMAGES.models and type(config) not in TEXT.models
     return AutoModelForImageClassification if is_image else AutoModelForSequenceClassification
 
 
@@ -233,19 +248,18 @@ def _input_names(config: PretrainedConfig, token_types: int) -> list[str]:
     names = ["input_ids", "token_type_ids", "attention_mask"]
     if getattr(config, "type_vocab_size", token_types) < 2:
         names.remove("token_type_ids")
-    if type(config) not in TEXT:
+    if type(config) not in TEXT.models:
         return names
-    model_class: Any = TEXT[type(config)]  # typed as a tuple
+    model_class: Any = TEXT.models[type(config)]
     taken = inspect.signature(model_class.forward).parameters
     return [name for name in names if name in taken]
 
 
-def _load_config(name: str, kinds: Any = TEXT) -> PretrainedConfig:
-    """Load the config of the model `name`. Raises UserError if `kinds` has no model of such a config."""
-    what, advice = _KINDS[id(kinds)]
-    config = _load(name, _read_config, what)
-    if type(config) not in kinds:
-        raise UserError(f"{name} ({config.model_type}) {advice}.")
+def _load_config(name: str, kind: Kind = TEXT) -> PretrainedConfig:
+    """Load the config of the model `name`. Raises UserError if it is none of a model of this kind."""
+    config = _load(name, _read_config, kind.what)
+    if type(config) not in kind.models:
+        raise UserError(f"{name} ({config.model_type}) {kind.refusal}.")
     return config
 
 

@@ -21,6 +21,7 @@ class Call:
     module: nn.Module
     inputs: tuple[Any, ...]
     output: Any = None
+    names: tuple[str, ...] = ()  # of the last inputs, those that are given by name
 
     @property
     def output_tensor(self) -> Tensor:
@@ -41,11 +42,11 @@ def on_forward(
     """
 
     def after_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
-        return function(Call(name, module, (*inputs, *named.values()), output))
+        return function(Call(name, module, (*inputs, *named.values()), output, tuple(named)))
 
     def before_call(name: str, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
         # With kwargs, torch expects arguments and keyword arguments as a pair, or None where nothing changes.
-        changed = function(Call(name, module, (*inputs, *named.values())))
+        changed = function(Call(name, module, (*inputs, *named.values()), names=tuple(named)))
         if changed is None:
             return None
         values = changed if isinstance(changed, tuple) else (changed,)

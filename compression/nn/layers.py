@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from compression.nn.quantized import (
 )
 from compression.nn.quantized.clustered import ClusteredConv2d, ClusteredLayer, ClusteredLinear
 from compression.nn.quantized.half import HalfConv2d, HalfEmbedding, HalfLinear
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 COMPRESSED_LAYERS = (QuantLinear, QuantConv2d, ClusteredLinear, ClusteredConv2d, HalfLinear, HalfConv2d)
 PRUNABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *COMPRESSED_LAYERS)
@@ -97,6 +101,11 @@ def tied_layers(model: nn.Module) -> dict[str, str]:
         for name, weight in weights.items()
         if weight is not None and id(weight) in embeddings and embeddings[id(weight)] != name
     }
+
+
+def tied_clause(names: Iterable[str]) -> str:
+    """The end of a sentence that says of names in `tied_layers` why they are left out; empty if there are none."""
+    return f"; {' and '.join(sorted(names))} share one weight, which stays as it is" if names else ""
 
 
 def original_name(model: nn.Module, name: str) -> str:

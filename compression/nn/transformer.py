@@ -160,6 +160,11 @@ def is_decoder(model: nn.Module) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) in DECODERS
 
 
+def is_encoder(model: nn.Module) -> bool:
+    """Whether `model` is a Hugging Face transformer of a type in `ENCODERS`."""
+    return getattr(getattr(model, "config", None), "model_type", None) in ENCODERS
+
+
 def require_encoder(model: nn.Module, what: str) -> None:
     """Raise UserError if `model` is a decoder; `what` is the part of the sentence before "a LlamaForCausalLM"."""
     if is_decoder(model):

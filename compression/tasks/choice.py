@@ -10,20 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compression.errors import UserError
-from compression.nn.inputs import IGNORED
-from compression.tasks import metrics, short_name
-from compression.tasks.language import (
-    DEFAULT_MODEL,
-    FINE_TUNING,
-    FROM_SCRATCH,
-    STUDENT,
-    Reader,
-    is_own,
-    load_reader,
-    window_length,
-)
+from compression.tasks import metrics
+from compression.tasks.decoding import Reader, continued, load_reader, make_task, place_of, window_length
 from compression.tasks.scores import OptionLikelihood
-from compression.tasks.splits import splits_digest
 from compression.tasks.table_files import find_files, read_table
 from compression.tasks.task import Split, Task
 from compression.tasks.text_files import choose_rows
@@ -55,9 +44,7 @@ def choice(request: TaskRequest) -> Task:
     Each option is an example: the question, `Answer:`, and the option, whose tokens are predicted. Training sees the
     right options alone. Raises UserError for data that cannot be found or read, and a tokenizer that cannot be loaded.
     """
-    place = request.name.removeprefix("choice").removeprefix("/") or request.data
-    if not place:
-        raise UserError("choice needs data=PATH: a file of questions, their options and the right answer.")
+    place = place_of(request, "choice", "a file of questions, their options and the right answer")
     questions, told = _read_splits(Path(place))
     reader = load_reader(
         request.model, "".join(f"{q.text}{BEFORE_OPTION} {o}\n" for q in questions["train"] for o in q.options)
@@ -68,27 +55,8 @@ def choice(request: TaskRequest) -> Task:
         for name, asked in questions.items()
     }
     sizes = ", ".join(f"{len(asked[: request.limit])} {name}" for name, asked in questions.items())
-    return Task(
-        short_name(request.name, request.data),
-        train=splits["train"],
-        validation=splits["validation"],
-        test=splits["test"],
-        outputs=reader.tokens,
-        labels=(),
-        metric="accuracy",
-        compute_metrics=metrics.accuracy,
-        make_scores=_scores,
-        loss=metrics.next_token_loss,
-        model=DEFAULT_MODEL,
-        student=STUDENT,
-        training=FINE_TUNING | (FROM_SCRATCH if is_own(request.model) else {}),
-        from_scratch=FROM_SCRATCH,
-        source=place,
-        description=f"{place}: {sizes} questions; {told}.",
-        digest=splits_digest(splits.values()),
-        is_limited=request.limit is not None,
-        tokenizer=reader.tokenizer,
-    )
+    judged = {"metric": "accuracy", "higher_is_better": True, "compute_metrics": metrics.accuracy}
+    return make_task(request, reader, splits, place, f"{sizes} questions; {told}", make_scores=_scores, **judged)
 
 
 def _scores(split: Split) -> OptionLikelihood:
@@ -173,12 +141,7 @@ def _encode(questions: Sequence[Question], reader: Reader, context: int, right_a
             # The end of a long question is nearer to its options.
             rows.append((asked[-(context - len(said)) :], said))
             about.append((number, place == question.right, len(option.encode())))
-    longest = max(len(asked) + len(said) for asked, said in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int32)
-    targets = torch.full(ids.shape, IGNORED, dtype=torch.int64)
-    for row, (asked, said) in enumerate(rows):
-        ids[row, : len(asked) + len(said)] = torch.tensor(asked + said)
-        targets[row, len(asked) - 1 : len(asked) + len(said) - 1] = torch.tensor(said)
+    ids, targets = continued(rows)
     numbers = dict(zip(("question", "is_right", "option_bytes"), torch.tensor(about).T, strict=True))
     return Split({"input_ids": ids, **numbers}, targets, _tokens)
 

@@ -94,7 +94,8 @@ class KeptAnswers(Scores):
 
     def confusion(self) -> Tensor | None:
         """The confusion matrix; None for numbers."""
-        logits, classes = self.logits, self.logits.shape[1]
+        logits = self.logits
+        classes = logits.shape[1]
         if classes == 1:
             return None
         # true * classes + predicted numbers the cells row by row

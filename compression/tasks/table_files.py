@@ -54,12 +54,18 @@ def _is_table(file: Path) -> bool:
     return file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith((".", "_"))
 
 
-def _by_split(folder: Path, files: list[Path]) -> SplitFiles:
-    """Sort files into splits by their names, or by the names of their folders."""
+def named_splits(folder: Path, files: Iterable[Path]) -> SplitFiles:
+    """Return the files below `folder` that name a split, themselves or by the folder they are in."""
     splits: SplitFiles = {}
     for file in files:
         if split := split_name(file.stem) or ("" if file.parent == folder else split_name(file.parent.name)):
             splits.setdefault(split, []).append(file)
+    return splits
+
+
+def _by_split(folder: Path, files: list[Path]) -> SplitFiles:
+    """Sort files into splits by their names. Raises UserError as `find_files` does."""
+    splits = named_splits(folder, files)
     if not splits and len(files) == 1:
         return {"": files}
     if "train" not in splits:
@@ -104,6 +110,12 @@ def read_table(file: Path) -> pa.Table:
     if not table.num_rows:
         raise UserError(f"{file} holds no examples.")
     return table
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text, also where its values are numbered (a dictionary)."""
+    values = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values))
 
 
 def class_names(table: pa.Table, column: str) -> tuple[str, ...]:

@@ -13,22 +13,8 @@ from rouge_score import rouge_scorer
 from torch import nn
 
 from compression.errors import UserError
-from compression.nn.inputs import IGNORED
-from compression.tasks import metrics, short_name
+from compression.tasks.decoding import Reader, as_long, continued, load_reader, make_task, place_of, window_length
 from compression.tasks.generation import Continuation, generate
-from compression.tasks.language import (
-    DEFAULT_MODEL,
-    FINE_TUNING,
-    FROM_SCRATCH,
-    STUDENT,
-    Reader,
-    as_long,
-    is_own,
-    load_reader,
-    window_length,
-)
-from compression.tasks.scores import TokenLikelihood
-from compression.tasks.splits import splits_digest
 from compression.tasks.table_files import find_files, read_table
 from compression.tasks.task import Split, Task
 from compression.tasks.text_files import choose_rows
@@ -72,38 +58,15 @@ def text2text(request: TaskRequest) -> Task:
     that are too long are cut at their beginning, and a target at its end. Raises UserError for data that cannot be
     found, read or learned from, and a tokenizer that cannot be loaded.
     """
-    place = request.name.removeprefix("text2text").removeprefix("/") or request.data
-    if not place:
-        raise UserError("text2text needs data=PATH: a CSV, TSV, JSONL or parquet file with two columns of text.")
+    place = place_of(request, "text2text", "a CSV, TSV, JSONL or parquet file with two columns of text")
     splits, told = _read_splits(Path(place), request)
     train = splits["train"]
     reader = load_reader(request.model, "".join(map(_whole, train.sources, train.targets)))
     context = window_length(request, reader)
     encoded = {name: _encode(pairs, reader, context, request.limit) for name, pairs in splits.items()}
     sizes = ", ".join(f"{len(split)} {name}" for name, split in encoded.items())
-    return Task(
-        short_name(request.name, request.data),
-        train=encoded["train"],
-        validation=encoded["validation"],
-        test=encoded["test"],
-        outputs=reader.tokens,
-        labels=(),
-        metric="perplexity",
-        higher_is_better=False,
-        compute_metrics=metrics.perplexity,
-        make_scores=lambda split: TokenLikelihood(split.text_bytes),
-        loss=metrics.next_token_loss,
-        model=DEFAULT_MODEL,
-        student=STUDENT,
-        training=FINE_TUNING | (FROM_SCRATCH if is_own(request.model) else {}),
-        from_scratch=FROM_SCRATCH,
-        source=place,
-        description=f"{place}: {sizes} pairs; {told}.",
-        digest=splits_digest(encoded.values()),
-        is_limited=request.limit is not None,
-        tokenizer=reader.tokenizer,
-        continuations=partial(_continue, reader, splits["test"], context, request.limit),
-    )
+    written = partial(_continue, reader, splits["test"], context, request.limit)
+    return make_task(request, reader, encoded, place, f"{sizes} pairs; {told}", continuations=written)
 
 
 def _whole(source: str, target: str) -> str:
@@ -152,13 +115,7 @@ def _encode(pairs: Pairs, reader: Reader, context: int, limit: int | None) -> Sp
     wanted = [
         (reader.ids(text) + end)[: context - len(prompt)] for prompt, text in zip(prompts, pairs.targets, strict=False)
     ]
-    longest = max(len(prompt) + len(target) for prompt, target in zip(prompts, wanted, strict=True))
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int32)
-    targets = torch.full(ids.shape, IGNORED, dtype=torch.int64)
-    for row, (prompt, target) in enumerate(zip(prompts, wanted, strict=True)):
-        whole = torch.tensor(prompt + target)
-        ids[row, : len(whole)] = whole
-        targets[row, len(prompt) - 1 : len(whole) - 1] = whole[len(prompt) :]
+    ids, targets = continued(list(zip(prompts, wanted, strict=True)))
     return Split({"input_ids": ids}, targets, as_long)
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from compression.errors import UserError
-from compression.tasks import short_name
 from compression.tasks.columns import TEXTS
+from compression.tasks.hub_files import find_hub_files, other_form
 from compression.tasks.sources import DatasetFiles, PublicDataset, find_dataset
-from compression.tasks.table_files import SUFFIXES, find_files, read_table, read_utf8, split_name
+from compression.tasks.table_files import SUFFIXES, find_files, is_text, named_splits, read_table, read_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +35,6 @@ WIKITEXT = PublicDataset(
 class Corpus:
     """The text of three splits, and where it is from."""
 
-    name: str  # of the task
     texts: Mapping[str, str]  # train, validation, test
     source: str
     told: str  # how the splits were made
@@ -56,14 +53,10 @@ def find(request: TaskRequest) -> Corpus:
     if name == "wikitext2":
         dataset = find_dataset(WIKITEXT, request.data)
     elif name.startswith("hub/"):
-        parts = name.split("/")[1:]
-        if len(parts) not in (2, 3) or not all(parts) or ".." in parts:
-            raise UserError(f"{request.name} names no data set: write language/hub/OWNER/NAME, or …/NAME/CONFIG.")
-        config = parts[2] if len(parts) == 3 else ""
-        public = PublicDataset(
-            "/".join(parts), "/".join(parts[:2]), (config, "data"), ("train",), ("validation", "test")
-        )
-        dataset = find_dataset(public, request.data)
+        place = name.removeprefix("hub/")
+        if "/" not in place:
+            raise other_form(request, place)
+        dataset = find_hub_files(request, place)
     else:
         if name and request.data:
             raise UserError(f"{request.name} names the text, and so does data={request.data}; give one of them.")
@@ -74,7 +67,7 @@ def find(request: TaskRequest) -> Corpus:
     texts, told = _three_splits(
         {split: _join(files, request) for split, files in dataset.files.items()}, dataset.source
     )
-    return Corpus(short_name(request.name, request.data), texts, dataset.source, told)
+    return Corpus(texts, dataset.source, told)
 
 
 def _own_files(path: Path) -> SplitFiles:
@@ -90,10 +83,7 @@ def _own_files(path: Path) -> SplitFiles:
     plain = [file for file in sorted(path.rglob("*")) if file.is_file() and file.suffix.lower() in PLAIN]
     if not plain:
         return find_files(path)
-    splits: SplitFiles = {}
-    for file in plain:
-        splits.setdefault(split_name(file.stem) or split_name(file.parent.name), []).append(file)
-    named = {split: files for split, files in splits.items() if split}
+    named = named_splits(path, plain)
     return named if "train" in named or "test" in named else {"": plain}
 
 
@@ -105,7 +95,7 @@ def _join(files: list[Path], request: TaskRequest) -> str:
 def _column(file: Path, request: TaskRequest) -> str:
     """Return the rows of a table's column of text, one after another."""
     table = read_table(file)
-    texts = [field.name for field in table.schema if pa.types.is_string(field.type) or _is_large_text(field.type)]
+    texts = [field.name for field in table.schema if is_text(field.type)]
     found = list(request.text_columns) or [name for name in texts if name.lower() in TEXTS] or texts
     if len(found) != 1 or found[0] not in texts:
         raise UserError(
@@ -116,10 +106,6 @@ def _column(file: Path, request: TaskRequest) -> str:
     # Frantar et al. 2022 puts two more between them.)
     is_lines = all(row.endswith("\n") for row in rows if row)
     return ("" if is_lines else BETWEEN).join(rows)
-
-
-def _is_large_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _three_splits(given: Mapping[str, str], source: str) -> tuple[dict[str, str], str]:

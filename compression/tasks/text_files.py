@@ -21,7 +21,7 @@ from compression.tasks.columns import HIDDEN, SHOWN, Columns, Labels, describe_l
 from compression.tasks.glue import DEFAULT_MODEL, FINE_TUNING, FROM_SCRATCH
 from compression.tasks.sources import DatasetFiles
 from compression.tasks.splits import fixed_permutation, splits_digest, train_validation_indices
-from compression.tasks.table_files import class_names, find_files, read_table
+from compression.tasks.table_files import class_names, find_files, is_text, read_table
 from compression.tasks.task import Split, Task
 from compression.tasks.text import TableTokenizer, load_table_tokenizer, trim_padding
 
@@ -139,8 +139,8 @@ def _texts(file: Path, table: pa.Table, columns: Columns) -> pa.Table:
     chosen = table.select(list(columns.texts)).replace_schema_metadata()
     for name in columns.texts:
         column = chosen.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        if not is_text(column.type):
+            kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
             hint = "images are for task=imagefolder" if pa.types.is_struct(kind) else "text_columns=NAME names another"
             raise UserError(f"{file}: the column {name!r} holds {kind}, not text; {hint}.")
         values = column.to_pylist()

@@ -1,30 +1,13 @@
 """The command line as people use it: help, refusals, exit codes; no run is made here."""
 
-import signal
 import subprocess
 import sys
 
 import pytest
 
 from compression import methods, params
-from compression.cli import main
 from compression.runs.settings import Settings
 from compression.tasks import TASKS
-
-
-@pytest.fixture
-def compression(capsys, monkeypatch, tmp_path):
-    """`compression(*words)`: exit code, output, errors; the store it would write to is empty."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words):
-        with pytest.raises(SystemExit) as stop:
-            main(list(words))
-        signal.signal(signal.SIGTERM, before)
-        return stop.value.code, *capsys.readouterr()
-
-    return run
 
 
 def test_help_lists_families_methods_and_tasks():

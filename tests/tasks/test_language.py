@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from compression import models
-from compression.cli import main
 from compression.errors import UserError
 from compression.nn.inputs import IGNORED
 from compression.tasks import load, metrics, short_name
@@ -335,21 +333,6 @@ def test_a_decoder_is_no_classifier_of_glue(tmp_path):
             models.build(model, load("glue/sst2", data=str(data), model=model))
 
 
-@pytest.fixture
-def compression(capsys, monkeypatch, tmp_path):
-    """`compression(*words)`: exit code and errors."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    before = signal.getsignal(signal.SIGTERM)
-
-    def run(*words):
-        with pytest.raises(SystemExit) as stop:
-            main(list(words))
-        signal.signal(signal.SIGTERM, before)
-        return stop.value.code, capsys.readouterr().err
-
-    return run
-
-
 def test_models_of_images_and_of_language_are_not_for_one_another(tmp_path):
     language, images = load_language(write(tmp_path / "mine.txt")), load("digits")
     with pytest.raises(UserError, match=r"The model resnet18 is not for language/mine.txt; take lstm_lm, decoder"):
@@ -374,10 +357,10 @@ def test_the_command_line_refuses_with_the_same_sentence_and_fails(tmp_path, com
         (str(tmp_path / "nowhere"),): "There is no text",
         (text, "--label-column", "x"): "language has no column of labels",
     }.items():
-        code, errors = compression(*words, *more)
+        code, _, errors = compression(*words, *more)
         assert code == 1
         assert errors.count("Error: ") == 1
         assert said in errors
         assert "Traceback" not in errors
-    code, errors = compression("evaluate", "--task", "digits", "--model", "decoder")
+    code, _, errors = compression("evaluate", "--task", "digits", "--model", "decoder")
     assert (code, "The model decoder is not for digits" in errors) == (1, True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compression.errors import UserError
 from compression.nn.graph import Graph, Node, record_graph, tensors_in
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward, map_inputs
 
 if TYPE_CHECKING:
@@ -52,12 +53,14 @@ class Arguments:
     states: str = ""  # the name of the hidden states, empty where they are given by position
 
     @classmethod
-    def split(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Self]:
+    def split(cls, call: Call) -> tuple[Tensor, Self]:
         """The hidden states of a call, and its other arguments."""
-        if args:
-            return args[0], cls(args[1:], kwargs)
-        states = next(iter(kwargs))
-        return kwargs[states], cls((), {name: value for name, value in kwargs.items() if name != states}, states)
+        by_place = len(call.inputs) - len(call.names)
+        named = dict(zip(call.names, call.inputs[by_place:], strict=True))
+        if by_place:
+            return call.inputs[0], cls(call.inputs[1:by_place], named)
+        states = call.names[0]
+        return named.pop(states), cls((), named, states)
 
     def call(self, block: nn.Module, states: Tensor) -> Tensor:
         """The hidden states behind the block, in the shape of `states`."""
@@ -140,28 +143,17 @@ def _check_chain(model: nn.Module, names: Sequence[str], example: Inputs) -> dic
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, tuple[Tensor, ...]] = {}
 
-    def before(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            called.append(name)
-            states, arguments[name] = Arguments.split(args, kwargs)
-            inputs[name] = states.clone()  # what changes it in place later is not what was handed on
+    def before(call: Call) -> None:
+        called.append(call.name)
+        states, arguments[call.name] = Arguments.split(call)
+        inputs[call.name] = states.clone()  # what changes it in place later is not what was handed on
 
-        return note
-
-    def after(name: str) -> Callable[..., None]:
-        def note(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-            outputs[name] = tuple(tensors_in(output))
-
-        return note
+    def after(call: Call) -> None:
+        outputs[call.name] = tuple(tensors_in(call.output))
 
     blocks = {name: model.get_submodule(name) for name in names}
-    handles = [block.register_forward_pre_hook(before(name), with_kwargs=True) for name, block in blocks.items()]
-    handles += [block.register_forward_hook(after(name)) for name, block in blocks.items()]
-    try:
+    with on_forward(blocks, before, before=True), on_forward(blocks, after):
         forward(model, example)
-    finally:
-        for handle in handles:
-            handle.remove()
     what = f"A {type(model).__name__} cannot be compressed block by block: its {names[0].rpartition('.')[0]}"
     if called != list(names):
         raise UserError(f"{what} are not called one after the other, once each.")

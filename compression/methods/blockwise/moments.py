@@ -12,6 +12,7 @@ from compression.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+DAMPENING_HELP = "added to the Hessian's diagonal, as a share of its mean"
 MOST_DAMPENING = 1.0  # a diagonal of its own mean again, with which no sum of squares is singular
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compression.methods.blockwise.blocks import Arguments, Blocks, Group, find_blocks, map_tensors, short_example
+from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, attention_mask, forward, map_inputs
 
 if TYPE_CHECKING:
@@ -64,21 +65,17 @@ class Stage:
         return self._input_rows(self._batches[-1])
 
     def _input_rows(self, batch: _Batch) -> Tensor:
-        first = next(iter(self.layers.values()))
+        name, first = next(iter(self.layers.items()))
         device, caught = first.weight.device, []
 
-        def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught.append((*args, *kwargs.values())[0])
+        def catch(call: Call) -> None:
+            caught.append(call.inputs[0])
             self._memory.sample()
             raise _ReachedError
 
-        handle = first.register_forward_pre_hook(catch, with_kwargs=True)
-        try:
-            with contextlib.suppress(_ReachedError):
-                arguments = batch.arguments[self._arguments].map(lambda t: t.to(device))
-                arguments.call(self.block, batch.states.to(device))
-        finally:
-            handle.remove()
+        with contextlib.suppress(_ReachedError), on_forward({name: first}, catch, before=True):
+            arguments = batch.arguments[self._arguments].map(lambda t: t.to(device))
+            arguments.call(self.block, batch.states.to(device))
         [given] = caught
         if batch.mask is not None and not batch.mask.all() and given.shape[:-1] == batch.mask.shape:
             return cast("Tensor", given[batch.mask.to(device)])
@@ -167,19 +164,16 @@ def _catch(model: nn.Module, blocks: Blocks, batches: Sequence[Inputs]) -> list[
 def _calls(model: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, tuple[Tensor, Arguments]]:
     """Hidden states and other arguments of the blocks `names`, from a forward pass that ends at the last of them."""
     found: dict[str, tuple[Tensor, Arguments]] = {}
-    with contextlib.ExitStack() as stack:
-        for name in names:
 
-            def catch(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-                states, arguments = Arguments.split(args, kwargs)
-                found[name] = states.clone(), arguments
-                if name == names[-1]:
-                    raise _ReachedError
+    def catch(call: Call) -> None:
+        states, arguments = Arguments.split(call)
+        found[call.name] = states.clone(), arguments
+        if call.name == names[-1]:
+            raise _ReachedError
 
-            handle = model.get_submodule(name).register_forward_pre_hook(catch, with_kwargs=True)
-            stack.callback(handle.remove)
-        with contextlib.suppress(_ReachedError):
-            forward(model, inputs)
+    watched = {name: model.get_submodule(name) for name in names}
+    with contextlib.suppress(_ReachedError), on_forward(watched, catch, before=True):
+        forward(model, inputs)
     return found
 
 

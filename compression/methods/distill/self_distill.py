@@ -80,7 +80,7 @@ class SelfDistillation(SoftenedLogits):
             return context.build(self.student)
         if context.model_changed:
             return copy.deepcopy(model)
-        if transformer.is_transformer(model) and not transformer.is_decoder(model):
+        if transformer.is_encoder(model):
             raise UserError("A transformer trained anew lacks its pretraining; name where to start from: student=NAME.")
         if any(isinstance(module, COMPRESSED_LAYERS) for module in model.modules()):
             raise UserError("Quantized weights cannot be trained anew; name where to start from: student=NAME.")

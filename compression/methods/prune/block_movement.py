@@ -35,7 +35,7 @@ class BlockMovement(ScoreBasedPruning):
 
     def groups(self, model: nn.Module) -> list[list[GriddedLayer]]:
         """Heads and neurons, over the layers that each spans, then the blocks of every other layer."""
-        units = list(self.unit_groups(model)) if has_removable_units(model) else []
+        units = list(self.unit_groups(model)) if transformer.is_encoder(model) else []
         in_units = {name for group in units for name, _ in group}
         others = {name: layer for name, layer in layers.prunable_layers(model).items() if name not in in_units}
         return units + [
@@ -65,15 +65,11 @@ class BlockMovement(ScoreBasedPruning):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Prune by masks, then remove a transformer's heads and neurons that are empty."""
-        if not has_removable_units(model):
+        # Decoders have gates and shared keys, which `remove_empty_units` does not know.
+        if not transformer.is_encoder(model):
             context.record.warn("Only an encoder's empty parts are cut out: here zeros stay, as masks.")
             return super().apply(model, context)
         before = layer_sizes(model)
         model = remove_empty_units(super().apply(model, context))
         log_layer_sizes(before, layer_sizes(model), context.record)
         return model
-
-
-def has_removable_units(model: nn.Module) -> bool:
-    """Whether `remove_empty_units` knows the model: decoders have gates and shared keys."""
-    return transformer.is_transformer(model) and not transformer.is_decoder(model)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.methods.blockwise.moments import inverse_factor
+from compression.methods.blockwise.moments import DAMPENING_HELP, inverse_factor
 from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
 from compression.methods.prune.masks.scores import prune_counts
 from compression.params import param
@@ -23,7 +23,7 @@ class SparseGpt(LayerwisePruning):
 
     dampening: float = param(
         0.01,
-        "added to the Hessian's diagonal, as a share of its mean",
+        DAMPENING_HELP,
         interval="(0, inf)",
         search=(1e-3, 0.1),
         log=True,

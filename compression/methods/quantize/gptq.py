@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from compression.methods.blockwise.moments import mended_inverse_factor, second_moment
+from compression.methods.blockwise.moments import DAMPENING_HELP, mended_inverse_factor, second_moment
 from compression.methods.quantize.calibration.blockwise import BlockwiseQuantization, replace_linear
 from compression.nn.layers import weight
 from compression.nn.quantized import QParams, dequantize, quantize
@@ -33,7 +33,7 @@ class Gptq(BlockwiseQuantization):
     act_order: bool = param(True, "round the columns with the largest inputs first")
     dampening: float = param(
         0.01,
-        "added to the Hessian's diagonal, as a share of its mean",
+        DAMPENING_HELP,
         interval="(0, 1]",
         search=(1e-3, 0.1),
         log=True,

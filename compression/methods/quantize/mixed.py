@@ -19,17 +19,13 @@ from compression.methods.quantize.bit_allocation.sensitivity import (
     weight_fisher,
 )
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
-from compression.methods.quantize.calibration.selection import (
-    SKIP_HELP,
-    tied_clause,
-    warn_of_float_recurrent_layers,
-)
+from compression.methods.quantize.calibration.selection import SKIP_HELP, warn_of_float_recurrent_layers
 from compression.methods.quantize.calibration.weights import quantize_dequantize
 from compression.methods.quantize.graph.folding import fold_batch_norms, swap_pools_and_relus
 from compression.methods.quantize.graph.requantize import float_layers, requantize_inputs, weightless_layers
 from compression.methods.quantize.static import Static
 from compression.nn.graph import replace_module
-from compression.nn.layers import count_macs, tied_layers, weight
+from compression.nn.layers import count_macs, tied_clause, tied_layers, weight
 from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.nn.quantized.packing import packed_size

@@ -13,7 +13,7 @@ from compression.methods.blockwise.blocks import find_blocks, short_example
 from compression.methods.blockwise.folding import Fold, find_fold
 from compression.methods.blockwise.walk import Stage, batch_size, walk
 from compression.methods.quantize.calibration.activations import calibration_batches
-from compression.methods.quantize.calibration.blockwise import blocks_in_floats
+from compression.methods.quantize.calibration.blockwise import require_float_blocks
 from compression.nn.layers import weight
 from compression.params import param
 
@@ -46,7 +46,7 @@ class SmoothQuant(Method):
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
         """Fold scales into the model, in place. Raises UserError where nothing could take any."""
-        blocks_in_floats(model, context)
+        require_float_blocks(model)
         batches = calibration_batches(context, self.calibration_samples, batch_size(context.task))
         smoothed: list[str] = []
         left: list[str] = []

@@ -6,6 +6,7 @@ from torch import nn
 
 from compression.errors import UserError
 from compression.methods.blockwise.blocks import Arguments, find_blocks, map_tensors, short_example
+from compression.nn.hooks import Call
 from tests.conftest import tiny_bert, words_task
 from tests.methods.blockwise.decoders import FORMS, make
 from tests.methods.tiny_language import CONTEXT, language_task, tiny_lstm_lm
@@ -135,7 +136,8 @@ def test_arguments_are_split_from_the_hidden_states_and_given_back():
             hidden_states += shift["by"][0]  # in place
             return (hidden_states,)
 
-    states, arguments = Arguments.split((), {"hidden_states": torch.ones(2), "shift": {"by": (torch.ones(2),)}})
+    given = torch.ones(2), {"by": (torch.ones(2),)}
+    states, arguments = Arguments.split(Call("block", Named(), given, names=("hidden_states", "shift")))
     for _ in range(2):
         assert arguments.call(Named(), states).tolist() == [2.0, 2.0]
     assert arguments.map(lambda t: 3 * t).call(Named(), states).tolist() == [4.0, 4.0]

@@ -133,7 +133,7 @@ class Decomposition(Method):
         skipped = resolve_names(self.skip, found, "skip", "decomposable layer")
         found = {name: layer for name, layer in found.items() if name not in skipped}
         if not found:
-            reason = f"; {' and '.join(sorted(tied))} share one weight, which stays as it is" if tied else ""
+            reason = layers.tied_clause(tied)
             raise UserError(
                 f"There is nothing to decompose: the model has no {self.kinds} that is not skipped{reason}."
             )

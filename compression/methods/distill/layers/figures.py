@@ -27,8 +27,7 @@ def log_feature_maps(context: Context, teacher: nn.Module, student: nn.Module, p
     """
     example = context.task.validation.select(torch.tensor([0])).to(context.device)
     [(inputs, _)] = example.batches(1)
-    has_attention = transformer.is_transformer(teacher) and not transformer.is_decoder(teacher)
-    map_of = attention_map if has_attention else activation_map
+    map_of = attention_map if transformer.is_encoder(teacher) else activation_map
     maps: dict[str, Tensor | None] = {}
     for of_teacher, of_student in pairs[-MOST_PAIRS:]:
         maps[f"teacher\n{of_teacher}"] = map_of(teacher, of_teacher, inputs)

@@ -45,8 +45,19 @@ class GroupMember:
         return channel_rows(self.module, tensor, self.of_inputs).index_select(0, self.index.to(tensor.device))
 
 
+@dataclass(frozen=True)
+class WeightGroup:
+    """The weights that lose slices together, where torch-pruning's graph is not asked: those of a decoder's part."""
+
+    channels: int
+    members: Sequence[GroupMember]
+
+
 def group_members(group: Any) -> Iterator[GroupMember]:
-    """The weights in a group of torch-pruning's dependency graph that have a slice for each of its channels."""
+    """The weights that have a slice for each channel of a group: one of torch-pruning's graph, or a `WeightGroup`."""
+    if isinstance(group, WeightGroup):
+        yield from group.members
+        return
     for item in group:
         handler, module = item.dep.handler, item.dep.target.module
         if None in item.root_idxs or getattr(module, "weight", None) is None:
@@ -54,14 +65,6 @@ def group_members(group: Any) -> Iterator[GroupMember]:
         if handler in (*OUTPUTS, *INPUTS, *_NORMS):
             index, channel = torch.tensor(item.idxs), torch.tensor(item.root_idxs)
             yield GroupMember(module, handler in INPUTS, index, channel, handler in _NORMS)
-
-
-@dataclass(frozen=True)
-class WeightGroup:
-    """The weights that lose slices together, where torch-pruning's graph is not asked: those of a decoder's part."""
-
-    channels: int
-    members: Sequence[GroupMember]
 
 
 Formula = Callable[[Tensor, Tensor], Tensor]  # slices of a weight and of its gradients, (n, numbers) -> scores (n,)
@@ -78,7 +81,7 @@ class Criterion:
 
     def scored_members(self, group: Any) -> Iterator[GroupMember]:
         """Yield the members of a group that count; it is one of torch-pruning's, or a `WeightGroup`."""
-        for member in group.members if isinstance(group, WeightGroup) else group_members(group):
+        for member in group_members(group):
             has_gradients = not self.gradients or isinstance(member.module, layers.PRUNABLE)
             if has_gradients and (self.uses_norms if member.is_norm else self.uses_weights):
                 yield member

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from compression.methods.blockwise.blocks import Blocks
     from compression.methods.blockwise.walk import Stage
     from compression.nn.quantized import QParams
     from compression.training.context import Context
@@ -58,7 +57,8 @@ class BlockwiseQuantization(WeightQuantization):
 
     def stages(self, model: nn.Module, context: Context) -> Iterator[tuple[Stage, dict[str, nn.Linear]]]:
         """Yield the groups of layers in turn, each with those of its layers to quantize, by name."""
-        blocks = blocks_in_floats(model, context)
+        require_float_blocks(model)
+        blocks = find_blocks(model, short_example(context.task.example(2)))
         skipped = resolve_names(self.skip, blocks.layers, option="skip")
         if not set(blocks.layers) - set(skipped):
             raise UserError(
@@ -70,11 +70,10 @@ class BlockwiseQuantization(WeightQuantization):
                 yield stage, chosen
 
 
-def blocks_in_floats(model: nn.Module, context: Context) -> Blocks:
-    """The blocks of a transformer. Raises UserError for other models, and where their layers are quantized already."""
+def require_float_blocks(model: nn.Module) -> None:
+    """Raise UserError for a model that has no blocks any more since its layers are quantized already."""
     if not block_names(model):
         require_in_floats(model)
-    return find_blocks(model, short_example(context.task.example(2)))
 
 
 def replace_linear(

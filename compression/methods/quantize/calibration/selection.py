@@ -8,7 +8,7 @@ from torch import nn
 
 from compression.errors import UserError
 from compression.nn.graph import record_graph
-from compression.nn.layers import tied_layers
+from compression.nn.layers import tied_clause, tied_layers
 from compression.nn.quantized import QuantWeightLayer
 from compression.nn.quantized.clustered import ClusteredLayer
 from compression.nn.quantized.half import HalfLayer
@@ -53,11 +53,6 @@ def require_in_floats(model: nn.Module) -> None:
     """Raise UserError if a layer of the model is quantized."""
     if any(isinstance(m, (QuantWeightLayer, HalfLayer, ClusteredLayer)) for m in model.modules()):
         raise UserError("The model is quantized already: begin with the one in floats that it was made from.")
-
-
-def tied_clause(names: Iterable[str]) -> str:
-    """The end of a sentence that says of a model's `tied_layers` why they are left out; empty if there are none."""
-    return f"; {' and '.join(sorted(names))} share one weight, which stays as it is" if names else ""
 
 
 def is_quantizable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
