@@ -7,11 +7,12 @@ import csv
 import hashlib
 import io
 import stat
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 MAX_YAML_BYTES = 100_000  # PyYAML reads this much in seconds; what people write by hand has a few thousand
 MAX_DIGITS = 100
@@ -35,6 +36,20 @@ def replace_file(path: Path) -> Iterator[Path]:
         half.replace(path)
     finally:
         half.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def fill_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder to write files to, and move them into `folder` if the block does not raise.
+
+    `folder` is made if there is none; files of other names in it stay. So nobody finds half of what belongs together
+    where the disk is full. Raises OSError if the file system does.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".half-") as scratch:
+        yield Path(scratch)
+        folder.mkdir(exist_ok=True)
+        for file in Path(scratch).iterdir():
+            file.replace(folder / file.name)
 
 
 def require_regular(path: Path) -> None:

@@ -11,6 +11,7 @@ import click
 
 from compression import __version__, methods, models, tasks
 from compression.cli.options import CONTEXT, FieldCommand, LazyGroup, pick
+from compression.deploy.formats import FORMATS
 from compression.errors import UserError
 from compression.runs.settings import Settings
 
@@ -112,11 +113,11 @@ def report_options() -> Sequence[type]:
 def export(model: str, kind: str, output: str) -> None:
     """Write a stored MODEL (runs:/ID/model, models:/NAME/VERSION, a folder) as one file for other tools."""
     from compression.deploy.onnx import files
-    from compression.runs.export import CAUTIONS, write
+    from compression.runs.export import write
 
     click.echo(f"Wrote {' and '.join(map(str, files.parts(write(model, kind, Path(output)))))}.")
-    if kind in CAUTIONS:
-        click.echo(f"Note: {CAUTIONS[kind]}", err=True)
+    if caution := FORMATS[kind].caution:
+        click.echo(f"Note: {caution}", err=True)
 
 
 def sync() -> None:
@@ -160,6 +161,7 @@ def overview() -> str:
         f"Tasks: {', '.join((*tasks.TASKS, *tasks.FORMS))}",
         f"Models for images: {', '.join(models.IMAGE_MODELS)}, or a name of the Hugging Face hub, or a folder",
         f"Models for text: {', '.join(models.TEXT_MODELS)}, or a name of the Hugging Face hub, or a folder",
+        f"Language models: {', '.join(models.LANGUAGE_MODELS)}, or a name of the hub, or a folder, or gguf:FILE",
     )
     return "\n\n".join(["\n".join(["\b", "Methods, by family:", *lines]), *paragraphs])
 
@@ -189,13 +191,12 @@ of_task = click.Option(["--task"], default="", help="report over all finished ru
 model = click.Argument(["model"])
 kind = click.Option(
     ["--format", "kind"],
-    type=click.Choice(["onnx", "qcdq", "pth", "genai"]),
+    type=click.Choice([*FORMATS]),
     default="onnx",
     show_default=True,
-    help="onnx: to deploy; qcdq: 8-bit containers in standard operators; pth: the weights alone; genai: a folder of a "
-    "language model for onnxruntime-genai",
+    help="; ".join(f"{name}: {each.about}" for name, each in FORMATS.items()),
 )
-file = click.Option(["--output"], required=True, help="file, or for genai the folder, to write")
+file = click.Option(["--output"], required=True, help="file or folder to write")
 closing = click.Option(["--close-runs"], is_flag=True, help="set runs whose container never started to FAILED")
 output = click.Option(["--output"], default="report.html", show_default=True, help="file to write")
 cli.add_command(FieldCommand("compress", lambda: [Settings], compress, params=[recipe], help=compress.__doc__))

@@ -165,6 +165,17 @@ def _name(name: str) -> str:
     return f"{WHOLE[place]}.{kind}"
 
 
+def name_in_file(name: str) -> str:
+    """Return the name in a file of a Llama's tensor in transformers, the inverse of how they are read."""
+    place, _, kind = name.rpartition(".")
+    whole = {theirs: own for own, theirs in WHOLE.items()}
+    if place in whole:
+        return f"{whole[place]}.{kind}"
+    block, _, part = place.removeprefix("model.layers.").partition(".")
+    of_a_block = {theirs: own for own, theirs in OF_A_BLOCK.items()}
+    return f"blk.{block}.{of_a_block[part]}.{kind}"
+
+
 def _split_halves(rows: Tensor, heads: int) -> Tensor:
     """Put the rows of queries or keys, `(heads x size, …)`, into the order of transformers.
 
@@ -172,6 +183,11 @@ def _split_halves(rows: Tensor, heads: int) -> Tensor:
     first half with that at its place in the second.
     """
     return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def interleave_halves(rows: Tensor, heads: int) -> Tensor:
+    """Put the rows of queries or keys of transformers, `(heads x size, …)`, into the order of a GGUF file."""
+    return rows.reshape(heads, 2, -1, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def _positive(value: Any) -> float:

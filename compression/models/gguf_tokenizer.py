@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -63,6 +64,23 @@ def make(metadata: Mapping[str, Any], name: str) -> PreTrainedTokenizerFast:
     special = {SPECIAL[key]: own["tokens"][i] for key in SPECIAL if (i := own.get(f"{key}_token_id")) is not None}
     wrap: Callable[..., PreTrainedTokenizerFast] = PreTrainedTokenizerFast
     return wrap(tokenizer_object=tokenizer, name_or_path=name, **special)
+
+
+def splitter_of(described: Mapping[str, Any]) -> str | None:
+    """Return the name of the rules by which a tokenizer of byte pairs, the content of its tokenizer.json, splits texts.
+
+    None for rules without a name here, and for a tokenizer that is not of byte pairs or changes texts before it.
+    """
+    if described["model"]["type"] != "BPE" or described.get("normalizer"):
+        return None
+    rules = described["pre_tokenizer"]
+    return next((name for name, make_one in SPLITTERS.items() if _rules(make_one()) == rules), None)
+
+
+def _rules(splitter: PreTokenizer) -> Any:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitter
+    return json.loads(tokenizer.to_str())["pre_tokenizer"]
 
 
 def _byte_level(own: Mapping[str, Any], name: str) -> Tokenizer:

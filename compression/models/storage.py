@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,7 +19,7 @@ from torch import nn
 
 from compression import models
 from compression.errors import UserError, first_line
-from compression.files import read_text
+from compression.files import fill_folder, read_text
 from compression.models import conv1d, skeleton
 from compression.nn import layers
 from compression.nn.graph import replace_module
@@ -63,18 +62,14 @@ def save(model: nn.Module, folder: Path, metadata: Mapping[str, Any]) -> Path:
     _require_loadable(fresh, changes, model)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the folder, so that nobody finds half a model where the disk is full.
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".saving-") as scratch:
-            weights = Path(scratch, WEIGHTS_FILE)
+        with fill_folder(folder) as scratch:
+            weights = scratch / WEIGHTS_FILE
             with conv1d.as_stored(model, linearized):
                 safetensors.torch.save_model(model, str(weights))
             _require_readable(fresh, linearized, weights, model)
-            Path(scratch, STRUCTURE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+            (scratch / STRUCTURE_FILE).write_text(json.dumps(content, indent=1), encoding="utf-8")
             if (config := models.transformers_config(model)) is not None:
                 config.save_pretrained(scratch)  # so that transformers' from_pretrained reads the folder too
-            folder.mkdir(exist_ok=True)
-            for file in Path(scratch).iterdir():
-                file.replace(folder / file.name)
     except (OSError, SafetensorError) as error:
         raise UserError(f"Could not write the model to {folder}: {first_line(error)}.") from error
     return folder
@@ -306,7 +301,7 @@ def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
         parent, _, name = path.rpartition(".")
         del model.get_submodule(parent)._modules[name]
     for path, description in changes["modules"].items():
-        _put(model, path, _build_layer(description))
+        _put(model, path, build_layer(description))
     for path, shape in changes.get("shapes", {}).items():  # 0.1 stored none
         _resize(model, path, shape)
     for path, attributes in changes["attributes"].items():
@@ -314,7 +309,7 @@ def apply_changes(model: nn.Module, changes: StructuralChanges) -> None:
             _set_attribute(model.get_submodule(path), name, value)
 
 
-def _build_layer(description: Mapping[str, Any]) -> nn.Module:
+def build_layer(description: Mapping[str, Any]) -> nn.Module:
     """Build the layer that `describe_layer` described."""
     classes: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (*layers.STORABLE, nn.Sequential)}
     cls = classes[description["class"]]

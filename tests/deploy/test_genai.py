@@ -6,7 +6,7 @@ import onnxruntime_genai as og
 import pytest
 import torch
 
-from compression.deploy import genai
+from compression.deploy.formats import genai
 from compression.deploy.onnx.decoder import CachedDecoder, CacheShape
 from compression.errors import UserError
 from compression.models import storage

@@ -83,10 +83,6 @@ def test_a_folder_that_is_not_there_is_refused(stored, tmp_path):
             export.write(str(folder), kind, tmp_path / "nowhere" / "file")
 
 
-def test_the_command_offers_the_formats_there_are():
-    assert set(commands.kind.type.choices) == {*export.FORMATS, *export.FOLDERS}
-
-
 def test_the_command_says_where_other_readers_may_answer_otherwise(stored, tmp_path, capsys):
     folder, _ = stored
     commands.export(str(folder), "qcdq", str(tmp_path / "a.onnx"))

@@ -6,14 +6,15 @@ The entries of genai_config.json: https://onnxruntime.ai/docs/genai/reference/co
 from __future__ import annotations
 
 import json
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from compression import models
 from compression.deploy.cache import PARTS, PAST, PRESENT
+from compression.deploy.formats.parts import copy_tokenizer
 from compression.deploy.onnx.decoder import cached_decoder
 from compression.deploy.onnx.export import export
 from compression.errors import UserError
+from compression.files import fill_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compression.deploy.onnx.decoder import CachedDecoder
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def write(model: nn.Module, stored: Path, folder: Path) -> Path:
@@ -34,12 +33,10 @@ def write(model: nn.Module, stored: Path, folder: Path) -> Path:
     if decoder is None:
         raise UserError("genai is for decoders of transformers that keep keys and values; take the format onnx.")
     config = describe(decoder)
-    folder.mkdir(exist_ok=True)
-    export(model, models.zero_inputs(model, 4), folder / "model.onnx")
-    for name in TOKENIZER_FILES:
-        if (stored / name).exists():
-            shutil.copyfile(stored / name, folder / name)
-    (folder / "genai_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    with fill_folder(folder) as scratch:
+        export(model, models.zero_inputs(model, 4), scratch / "model.onnx")
+        copy_tokenizer(stored, scratch)
+        (scratch / "genai_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     return folder
 
 
