@@ -20,11 +20,10 @@ if TYPE_CHECKING:
 Conditions = dict[str, Any]  # numbers, texts and tuples of them: what a checkpoint can hold
 
 
-def training_conditions(model: nn.Module, context: Context, training: Training) -> Conditions:
-    """The conditions of a training of `model`: those of the run and the method, and what the loop itself goes by."""
+def step_conditions(model: nn.Module, context: Context) -> Conditions:
+    """The conditions of whatever is made of `model`, trained or not: those of the run and the method."""
     task, accelerator = context.task, context.accelerator
     return {
-        **params.values(training),
         "seed": context.seed,
         "task": task.name,
         # somebody's own task may have no digest: then all of its tensors are hashed
@@ -34,6 +33,11 @@ def training_conditions(model: nn.Module, context: Context, training: Training) 
         "processes": int(accelerator.num_processes),
         **context.conditions,
     }
+
+
+def training_conditions(model: nn.Module, context: Context, training: Training) -> Conditions:
+    """The conditions of a training of `model`: those of the run, and what the loop itself goes by."""
+    return {**params.values(training), **step_conditions(model, context)}
 
 
 def differences(kept: Conditions, given: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -22,6 +22,7 @@ from compression.nn.inputs import Inputs, attention_mask, forward, map_inputs
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from compression.methods.blockwise.checkpoint import BlockCheckpoints
     from compression.tasks.task import Task
     from compression.training.context import RunLogger
 
@@ -113,10 +114,17 @@ def batch_size(task: Task) -> int:
 
 
 @torch.no_grad()
-def walk(model: nn.Module, batches: Sequence[Inputs], device: torch.device, record: RunLogger) -> Iterator[Stage]:
+def walk(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    device: torch.device,
+    record: RunLogger,
+    checkpoints: BlockCheckpoints | None = None,
+) -> Iterator[Stage]:
     """Yield the groups of linear layers of each block in turn, for the caller to compress before it asks for the next.
 
-    The layers of a group are given what the groups and blocks before it make now. `batches` are prepared. Leaves
+    The layers of a group are given what the groups and blocks before it make now. `batches` are prepared. Finished
+    blocks go to `checkpoints`, and those of a run that is resumed come from there, without being yielded. Leaves
     `model` in eval mode on `device`, and records time and memory of each block in the table `blocks`. Raises UserError
     as `find_blocks` does.
     """
@@ -129,9 +137,10 @@ def walk(model: nn.Module, batches: Sequence[Inputs], device: torch.device, reco
         memory, rows = MemoryPeak(device), []
         for name, groups in blocks.groups.items():
             memory.reset()
-            start = time.perf_counter()
-            block, arguments = model.get_submodule(name).to(device), blocks.same_arguments[name]
-            for group in groups:
+            start, arguments = time.perf_counter(), blocks.same_arguments[name]
+            row = checkpoints and checkpoints.restore(model, name)
+            block = model.get_submodule(name).to(device)
+            for group in () if row else groups:
                 layers = {layer: cast("nn.Linear", model.get_submodule(layer)) for layer in group.layers}
                 sources = {source: model.get_submodule(source) for source in group.sources}
                 yield Stage(group, block, layers, sources, caught, arguments, memory)
@@ -141,10 +150,16 @@ def walk(model: nn.Module, batches: Sequence[Inputs], device: torch.device, reco
                 batch.states = others.call(block, batch.states.to(device)).cpu()
                 memory.sample()
             block.cpu()
-            seconds = time.perf_counter() - start
-            rows.append({"block": name, "seconds": round(seconds, 3), "peak_memory_mb": round(memory.sample(), 1)})
+            if not row:
+                seconds = time.perf_counter() - start
+                row = {"block": name, "seconds": round(seconds, 3), "peak_memory_mb": round(memory.sample(), 1)}
+                if checkpoints:
+                    checkpoints.keep(model, name, row)
+            rows.append(row)
     model.to(device)
     record.table("blocks", rows)
+    if checkpoints:
+        checkpoints.tell()
 
 
 def _catch(model: nn.Module, blocks: Blocks, batches: Sequence[Inputs]) -> list[_Batch]:

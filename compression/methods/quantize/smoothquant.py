@@ -10,6 +10,7 @@ import torch
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.blockwise.blocks import find_blocks, short_example
+from compression.methods.blockwise.checkpoint import BlockCheckpoints
 from compression.methods.blockwise.folding import Fold, find_fold
 from compression.methods.blockwise.walk import Stage, batch_size, walk
 from compression.methods.quantize.calibration.activations import calibration_batches
@@ -50,7 +51,7 @@ class SmoothQuant(Method):
         batches = calibration_batches(context, self.calibration_samples, batch_size(context.task))
         smoothed: list[str] = []
         left: list[str] = []
-        for stage in walk(model, batches, context.device, context.record):
+        for stage in walk(model, batches, context.device, context.record, BlockCheckpoints(model, context)):
             fold = find_fold(stage)
             if fold is None:
                 left += stage.layers

@@ -14,6 +14,7 @@ from compression import params
 from compression.errors import UserError
 from compression.methods.base import Method
 from compression.methods.blockwise.blocks import block_names, find_blocks, short_example
+from compression.methods.blockwise.checkpoint import BlockCheckpoints
 from compression.methods.blockwise.walk import batch_size, walk
 from compression.methods.prune.masks.example_loss import example_batches
 from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
@@ -100,7 +101,7 @@ class LayerwisePruning(Method):
         batches = [inputs for inputs, _ in example_batches(context, self.examples, size=batch_size(context.task))]
         found = find_blocks(model, short_example(batches[0])).layers
         chosen = self.fitting({name: model.get_submodule(name) for name in found}, context.record)
-        for stage in walk(model, batches, context.device, context.record):
+        for stage in walk(model, batches, context.device, context.record, BlockCheckpoints(model, context)):
             if wanted := [layer for name, layer in stage.layers.items() if name in chosen]:
                 moments = functools.reduce(torch.add, (self.input_moment(rows.unsqueeze(0)) for rows in stage.rows()))
                 yield from ((layer, moments) for layer in wanted)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from compression.errors import UserError
 from compression.methods.blockwise.blocks import block_names, find_blocks, short_example
+from compression.methods.blockwise.checkpoint import BlockCheckpoints
 from compression.methods.blockwise.walk import batch_size, walk
 from compression.methods.quantize.calibration.activations import calibration_batches
 from compression.methods.quantize.calibration.scheme import WeightQuantization
@@ -65,7 +66,7 @@ class BlockwiseQuantization(WeightQuantization):
                 "There is nothing to quantize: the model has no linear layer in its blocks that is not skipped."
             )
         batches = calibration_batches(context, self.calibration_samples, batch_size(context.task))
-        for stage in walk(model, batches, context.device, context.record):
+        for stage in walk(model, batches, context.device, context.record, BlockCheckpoints(model, context)):
             if chosen := {name: layer for name, layer in stage.layers.items() if name not in skipped}:
                 yield stage, chosen
 
