@@ -28,7 +28,9 @@ class SparseGpt(LayerwisePruning):
         search=(1e-3, 0.1),
         log=True,
     )
-    block: int = param(128, "columns among which the weights to prune are chosen at a time", interval="[1, inf)")
+    block: int = param(
+        128, "columns among which the weights to prune are chosen at a time; with a pattern its m", interval="[1, inf)"
+    )
 
     def input_moment(self, rows: Tensor) -> Tensor:
         """X^T X, `(groups, columns, columns)`."""
@@ -58,21 +60,29 @@ def prune_and_update(
     What is not `allowed` is pruned first. `n_of_m` = (n, m) prunes n:m instead of to `sparsity`.
     """
     weight, keep = weight.double().clone(), torch.ones_like(allowed)
-    width = block if n_of_m is None else max(1, block // n_of_m[1]) * n_of_m[1]  # whole groups of m
-    starts = range(0, weight.shape[1], width)
-    blocks = [slice(start, min(start + width, weight.shape[1])) for start in starts]
     factor, unused = inverse_factor(second_moment, dampening), second_moment.diagonal() == 0
+    blocks = _slices(0, weight.shape[1], block if n_of_m is None else max(1, block // n_of_m[1]) * n_of_m[1])
     counts = prune_counts([len(weight) * (columns.stop - columns.start) for columns in blocks], sparsity)
     for columns, count in zip(blocks, counts, strict=True):
-        saliency = (weight[:, columns] / factor.diagonal()[columns]).square()  # w^2 / [H^-1]_jj, eq. 3
-        saliency[:, unused[columns]] = 0.0  # an input that is always zero
-        # below every square, so that what was pruned before goes first and is counted
-        saliency.masked_fill_(~allowed[:, columns], -1.0)
-        keep[:, columns] = allowed[:, columns] & ~prune_mask(saliency, count, n_of_m)
-        errors = eliminate(weight[:, columns], keep[:, columns], factor[columns, columns])
+        errors = torch.empty_like(weight[:, columns])
+        # Of n:m each m columns are chosen among once those before them are corrected, not all of a block at once: that
+        # would leave 2.4 to 2.7 times the error of the outputs.
+        for part in [columns] if n_of_m is None else _slices(columns.start, columns.stop, n_of_m[1]):
+            saliency = (weight[:, part] / factor.diagonal()[part]).square()  # w^2 / [H^-1]_jj, eq. 3
+            saliency[:, unused[part]] = 0.0  # an input that is always zero
+            # below every square, so that what was pruned before goes first and is counted
+            saliency.masked_fill_(~allowed[:, part], -1.0)
+            keep[:, part] = allowed[:, part] & ~prune_mask(saliency, count, n_of_m)
+            found = eliminate(weight[:, part], keep[:, part], factor[part, part])
+            weight[:, part.stop : columns.stop] -= found @ factor[part, part.stop : columns.stop]
+            errors[:, part.start - columns.start : part.stop - columns.start] = found
         # Columns behind the block are corrected once a block, by a matrix product, not once a column (algorithm 1).
         weight[:, columns.stop :] -= errors @ factor[columns, columns.stop :]
     return weight, keep
+
+
+def _slices(start: int, stop: int, width: int) -> list[slice]:
+    return [slice(at, min(at + width, stop)) for at in range(start, stop, width)]
 
 
 def prune_mask(saliency: Tensor, count: int, n_of_m: tuple[int, int] | None) -> Tensor:

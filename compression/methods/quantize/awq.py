@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from compression.methods.blockwise.folding import Fold, find_fold
 from compression.methods.quantize.calibration.blockwise import BlockwiseQuantization, replace_linear
 from compression.methods.quantize.calibration.weights import quantize_dequantize, weight_qparams
 from compression.nn.layers import weight
-from compression.nn.quantized import QParams, calc_qparams, dequantize, quantize, split_groups
 from compression.params import param
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from compression.training.context import Context
-
-SHARES = torch.linspace(1.0, 0.5, 11)  # of a group's range that clipping tries; 1 clips nothing
 
 
 @dataclass(frozen=True)
@@ -33,13 +29,6 @@ class Awq(BlockwiseQuantization):
     The embeddings and the head stay in floats, and so do activations.
     """
 
-    clip: bool = param(True, "clip each group's range to where it costs the outputs least, instead of weight_observer")
-    weight_observer: str = param(
-        "minmax",
-        "range of a weight: minmax covers all of it, mse has the least squared error",
-        choices=("minmax", "mse"),
-        when={"clip": (False,)},
-    )
     grid: int = param(20, "exponents that are tried for the scales", interval="[1, inf)")
 
     def apply(self, model: nn.Module, context: Context) -> nn.Module:
@@ -55,7 +44,7 @@ class Awq(BlockwiseQuantization):
                 fold.apply(stage.layers, scales)
                 inputs = inputs.divided(scales[fold.channels])
             for name, layer in layers.items():
-                replace_linear(model, name, layer, self.final_qparams(weight(layer), inputs.moment))
+                replace_linear(model, name, layer, self.group_qparams(weight(layer), inputs.moment))
         if unscaled:
             context.record.warn(
                 "Rounded without scales, since nothing before them could take any: " + ", ".join(unscaled) + "."
@@ -81,13 +70,6 @@ class Awq(BlockwiseQuantization):
         scaled = values * scales
         qparams = weight_qparams(scaled, self.bits, self.granularity, size, symmetric, observer="minmax")
         return output_error(quantize_dequantize(scaled, qparams) / scales - values, moment)
-
-    def final_qparams(self, values: Tensor, moment: Tensor) -> QParams:
-        """The quantization parameters of a weight whose inputs have this second moment."""
-        if not self.clip:
-            return self.weight_qparams(values, None)
-        full = weight_qparams(values, self.bits, self.granularity, self.group_size, self.symmetric, observer="minmax")
-        return clipped(values, full, moment, self.symmetric)
 
 
 @dataclass(frozen=True)
@@ -125,34 +107,3 @@ def power_scales(magnitudes: Tensor, exponent: float) -> Tensor:
 def output_error(error: Tensor, moment: Tensor) -> Tensor:
     """Mean squared norm of the outputs of a weight `error` `(outputs, features)` on inputs with this second moment."""
     return ((error @ moment) * error).sum()
-
-
-@torch.no_grad()
-def clipped(values: Tensor, full: QParams, moment: Tensor, symmetric: bool) -> QParams:
-    """`full` with each group's range reduced to the share with the least error of that group's part of the outputs.
-
-    Lin et al. 2023, section 3.2 and appendix; `moment` `(features, features)` is that of the inputs.
-    """
-    groups = split_groups(values.float(), full.granularity, full.group_size)
-    own = _diagonal_blocks(moment, groups.shape[2])
-    minimum, maximum = groups.amin(2), groups.amax(2)
-    scale, zero_point = full.scale, full.zero_point
-    least = torch.full_like(scale, torch.inf)
-    for share in SHARES.tolist():
-        tried = calc_qparams(minimum * share, maximum * share, full.low, full.high, symmetric)
-        wide, zero = (each.unsqueeze(2) for each in tried)
-        error = dequantize(quantize(groups, wide, zero, full.low, full.high), wide, zero) - groups
-        by_group = error.transpose(0, 1)  # (groups, rows, size)
-        cost = ((by_group @ own) * by_group).sum(2).T
-        better = cost < least
-        scale, zero_point = torch.where(better, tried[0], scale), torch.where(better, tried[1], zero_point)
-        least = torch.where(better, cost, least)
-    return replace(full, scale=scale, zero_point=zero_point)
-
-
-def _diagonal_blocks(moment: Tensor, size: int) -> Tensor:
-    """The blocks `(groups, size, size)` on the diagonal of a matrix, which is padded with zeros to whole blocks."""
-    missing = -len(moment) % size
-    padded = F.pad(moment, (0, missing, 0, missing))
-    count = len(padded) // size
-    return padded.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)

@@ -26,8 +26,9 @@ COLUMNS = 128  # rounded one by one before the columns behind them are corrected
 class Gptq(BlockwiseQuantization):
     """Round a transformer's weights column by column, and let the later ones make up for each error.
 
-    Frantar et al. 2022, arXiv:2210.17323, algorithm 1. After training, without any more of it, block by block. The
-    embeddings and the head stay in floats, and so do activations.
+    Frantar et al. 2022, arXiv:2210.17323, algorithm 1; the ranges of groups are clipped as by AWQ (`clip`), where the
+    paper takes the whole of them. After training, without any more of it, block by block. The embeddings and the head
+    stay in floats, and so do activations.
     """
 
     act_order: bool = param(True, "round the columns with the largest inputs first")
@@ -44,13 +45,15 @@ class Gptq(BlockwiseQuantization):
         mended: list[str] = []
         for stage, layers in self.stages(model, context):
             hessian, names = second_moment(stage.rows()), ", ".join(layers)
+            # Of single precision and size 1, for what it costs to clip.
+            moment = (hessian / hessian.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)).float()
             order = column_order(hessian) if self.act_order else torch.arange(len(hessian), device=hessian.device)
             factor, dampening = mended_inverse_factor(hessian[order][:, order], self.dampening, names)
             if dampening > self.dampening:
                 mended.append(f"{names} ({dampening:g})")
             for name, layer in layers.items():
                 # The scales are those of the weights as they are: whatever the order, groups stay neighbours.
-                qparams = self.weight_qparams(weight(layer), None)
+                qparams = self.group_qparams(weight(layer), moment)
                 codes = round_columns(weight(layer), qparams, factor, order, getattr(layer, "mask", None))
                 replace_linear(model, name, layer, qparams, codes)
         if mended:

@@ -7,9 +7,9 @@ import torch
 
 from compression.errors import UserError
 from compression.methods import method
-from compression.methods.prune.masks.layerwise import mask_matrices, sum_second_moments, weight_matrices
 from compression.nn.inputs import forward
 from compression.nn.layers import set_mask
+from compression.nn.matrices import mask_matrices, sum_moments, weight_matrices
 from tests.methods.blockwise.decoders import FORMS, make
 from tests.methods.prune.conftest import zeros
 from tests.methods.tiny_language import language_task
@@ -44,7 +44,7 @@ def test_it_is_what_whole_passes_layer_by_layer_give(name, form, make_context):
     given = [task.train.select(order).inputs]
     for layer_name in [n for n, m in found.named_modules() if hasattr(m, "mask")]:
         layer = model.get_submodule(layer_name)
-        [moment] = sum_second_moments(model, layer, given, step.input_moment)
+        [moment] = sum_moments(model, layer, layer, given, step.input_moment)
         [weight], [allowed] = weight_matrices(layer), mask_matrices(layer)
         values, keep = step.prune_matrix(weight, moment, allowed)
         with torch.no_grad():

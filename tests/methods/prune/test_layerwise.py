@@ -1,5 +1,7 @@
 """The base of wanda and sparsegpt: a layer as a matrix, its inputs as rows, masks by rank."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,10 @@ from torch import nn
 from compression.errors import UserError
 from compression.methods import method
 from compression.methods.prune.masks import layerwise
+from compression.nn import matrices
 from compression.nn.inputs import forward
-from tests.conftest import tiny_bert, words_task
+from compression.tasks.task import Split
+from tests.conftest import stripes_task, tiny_bert, words_task
 from tests.methods.prune.conftest import sparsity, zeros
 
 LAYERS = [
@@ -26,7 +30,7 @@ LAYERS = [
 def test_a_layer_is_its_matrix_times_the_rows_it_sees(layer, shape):
     given = torch.randn(shape)
     answers = (
-        layerwise.input_rows(layer, given, None) @ layerwise.weight_matrices(layer).mT
+        matrices.input_rows(layer, given, None) @ matrices.weight_matrices(layer).mT
     )  # (groups, n, outputs / groups)
     wanted = (layer(given) - _bias(layer)).detach()
     wanted = wanted.flatten(0, -2) if isinstance(layer, nn.Linear) else wanted.flatten(2).transpose(1, 2).flatten(0, 1)
@@ -39,11 +43,11 @@ def _bias(layer):
 
 @pytest.mark.parametrize(("layer", "shape"), LAYERS)
 def test_a_matrix_goes_back_to_its_layer(layer, shape):
-    assert torch.equal(layerwise.from_matrices(layer, layerwise.weight_matrices(layer)), layer.weight)
+    assert torch.equal(matrices.from_matrices(layer, matrices.weight_matrices(layer)), layer.weight)
 
 
 def test_padding_is_no_input():
-    rows = layerwise.input_rows(nn.Linear(1, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
+    rows = matrices.input_rows(nn.Linear(1, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
     assert rows.flatten().tolist() == [1.0, 2.0]
 
 
@@ -55,14 +59,58 @@ def test_the_least_of_each_row_are_found_and_ties_do_not_change_the_count():
     ]
 
 
+def test_weights_are_ranked_by_their_share_of_their_layers_outputs(make_context):
+    """By hand: a layer's shares are w^2 E[x^2] over their sum, and half of all weights go."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
+    model[0].weight.data = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    model[1].weight.data = torch.tensor([[10.0, 1.0]])
+    inputs = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    split = Split(inputs, torch.zeros(2, dtype=torch.int64), lambda stored: stored)
+    context = make_context(stripes_task(train=split), model)
+    masks = method("wanda")(sparsity=0.5, scope="global").rank_together(model, context)
+    # Of the first layer 1, 4, 0 and 16 of 21. It gives (1, 0) and (2, 4): sums of squares 5 and 16, so that of the
+    # second the shares are 500 and 16 of 516.
+    assert masks[model[0]].tolist() == [[[False, True], [False, True]]]
+    assert masks[model[1]].tolist() == [[[True, False]]]
+
+
+def test_a_convolution_of_wanda_is_ranked_as_a_whole_and_a_linear_layer_by_outputs():
+    step = method("wanda")(sparsity=0.5, scope="local")
+    weights, moments, allowed = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]), torch.ones(1, 2), torch.ones(1, 2, 2).bool()
+    for layer, expected in (
+        (nn.Linear(2, 2), [[[False, True], [False, True]]]),
+        (nn.Conv2d(2, 2, 1), [[[False, False], [True, True]]]),
+    ):
+        assert step.prune_layer(layer, weights, moments, allowed)[1].tolist() == expected
+
+
+def test_the_scope_follows_from_the_layers():
+    networks = {"linear": nn.Sequential(nn.Linear(2, 2)), "convolution": nn.Sequential(nn.Conv2d(2, 2, 1))}
+    for scope, expected in (("auto", [False, True]), ("local", [False, False]), ("global", [True, True])):
+        found = [method("sparsegpt")(scope=scope).is_global(network) for network in networks.values()]
+        assert found == expected
+    assert not method("sparsegpt")(pattern="2:4").is_global(networks["convolution"])
+
+
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 class TestBoth:
     @pytest.mark.parametrize("wanted", [0.0, 0.3, 0.75])
     def test_each_layer_meets_the_target(self, name, wanted, knowing):
         model, context = knowing
-        model = method(name)(sparsity=wanted, examples=32).apply(model, context)
+        model = method(name)(sparsity=wanted, scope="local", examples=32).apply(model, context)
         assert sparsity(model) == pytest.approx(wanted, abs=1e-3)
         assert all(z.float().mean().item() == pytest.approx(wanted, abs=0.01) for z in zeros(model).values())
+
+    def test_together_the_layers_meet_the_target_each_with_a_sparsity_of_its_own(self, name, knowing):
+        model, context = knowing
+        step = method(name)(sparsity=0.6, examples=32)
+        masks = step.rank_together(copy.deepcopy(model), context)
+        wanted = [1 - keep.double().mean().item() for keep in masks.values()]
+        model = step.apply(model, context)
+        assert sparsity(model) == pytest.approx(0.6, abs=1e-3)
+        found = [gone.double().mean().item() for gone in zeros(model).values()]
+        assert max(found) - min(found) > 0.1
+        assert found == pytest.approx(wanted, abs=0.01)
 
     def test_two_of_four_hold_in_every_group_and_a_layer_that_does_not_divide_stays_dense(self, name, knowing):
         model, context = knowing

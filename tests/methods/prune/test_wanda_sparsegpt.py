@@ -77,12 +77,32 @@ def test_the_weights_that_stay_make_up_for_those_that_go(block):
     assert sparsegpt_error < 0.5 * magnitude_error
 
 
-def test_blocks_change_the_choice_and_not_the_arithmetic():
-    torch.manual_seed(0)
-    inputs, weight = torch.randn(60, 8).double(), torch.randn(3, 8).double()
-    arguments = (weight, inputs.T @ inputs, torch.ones(3, 8).bool(), 0.5, (2, 4), 0.01)
-    one, other = (sparsegpt.prune_and_update(*arguments, block=block) for block in (4, 8))
-    torch.testing.assert_close(one[0][:, :4], other[0][:, :4])
+def correlated(seed, columns=32):
+    torch.manual_seed(seed)
+    return (torch.randn(300, 8) @ torch.randn(8, columns) + 0.5 * torch.randn(300, columns)).double()
+
+
+@pytest.mark.parametrize("pattern", [(2, 4), (1, 4), (4, 8)])
+def test_of_n_of_m_each_m_are_chosen_when_those_before_them_are_corrected(pattern):
+    """Column by column, as algorithm 1 is written, with the inverse of what is left computed anew."""
+    n, m = pattern
+    inputs, weight = correlated(0), torch.randn(6, 32).double()
+    hessian = inputs.T @ inputs
+    left, keep = weight.clone(), torch.ones_like(weight, dtype=torch.bool)
+    for j in range(32):
+        if j % m == 0:
+            diagonals = torch.stack([torch.linalg.inv(hessian[i:, i:])[0, 0] for i in range(j, j + m)])
+            ranks = (left[:, j : j + m].square() / diagonals).argsort(1).argsort(1)
+            keep[:, j : j + m] = ranks >= m - n
+        inverse = torch.linalg.inv(hessian[j:, j:])
+        error = left[:, j] * ~keep[:, j] / inverse[0, 0]
+        left[:, j:] -= error[:, None] * inverse[0]
+    for block in (1, 8, 12, 128):
+        found, kept = sparsegpt.prune_and_update(
+            weight, hessian, torch.ones_like(keep), 1 - n / m, pattern, dampening=0.0, block=block
+        )
+        assert torch.equal(kept, keep)
+        torch.testing.assert_close(found, left * keep)
 
 
 def test_inputs_that_are_always_zero_go_first():

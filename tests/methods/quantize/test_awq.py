@@ -8,7 +8,8 @@ import torch
 from compression.methods import method
 from compression.methods.blockwise.folding import find_fold
 from compression.methods.blockwise.walk import walk
-from compression.methods.quantize.awq import InputSummary, clipped, output_error, power_scales, summarize
+from compression.methods.quantize.awq import InputSummary, output_error, power_scales, summarize
+from compression.methods.quantize.calibration.clipping import clipped
 from compression.methods.quantize.calibration.weights import quantize_dequantize, weight_qparams
 from compression.models import storage
 from compression.nn.inputs import forward

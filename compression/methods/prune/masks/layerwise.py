@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +16,14 @@ from compression.methods.blockwise.blocks import block_names, find_blocks, short
 from compression.methods.blockwise.checkpoint import BlockCheckpoints
 from compression.methods.blockwise.walk import batch_size, walk
 from compression.methods.prune.masks.example_loss import example_batches
+from compression.methods.prune.masks.scores import keep_largest
 from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
 from compression.nn import layers
-from compression.nn.hooks import Call, on_forward
-from compression.nn.inputs import Inputs, forward
+from compression.nn.matrices import columns_by_position, from_matrices, mask_matrices, sum_moments, weight_matrices
 from compression.params import param
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from compression.training.context import Context, RunLogger
 
@@ -33,12 +32,21 @@ if TYPE_CHECKING:
 class LayerwisePruning(Method):
     """Pruners that use a second moment of each layer's inputs: their products, summed over examples.
 
-    A convolution is taken as the linear layer over the patches it sees. Each layer gets the same sparsity.
+    A convolution is taken as the linear layer over the patches it sees.
     """
 
     family: ClassVar[str] = "prune"
 
     sparsity: float = param(0.5, "share of each layer's weights to prune", interval="[0, 1)", search=(0.3, 0.8))
+    # The papers prune as much of every layer, of language models. ResNet-32 for CIFAR-10, pruned to 70%, gives 84.0% of
+    # the answers of the whole network by sparsegpt with the scope global, and 73.8% with local.
+    scope: str = param(
+        "auto",
+        "sparsity of each layer: the same for all (local), or from ranking the weights of all layers together, each by "
+        "the share of its layer's outputs (global); auto: global for networks with convolutions",
+        choices=("auto", "global", "local"),
+        when={"pattern": ("",)},
+    )
     pattern: str = param("", "n:m, to keep n of every m consecutive inputs, as 2:4; the sparsity is then 1 - n/m")
     examples: int = param(128, "training examples whose activations are looked at", interval="[1, inf)")
 
@@ -73,14 +81,44 @@ class LayerwisePruning(Method):
         """Prune the layers of `model` one after the other, in place."""
         model = model.eval()
         before = layer_sparsities(model)
+        ranked = self.rank_together(model, context) if self.is_global(model) else {}
         for layer, moments in self.layer_moments(model, context):
-            groups = zip(weight_matrices(layer), moments, mask_matrices(layer), strict=True)
-            pruned = [self.prune_matrix(*group) for group in groups]
+            step = replace(self, sparsity=1 - ranked[layer].double().mean().item()) if layer in ranked else self
+            order = columns_by_position(layer) if self.n_of_m else slice(None)
+            weight, keep = weight_matrices(layer).clone(), mask_matrices(layer).clone()
+            weight[:, :, order], keep[:, :, order] = step.prune_layer(
+                layer, weight[:, :, order], _reordered(moments, order), keep[:, :, order]
+            )
             with torch.no_grad():
-                cast("Tensor", layer.weight).copy_(from_matrices(layer, torch.stack([weight for weight, _ in pruned])))
-            layers.set_mask(layer, from_matrices(layer, torch.stack([keep for _, keep in pruned])))
+                cast("Tensor", layer.weight).copy_(from_matrices(layer, weight))
+            layers.set_mask(layer, from_matrices(layer, keep))
         log_sparsities(before, model, self.target_sparsity, context.record)
         return model
+
+    def is_global(self, model: nn.Module) -> bool:
+        """Whether layers get sparsities of their own."""
+        if self.n_of_m or self.scope == "local":
+            return False
+        prunable = layers.prunable_layers(model).values()
+        return self.scope == "global" or any(not isinstance(layer, nn.Linear) for layer in prunable)
+
+    def rank_together(self, model: nn.Module, context: Context) -> dict[nn.Module, Tensor]:
+        """Masks of all layers, in the shapes of `weight_matrices`, that together keep the share 1 - sparsity.
+
+        Kept are those with the largest w^2 ||x||^2 over its sum in the layer, the share of its outputs' energy that a
+        weight would make if inputs were uncorrelated, from the inputs x of the layers in the whole `model`.
+        """
+        model.to(context.device)
+        batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
+        prunable, shares = layers.prunable_layers(model), {}
+        for name, layer in prunable.items():
+            squares = sum_moments(model, layer, layer, batches, lambda rows: rows.double().square().sum(1))
+            if squares is None:
+                raise _unused(layer)
+            energies = weight_matrices(layer).double().square() * squares.unsqueeze(1)
+            share = energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
+            shares[name] = share.masked_fill(~mask_matrices(layer), -torch.inf)
+        return {prunable[name]: keep for name, keep in keep_largest(shares, self.sparsity).items()}
 
     def layer_moments(self, model: nn.Module, context: Context) -> Iterator[tuple[nn.Module, Tensor]]:
         """Yield each layer to prune with the moments of its inputs, `(groups, …)`, after those before it were pruned.
@@ -94,7 +132,10 @@ class LayerwisePruning(Method):
         model.to(context.device)
         batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
         for layer in self.fitting(layers.prunable_layers(model), context.record).values():
-            yield layer, sum_second_moments(model, layer, batches, self.input_moment)
+            moments = sum_moments(model, layer, layer, batches, self.input_moment)
+            if moments is None:
+                raise _unused(layer)
+            yield layer, moments
 
     def _block_moments(self, model: nn.Module, context: Context) -> Iterator[tuple[nn.Module, Tensor]]:
         """`layer_moments` of the linear layers in a decoder's blocks; embeddings and head, mostly one weight, stay."""
@@ -125,6 +166,17 @@ class LayerwisePruning(Method):
         """Products of inputs `(groups, n, columns)`, summed over the n rows; the first dimension stays `groups`."""
         raise NotImplementedError
 
+    def prune_layer(
+        self,
+        layer: nn.Module,  # noqa: ARG002 - some pruners take convolutions otherwise
+        weights: Tensor,
+        moments: Tensor,
+        allowed: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The new weights of a layer and their mask, `(groups, rows, columns)`: of each group, `prune_matrix`."""
+        pruned = [self.prune_matrix(*group) for group in zip(weights, moments, allowed, strict=True)]
+        return torch.stack([weight for weight, _ in pruned]), torch.stack([keep for _, keep in pruned])
+
     def prune_matrix(self, weight: Tensor, second_moment: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """The new weight `(rows, columns)` of one group and its mask.
 
@@ -133,85 +185,13 @@ class LayerwisePruning(Method):
         raise NotImplementedError
 
 
-def weight_matrices(layer: Any, values: Tensor | None = None) -> Tensor:
-    """Reshape the layer's weight (or `values` of its shape) to `(groups, outputs / groups, columns)`.
-
-    A convolution's columns run over the kernel's positions and, within each, over the input channels, so that n of m
-    neighbours are n of m channels, as sparse tensor cores want it.
-    """
-    values = layers.weight(layer) if values is None else values
-    groups = getattr(layer, "groups", 1)
-    # (groups, outputs / groups, channels, positions)
-    by_position = values.reshape(groups, values.shape[0] // groups, values.shape[1], -1)
-    return by_position.transpose(2, 3).flatten(2)
+def _unused(layer: nn.Module) -> UserError:
+    return UserError(f"The model never uses its layer {layer}, so nothing is known of its inputs; take magnitude.")
 
 
-def from_matrices(layer: Any, matrices: Tensor) -> Tensor:
-    """Reshape matrices, as `weight_matrices` gives them, to the shape of the layer's weight."""
-    shape = layers.weight(layer).shape
-    groups, outputs, _ = matrices.shape
-    # (groups, outputs / groups, positions, channels) -> (groups, outputs / groups, channels, positions) -> the weight
-    return matrices.reshape(groups, outputs, -1, shape[1]).transpose(2, 3).reshape(shape)
-
-
-def mask_matrices(layer: nn.Module) -> Tensor:
-    """The present mask of the layer, in the shape of `weight_matrices`; all true if it has none."""
-    mask = getattr(layer, "mask", None)
-    keep = mask if isinstance(mask, Tensor) else torch.ones_like(layers.weight(layer), dtype=torch.bool)
-    return weight_matrices(layer, keep)
-
-
-@torch.no_grad()
-def sum_second_moments(
-    model: nn.Module, layer: nn.Module, batches: Sequence[Inputs], moment: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Sum `moment(rows)` of the layer's inputs over the batches, one forward pass of `model` each.
-
-    Raises UserError for a layer that the model never uses.
-    """
-    moments: list[Tensor] = []  # at most one, the running sum: the moments of all batches would not fit into memory
-    attention_mask: Tensor | None = None
-
-    def add_call(call: Call) -> None:
-        added = moment(input_rows(layer, call.inputs[0], attention_mask))
-        moments[:] = [moments[0] + added if moments else added]
-
-    with on_forward({"": layer}, add_call, before=True):
-        for inputs in batches:
-            attention_mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
-            forward(model, inputs)
-    if not moments:
-        raise UserError(f"The model never uses its layer {layer}, so nothing is known of its inputs; take magnitude.")
-    return moments[0]
-
-
-def input_rows(layer: nn.Module, inputs: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """The rows that the layer multiplies its weights with, `(groups, n, columns)`, columns as in `weight_matrices`.
-
-    Tokens where `attention_mask` `(batch, length)` is 0, padding, are left out.
-    """
-    if isinstance(layer, nn.Linear):
-        # Of other shapes are the inputs of a pooler or classifier, which read one vector of each text.
-        if attention_mask is not None and inputs.shape[:-1] == attention_mask.shape:
-            inputs = inputs[attention_mask.bool()]
-        return inputs.flatten(0, -2).unsqueeze(0)
-    return input_patches(layer, inputs)
-
-
-def input_patches(layer: Any, images: Tensor) -> Tensor:
-    """The patches that a 1-, 2- or 3-d convolution sees, `(groups, batch * positions, columns)`.
-
-    A depthwise convolution with one-hot kernels picks them out, whatever stride, padding and dilation are.
-    """
-    channels, size = layer.in_channels, math.prod(layer.kernel_size)
-    arguments = {n: getattr(layer, n) for n in ("kernel_size", "stride", "padding", "dilation", "padding_mode")}
-    # Not F.unfold, which takes images alone, and neither padding="same" nor reflected or circular padding.
-    pick = type(layer)(channels, channels * size, groups=channels, bias=False, **arguments).to(images)
-    one_hot = torch.eye(size, device=images.device, dtype=images.dtype)
-    pick.weight.data = one_hot.view(size, 1, *layer.kernel_size).repeat(channels, *[1] * (images.ndim - 1))
-    # (batch, groups, channels, size, positions)
-    picked: Tensor = pick(images).flatten(2).unflatten(1, (layer.groups, channels // layer.groups, size))
-    return picked.permute(1, 0, 4, 3, 2).flatten(3).flatten(1, 2)  # (groups, batch, positions, size, channels) first
+def _reordered(moments: Tensor, order: Tensor | slice) -> Tensor:
+    """Moments `(groups, columns)` or `(groups, columns, columns)` with the columns in `order`."""
+    return moments[:, order] if moments.ndim == 2 else moments[:, order][:, :, order]
 
 
 def smallest_per_row(saliency: Tensor, counts: Sequence[int]) -> Tensor:
