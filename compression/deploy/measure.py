@@ -80,7 +80,11 @@ def measure_model(model: nn.Module, task: Task, file: Path, threads: int) -> Mea
         efficiency=structure_metrics(model, task.example()) | sizes,
         layers=layer_table(model, task.example()),
         file=file,
-        onnx={"onnx_max_difference": parity.max_difference, "onnx_agreement": parity.agreement}
+        onnx={
+            "onnx_max_difference": parity.max_difference,
+            "onnx_agreement": parity.agreement,
+            "onnx_agreement_within_noise": parity.agreement_within_noise,
+        }
         | {f"onnx_{name}": value for name, value in parity.actual.metrics().items()},
         scores=parity.expected,
         continuations=continuations,

@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from compression import models
-from compression.deploy import stopwatch
+from compression.deploy import parity, stopwatch
 from compression.deploy.measure import measure_model
 from compression.deploy.onnx.export import export
 from compression.deploy.parity import check_parity, max_disagreements
@@ -12,6 +14,7 @@ from compression.deploy.timing import time_files
 from compression.errors import UserError
 from compression.methods.quantize.half import to_half
 from compression.nn.quantized import QuantLinear
+from compression.tasks.task import predict
 from tests.deploy.graphs import optimized_graph
 from tests.deploy.qparams import input_qparams, weight_qparams
 
@@ -74,6 +77,30 @@ def test_threads_do_not_spin_while_the_next_file_is_timed(task, tmp_path):
     file = export(models.build("mlp", task), task.example(4), tmp_path / "model.onnx")
     options = stopwatch.create_session(str(file), threads=2, cuda=False).get_session_options()
     assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_equal_predictions_are_told_apart_from_those_within_the_noise(task, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = models.build("mlp", task).eval()
+    predicted = predict(model, task.test)[0]
+    model.fc.bias.data -= predicted.mean(0)  # no class is preferred, and all logits are close together
+    noisy = copy.deepcopy(model)
+    monkeypatch.setattr(parity, "MAX_RELATIVE_ERROR", 0.5)
+    with torch.no_grad():
+        for weight in noisy.parameters():
+            weight.add_(0.05 * weight.std() * torch.randn_like(weight))
+    file = export(noisy, task.example(4), tmp_path / "model.onnx")
+    found = check_parity(model, file, task.test, task, threads=1)
+    expected, actual = (predict(each, task.test)[0].argmax(1) for each in (model, noisy))
+    assert found.agreement == (expected == actual).double().mean().item() < 1.0
+    assert found.agreement < found.agreement_within_noise
+
+
+def test_integers_may_change_logits_by_more_than_floats():
+    integers = QuantLinear.from_float(nn.Linear(64, 64), weight_qparams(torch.randn(64, 64), 8), input_qparams(-4, 4))
+    weights_alone = QuantLinear.from_float(nn.Linear(64, 64), weight_qparams(torch.randn(64, 64), 8))
+    found = [parity.max_relative_error(nn.Sequential(layer)) for layer in (nn.Linear(2, 2), weights_alone, integers)]
+    assert found == [0.1, 0.1, 0.5]
 
 
 def test_few_examples_may_differ_by_chance_and_many_may_not():

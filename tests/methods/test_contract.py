@@ -136,7 +136,10 @@ def test_the_result_reloads_and_exports_with_equal_answers(name, applied, traine
     again = storage.load(storage.save(model, tmp_path / "model", {}))
     torch.testing.assert_close(predict(again, task.test)[0], predict(model, task.test)[0], rtol=1e-4, atol=1e-5)
     file = export(model, task.example(4), tmp_path / "model.onnx")
-    assert check_parity(model, file, task.test, task, threads=1).agreement >= 0.998
+    found = check_parity(model, file, task.test, task, threads=1)
+    assert found.agreement_within_noise >= 0.998
+    # In integer arithmetic near ties go either way; nothing else may change a prediction.
+    assert found.agreement >= (0.97 if methods.method(name).family == "quantize" else 0.998)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if methods.method(name).requires])

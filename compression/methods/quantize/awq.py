@@ -52,7 +52,10 @@ class Awq(BlockwiseQuantization):
         return model
 
     def best_scales(self, layers: Mapping[str, nn.Linear], inputs: InputSummary, fold: Fold) -> Tensor:
-        """The scales `(width of the fold,)` with the least squared error of the layers' outputs, eq. 4 and 5."""
+        """The scales `(width of the fold,)` with the least squared error of the layers' outputs, eq. 4 and 5.
+
+        None, that is ones, where the ranges that are clipped afterwards serve the weights as they are better.
+        """
         magnitudes = fold.of_inputs(inputs.magnitude, "mean")
         best, least = torch.ones_like(magnitudes), torch.tensor(torch.inf, dtype=inputs.moment.dtype)
         for exponent in torch.arange(self.grid) / self.grid:
@@ -62,7 +65,23 @@ class Awq(BlockwiseQuantization):
             error = torch.stack(errors).sum()
             if error < least:
                 best, least = scales, error
-        return best
+        if not self.clip:
+            return best
+        # The exponents are compared by whole ranges: to clip for each takes eleven times as long. Without this last
+        # look SmolLM2-135M, whose weights lie on a grid already, has a perplexity of 23.2 instead of 22.0 at 4 bits.
+        plain = torch.ones_like(best)
+        found = [self._clipped_error(layers, inputs, scales[fold.channels]) for scales in (best, plain)]
+        return best if found[0] < found[1] else plain
+
+    def _clipped_error(self, layers: Mapping[str, nn.Linear], inputs: InputSummary, scales: Tensor) -> Tensor:
+        """Squared error of the outputs where the layers' weights times `scales` are rounded in clipped ranges."""
+        moment = inputs.divided(scales).moment
+        errors = []
+        for layer in layers.values():
+            scaled = weight(layer) * scales
+            rounded = quantize_dequantize(scaled, self.group_qparams(scaled, moment))
+            errors.append(output_error(rounded - scaled, moment))
+        return torch.stack(errors).sum()
 
     def _rounding_error(self, values: Tensor, scales: Tensor, moment: Tensor) -> Tensor:
         """Squared error of the outputs where `values` is rounded with its columns times `scales`."""

@@ -33,8 +33,8 @@ class Bnn(FakeQuantTraining):
     """Weights and inputs in {-1, +1}, weights times the mean magnitude of their output channel.
 
     Courbariaux et al. 2016, arXiv:1602.02830 (gradients pass the sign where |x| <= 1, weights stay in [-1, 1]); scaled
-    as in XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279, eq. 6. A ReLU before a binary input would leave nothing
-    but ones, so it is removed, as in both papers' networks.
+    as in XNOR-Net, Rastegari et al. 2016, arXiv:1603.05279, eq. 6; its scales of inputs (section 3.2) are left out. A
+    ReLU before a binary input would leave nothing but ones, so it is removed, as in both papers' networks.
     """
 
     binary_inputs: bool = param(True, "inputs in {-1, +1} as well; false leaves them floats (XNOR-Net's BWN)")

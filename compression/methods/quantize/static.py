@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+import functools
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from compression.methods.quantize.calibration import figures
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
 from compression.methods.quantize.calibration.observers import activation_qparams
+from compression.methods.quantize.calibration.rounding import round_layer
 from compression.methods.quantize.calibration.scheme import SUM_BITS, CalibratedQuantization
 from compression.methods.quantize.calibration.selection import warn_of_float_recurrent_layers
 from compression.methods.quantize.calibration.weights import quantize_layer
@@ -24,6 +27,7 @@ from compression.methods.quantize.graph.requantize import (
 )
 from compression.nn.graph import replace_module
 from compression.nn.layers import WEIGHTLESS, weight
+from compression.nn.matrices import sum_moments
 from compression.nn.modular import modularize
 from compression.nn.quantized import QParams, QuantEmbedding
 from compression.params import param
@@ -32,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from compression.methods.quantize.calibration.activations import ActivationStatistics
+    from compression.nn.inputs import Inputs
+    from compression.nn.quantized import QuantConv2d, QuantLinear
     from compression.training.context import Context
 
 
@@ -45,6 +51,12 @@ class Static(CalibratedQuantization):
 
     activation_symmetric: bool = param(
         False, "spread the codes of an activation that has both signs evenly around zero"
+    )
+    rounding: str = param(
+        "auto",
+        "weights go to the nearest level, or column by column, the later ones making up for the errors (gptq); auto: "
+        "gptq below 8 bits",
+        choices=("auto", "nearest", "gptq"),
     )
     equalize: bool = param(False, "first equalize the ranges of neighbouring layers; Nagel et al. 2019")
     bias_correction: bool = param(False, "subtract the mean error of the weights from the bias; Nagel et al. 2019")
@@ -71,6 +83,8 @@ class Static(CalibratedQuantization):
         self.log_figures(model, statistics, context)
         for name, of_inputs in statistics.items():
             replace_module(model, name, self.quantized(replaced[name], of_inputs))
+        if self.rounding == "gptq" or (self.rounding == "auto" and self.bits < 8):
+            self.round_in_turn(model, {name: replaced[name] for name in statistics}, statistics, batches)
         for name, embedding in embeddings.items():
             qparams = self.weight_qparams(weight(embedding), None)
             replace_module(model, name, QuantEmbedding.from_float(embedding, qparams))
@@ -94,16 +108,50 @@ class Static(CalibratedQuantization):
             return quantize_weightless(module, inputs)
         layer = cast("nn.Linear | nn.Conv2d", module)
         qparams = self.weight_qparams(weight(layer), self.activation_bits)
-        quantized = quantize_layer(layer, qparams, inputs[0])
+        return self._corrected(layer, quantize_layer(layer, qparams, inputs[0]), qparams, statistics[0])
+
+    def round_in_turn(
+        self,
+        model: nn.Module,
+        layers: Mapping[str, nn.Module],
+        statistics: Mapping[str, Sequence[ActivationStatistics]],
+        batches: Sequence[Inputs],
+    ) -> None:
+        """Round the weights of `layers`, the float ones by name, by GPTQ, each on what the integer `model` gives it."""
+        for name, module in layers.items():
+            if isinstance(module, WEIGHTLESS):
+                continue
+            layer, integer = cast("nn.Linear | nn.Conv2d", module), cast("QuantLinear", model.get_submodule(name))
+            moments = sum_moments(model, integer, layer, batches, functools.partial(_product, integer.input))
+            if moments is None:
+                continue
+            qparams = self.weight_qparams(weight(layer), self.activation_bits)
+            # As it was raised for a bias that would not fit else.
+            qparams = replace(qparams, scale=integer.scale)
+            codes = round_layer(layer, qparams, moments, name)
+            source = self.activation_qparams(statistics[name][0], self.input_bits(module))
+            made = quantize_layer(layer, qparams, source, codes)
+            replace_module(model, name, self._corrected(layer, made, qparams, statistics[name][0], codes))
+
+    def _corrected(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        integer: QuantLinear | QuantConv2d,
+        qparams: QParams,
+        statistics: ActivationStatistics,
+        codes: Tensor | None = None,
+    ) -> nn.Module:
+        """`integer`, or with bias correction the layer with the mean error of its weights taken off its bias."""
         if not self.bias_correction:
-            return quantized
+            return integer
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        # Quantized once to know the error, and again below: the corrected bias has to be rounded to the kernel's steps
-        # as well.
-        error = mean_output_error(quantized.weight - weight(layer), statistics[0].means, groups)
+        error = mean_output_error(integer.weight - weight(layer), statistics.means, groups)
+        corrected = copy.copy(layer)
         bias = layer.bias.detach() if layer.bias is not None else 0.0
-        layer.bias = nn.Parameter(bias - error, requires_grad=False)
-        return quantize_layer(layer, qparams, inputs[0])
+        corrected._parameters = {**layer._parameters, "bias": nn.Parameter(bias - error, requires_grad=False)}
+        # Quantized again: the corrected bias has to be rounded to the kernel's steps as well.
+        source = self.activation_qparams(statistics, self.input_bits(layer))
+        return quantize_layer(corrected, qparams, source, codes)
 
     def log_figures(
         self, model: nn.Module, statistics: Mapping[str, Sequence[ActivationStatistics]], context: Context
@@ -121,6 +169,12 @@ class Static(CalibratedQuantization):
         bits = {name: self.input_bits(model.get_submodule(name)) for name in shown}
         ranges = {name: self.activation_range(of_input, bits[name]) for name, of_input in shown.items()}
         figures.log_activation_histograms(context.record, shown, ranges)
+
+
+def _product(quantize: nn.Module, rows: Tensor) -> Tensor:
+    """X^T X of inputs `(groups, n, columns)` that a layer quantizes: `(groups, columns, columns)`, in doubles."""
+    given: Tensor = quantize(rows)
+    return (given.mT @ given).double()
 
 
 def mean_output_error(error: Tensor, means: Tensor, groups: int = 1) -> Tensor:

@@ -21,13 +21,30 @@ def test_runs_leave_multiples_and_something(count, round_to, left):
     assert [count - g for g in gone] == left
 
 
-def test_every_group_loses_the_same_share_in_turn():
+def test_every_group_loses_the_share_nearest_to_the_same_in_turn():
+    """By hand: the middles of the shares before and after are 1/8, 3/8 and 5/8 of a, and 1/4 of b."""
     scores = {"a": torch.tensor([1.0, 2.0, 3.0, 4.0]), "b": torch.tensor([9.0, 8.0])}
     assert [unit.plan for unit in rank_units(scores, is_global=False, round_to=1)] == [
         {"a": [0]},
-        {"a": [1]},
         {"b": [1]},
+        {"a": [1]},
         {"a": [2]},
+    ]
+
+
+def test_groups_of_few_channels_go_when_the_others_have_lost_half_of_what_these_lose_at_once():
+    scores = {"wide": torch.arange(1.0, 65.0), "narrow": torch.arange(1.0, 17.0)}
+    units = rank_units(scores, is_global=False, round_to=8)
+    place = next(i for i, unit in enumerate(units) if "narrow" in unit.plan)
+    assert place == 2  # 16 of 64 are gone by then, a quarter, and 8 of 16 go
+
+
+def test_of_equal_shares_those_that_mean_least_beside_their_own_go_first():
+    scores = {"even": torch.tensor([4.0, 4.0]), "uneven": torch.tensor([5.0, 50.0]), "tiny": torch.tensor([0.4, 0.5])}
+    assert [[*unit.plan] for unit in rank_units(scores, is_global=False, round_to=1)] == [
+        ["uneven"],
+        ["tiny"],
+        ["even"],
     ]
 
 

@@ -11,8 +11,8 @@ from compression.errors import UserError
 from compression.methods import method
 from compression.methods.blockwise.blocks import find_blocks, short_example
 from compression.methods.blockwise.moments import inverse_factor
+from compression.methods.quantize.calibration.rounding import column_order, round_columns
 from compression.methods.quantize.calibration.weights import quantize_dequantize, weight_qparams
-from compression.methods.quantize.gptq import column_order, round_columns
 from compression.models import storage
 from compression.nn.inputs import forward
 from compression.nn.quantized import QParams, QuantLinear, dequantize, merge_groups, split_groups
@@ -99,7 +99,7 @@ def test_correcting_a_block_of_columns_at_a_time_changes_nothing(columns, monkey
     inputs, weight = correlated(), torch.randn(4, 24)
     qparams = weight_qparams(weight, 3)
     at_once = rounded(weight, qparams, inputs.T @ inputs)
-    monkeypatch.setattr("compression.methods.quantize.gptq.COLUMNS", columns)
+    monkeypatch.setattr("compression.methods.quantize.calibration.rounding.COLUMNS", columns)
     assert torch.equal(rounded(weight, qparams, inputs.T @ inputs), at_once)
 
 

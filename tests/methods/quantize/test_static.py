@@ -10,8 +10,10 @@ from compression.deploy.onnx.export import export
 from compression.deploy.parity import check_parity
 from compression.errors import UserError
 from compression.methods.quantize.calibration.activations import calibration_batches, observe_inputs
+from compression.methods.quantize.graph.folding import fold_batch_norms
 from compression.methods.quantize.static import Static, mean_output_error
 from compression.models import storage
+from compression.nn.hooks import on_forward
 from compression.nn.quantized import QuantAdd, QuantAvgPool2d, QuantConv2d, QuantEmbedding, QuantInput, QuantLinear
 from compression.tasks.task import evaluate, predict
 from tests.conftest import tiny_bert, words_task
@@ -124,12 +126,104 @@ def test_statistics_are_those_of_the_inputs_of_a_layer(trained, make_context):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_padding_is_in_no_statistics():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, input_ids, attention_mask):
+            return self.fc(input_ids.float().unsqueeze(2).expand(-1, -1, 3)).mean(1)
+
+    ids = torch.tensor([[1, 2, 900], [3, -900, -900]])
+    inputs = {"input_ids": ids, "attention_mask": (ids.abs() < 10).long()}
+    model = Reader()
+    [found] = observe_inputs(model, {"fc": model.fc}, [inputs])["fc"]
+    assert (found.minima.tolist(), found.maxima.tolist()) == ([1.0], [3.0])
+    assert set(found.sample.tolist()) == {1.0, 2.0, 3.0}
+    assert found.means.tolist() == [2.0, 2.0, 2.0]
+
+
 def test_the_mean_error_of_a_weight_by_hand():
     error = torch.tensor([[[[1.0, 2.0]], [[0.0, -1.0]]]])  # one output, two inputs, a kernel of 1x2
     assert mean_output_error(error, torch.tensor([10.0, 100.0])).tolist() == [3 * 10 - 1 * 100]
     grouped = torch.tensor([[[[1.0]]], [[[2.0]]]])  # two groups of one channel
     assert mean_output_error(grouped, torch.tensor([10.0, 100.0]), groups=2).tolist() == [10, 200]
     assert mean_output_error(torch.tensor([[1.0, -1.0]]), torch.tensor([5.0, 2.0])).tolist() == [3]
+
+
+def output_error(made, model, name, task):
+    """The mean squared error of the outputs of a layer of the integer network on what it is given there."""
+    caught = []
+    layer = made.get_submodule(name)
+    with on_forward({name: layer}, lambda call: caught.append((call.inputs[0], call.output))):
+        predict(made, task.test)
+    [(inputs, outputs)] = caught[:1]
+    exact = model.get_submodule(name)
+    with torch.no_grad():
+        return (outputs - exact(layer.input(inputs))).square().mean().item()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_gptq_rounds_weights_so_that_the_outputs_are_nearer(bits, trained, make_context):
+    task, model = trained
+    folded = copy.deepcopy(model)
+    fold_batch_norms(folded, task.example(4))
+    errors = {}
+    for rounding in ("nearest", "gptq"):
+        step = Static(bits=bits, rounding=rounding, weight_observer="minmax")
+        made, _ = apply(step, model, task, make_context)
+        errors[rounding] = [
+            output_error(made, folded, name, task) for name, m in made.named_modules() if isinstance(m, QuantConv2d)
+        ]
+    ratios = [gptq / nearest for gptq, nearest in zip(errors["gptq"], errors["nearest"], strict=True)]
+    assert max(ratios) < 1.05
+    assert sum(ratios) / len(ratios) < 0.6
+
+
+def test_gptq_keeps_scales_and_what_was_pruned(trained, make_context):
+    task, model = trained
+    sparse = methods.method("magnitude")(sparsity=0.5).apply(copy.deepcopy(model), make_context(task, model))
+    nearest, _ = apply(Static(bits=4, rounding="nearest"), sparse, task, make_context)
+    found, _ = apply(Static(bits=4), sparse, task, make_context)
+    for name, layer in found.named_modules():
+        if isinstance(layer, (QuantConv2d, QuantLinear)):
+            other = nearest.get_submodule(name)
+            assert torch.equal(layer.scale, other.scale)
+            assert not torch.equal(layer.codes, other.codes)
+            pruned = sparse.get_submodule(name).weight == 0
+            assert (layer.codes[pruned] == 0).all()
+
+
+@pytest.mark.parametrize("fields", [{"granularity": "tensor"}, {"granularity": "group", "group_size": 8}, {"bits": 2}])
+def test_gptq_rounds_whatever_shares_a_scale_and_grouped_convolutions(fields, make_context):
+    torch.manual_seed(0)
+    from tests.conftest import stripes_task
+
+    task = stripes_task()
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(288, 3),
+    ).eval()
+    errors = []
+    for rounding in ("nearest", "gptq"):
+        step = Static(**({"bits": 3} | fields), rounding=rounding, weight_observer="minmax")
+        made, _ = apply(step, model, task, make_context)
+        errors.append(noise(made, model, task))
+    assert errors[1] < errors[0]
+
+
+def test_rounding_is_to_the_nearest_at_8_bits_and_by_gptq_below(trained, make_context):
+    task, model = trained
+    for bits, same in ((8, "nearest"), (6, "gptq")):
+        auto, named = (apply(Static(bits=bits, rounding=r), model, task, make_context)[0] for r in ("auto", same))
+        assert all(
+            torch.equal(a, b) for a, b in zip(auto.state_dict().values(), named.state_dict().values(), strict=True)
+        )
 
 
 def test_bias_correction_takes_the_mean_error_out_of_a_linear_layer(make_context):

@@ -18,6 +18,7 @@ PruningPlan = dict[Location, list[int]]  # location -> the indices of the channe
 Selection = frozenset[int]  # indices of units
 Objective = tuple[float, int, float]  # the target's miss beyond TOLERANCE, the disorder, the target's miss
 
+TINY = 1e-30  # below any score, where all are 0
 TOLERANCE = 0.02  # a target missed by more than this share gets a warning
 
 
@@ -47,20 +48,24 @@ def rank_units(
 ) -> list[PruningUnit]:
     """The units of all locations, from importance scores `(channels,)` of each, in the order of removal.
 
-    With `is_global` they are ranked by their mean score, else so that every location loses the same share. Where
-    `parallel` says n for a location, n channels go at once, as `parallel_channels` lists them.
+    With `is_global` they are ranked by their mean score, else so that every location loses the share nearest to the
+    same one; of equal shares the units that mean least beside the others of their location go first. Where `parallel`
+    says n for a location, n channels go at once, as `parallel_channels` lists them.
     """
-    units = []
+    units: list[tuple[float, PruningUnit]] = []
     for location, channel_scores in scores.items():
         together, removed = (parallel or {}).get(location, 1), 0
         position_scores = channel_scores.view(together, -1).mean(0)  # (together, positions) -> (positions,)
         order = position_scores.argsort(stable=True).tolist()
         # A position stands for `together` channels: with 2 in each, multiples of 8 channels are those of 4 positions.
         for run in split_into_runs(order, round_to // math.gcd(round_to, together)):
+            score = position_scores[run].mean().item()
+            # The middle of the shares before and after: 8 of 16 channels go when others have lost a quarter, not half.
+            rank = score if is_global else (removed + len(run) / 2) / len(order)
             removed += len(run)
-            rank = position_scores[run].mean().item() if is_global else removed / len(order)
-            units.append(PruningUnit({location: parallel_channels(run, len(order), together)}, rank))
-    return sorted(units, key=lambda unit: unit.rank)
+            relative = score / max(position_scores.mean().item(), TINY)
+            units.append((relative, PruningUnit({location: parallel_channels(run, len(order), together)}, rank)))
+    return [unit for _, unit in sorted(units, key=lambda pair: (pair[1].rank, pair[0]))]
 
 
 def parallel_channels(chosen: Iterable[int], positions: int, together: int) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compression.nn.hooks import Call, on_forward
-from compression.nn.inputs import Inputs, forward
+from compression.nn.inputs import Inputs, attention_mask, forward
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,20 +72,26 @@ def observe_inputs(
 ) -> dict[str, list[ActivationStatistics]]:
     """Run `model` in eval mode on `batches` and collect statistics of each positional input of `modules`, by name.
 
-    Modules that are never called are missing from the result. The model is left in eval mode.
+    Padding is left out of inputs `(batch, length, …)`. Modules that are never called are missing from the result. The
+    model is left in eval mode.
     """
     model.eval()
     if not modules:
         return {}
     collectors: dict[str, list[_Collector]] = {}
     values_per_batch, batch_index = -(-SAMPLE_SIZE // len(batches)), 0
+    mask: Tensor | None = None
 
     def collect(call: Call) -> None:
         of_module = collectors.setdefault(call.name, [_Collector() for _ in call.inputs])
-        for collector, values in zip(of_module, call.inputs, strict=True):
+        for collector, given in zip(of_module, call.inputs, strict=True):
+            values = given
+            if mask is not None and values.ndim > 2 and values.shape[:2] == mask.shape:
+                values = values[mask.to(values.device)]
             collector.add(values, values_per_batch, batch_index)
 
     with on_forward(modules, collect, before=True):
         for batch_index, inputs in enumerate(batches):  # noqa: B007 - `collect` reads it
+            mask = attention_mask(inputs)
             forward(model, inputs)
     return {name: [collector.statistics() for collector in of_module] for name, of_module in collectors.items()}

@@ -82,9 +82,12 @@ def quantize_dequantize(weight: Tensor, qparams: QParams) -> Tensor:
 
 
 def quantize_layer(
-    layer: nn.Linear | nn.Conv2d, weight: QParams, activation: ActivationScheme = None
+    layer: nn.Linear | nn.Conv2d, weight: QParams, activation: ActivationScheme = None, codes: Tensor | None = None
 ) -> QuantLinear | QuantConv2d:
-    """The integer form of a linear layer or convolution with these parameters for its weight and its input."""
+    """The integer form of a linear layer or convolution with these parameters for its weight and its input.
+
+    `codes`, in the weight's shape, replace rounding to the nearest.
+    """
     if isinstance(layer, nn.Conv2d):
-        return QuantConv2d.from_float(layer, weight, activation)
-    return QuantLinear.from_float(layer, weight, activation)
+        return QuantConv2d.from_float(layer, weight, activation, codes)
+    return QuantLinear.from_float(layer, weight, activation, codes)
