@@ -10,9 +10,14 @@ from torch import nn
 
 from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
 from compression.methods.prune.masks.scores import prune_counts
+from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
+from compression.nn import layers
+from compression.nn.matrices import from_matrices, mask_matrices
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from compression.training.context import Context
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,18 @@ class Wanda(LayerwisePruning):
     After training, without any more of it; the weights that stay are not changed. A convolution is taken as the
     linear layer over the patches it sees, and its weights are ranked together.
     """
+
+    def apply(self, model: nn.Module, context: Context) -> nn.Module:
+        """Prune the layers, in place: one after the other, or with the scope global all at once."""
+        if not self.is_global(model):
+            return super().apply(model, context)
+        # Not one after the other, as sparsegpt: where nothing makes up for what the layers before lost, their inputs
+        # tell less. ResNet-32 at 70%: 25.9% of the answers of the whole network then, and 66.4% so.
+        before = layer_sparsities(model.eval())
+        for layer, keep in self.rank_together(model, context).items():
+            layers.set_mask(layer, from_matrices(layer, keep & mask_matrices(layer)))
+        log_sparsities(before, model, self.sparsity, context.record)
+        return model
 
     def prune_layer(self, layer: nn.Module, weights: Tensor, moments: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Mask the smallest scores of each output, as the paper does, and of all outputs together in a convolution."""
