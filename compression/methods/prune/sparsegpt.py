@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from compression.methods.blockwise.moments import DAMPENING_HELP, inverse_factor
+from compression.methods.blockwise.moments import DAMPENING_HELP, mended_inverse_factor
 from compression.methods.prune.masks.layerwise import LayerwisePruning, smallest_of_each, smallest_per_row
 from compression.methods.prune.masks.scores import prune_counts
 from compression.params import param
@@ -57,10 +57,13 @@ def prune_and_update(
     """The pruned and updated weight `(outputs, inputs)`, in double precision, and its mask.
 
     `second_moment` `(inputs, inputs)` is X^T X of the inputs, half the Hessian of the squared error of the outputs.
-    What is not `allowed` is pruned first. `n_of_m` = (n, m) prunes n:m instead of to `sparsity`.
+    What is not `allowed` is pruned first. `n_of_m` = (n, m) prunes n:m instead of to `sparsity`. Raises UserError for
+    moments that are not finite.
     """
     weight, keep = weight.double().clone(), torch.ones_like(allowed)
-    factor, unused = inverse_factor(second_moment, dampening), second_moment.diagonal() == 0
+    # With more dampening where this is too little for so few different inputs.
+    factor, _ = mended_inverse_factor(second_moment, dampening, f"a layer of {weight.shape[1]} inputs")
+    unused = second_moment.diagonal() == 0
     blocks = _slices(0, weight.shape[1], block if n_of_m is None else max(1, block // n_of_m[1]) * n_of_m[1])
     counts = prune_counts([len(weight) * (columns.stop - columns.start) for columns in blocks], sparsity)
     for columns, count in zip(blocks, counts, strict=True):

@@ -46,6 +46,22 @@ def test_a_matrix_goes_back_to_its_layer(layer, shape):
     assert torch.equal(matrices.from_matrices(layer, matrices.weight_matrices(layer)), layer.weight)
 
 
+def test_the_patches_of_many_images_are_made_in_parts(monkeypatch):
+    layer, images = nn.Conv2d(4, 6, 3, groups=2), torch.randn(7, 4, 8, 8)
+    found, sizes = [], []
+
+    def product(rows):
+        sizes.append(rows.shape[1])
+        return rows.mT @ rows
+
+    for most in (matrices.MAX_PATCHES, 2 * 64 * 36, 1):
+        monkeypatch.setattr(matrices, "MAX_PATCHES", most)
+        found.append(matrices.sum_moments(layer, layer, layer, [images], product))
+    assert sizes == [7 * 36, *[2 * 36] * 3, 36, *[36] * 7]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
 def test_padding_is_no_input():
     rows = matrices.input_rows(nn.Linear(1, 1), torch.tensor([[[1.0], [2.0], [3.0]]]), torch.tensor([[1, 1, 0]]))
     assert rows.flatten().tolist() == [1.0, 2.0]

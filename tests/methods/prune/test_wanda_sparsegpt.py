@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from compression.errors import UserError
 from compression.methods import method
+from compression.methods.blockwise.moments import inverse_factor
 from compression.methods.prune import sparsegpt, wanda
 from compression.methods.prune.masks.layerwise import smallest_per_row
 
@@ -48,7 +50,7 @@ def test_one_column_of_many_outputs_is_pruned_as_optimal_brain_surgery_does():
     keep = torch.ones(4, 5).bool()
     keep[:, 0] = False
     found = weight.clone()
-    sparsegpt.eliminate(found, keep, sparsegpt.inverse_factor(hessian, 0.0))
+    sparsegpt.eliminate(found, keep, inverse_factor(hessian, 0.0))
     for row in range(4):
         torch.testing.assert_close(found[row], exact(weight[row], hessian, 0))
 
@@ -57,7 +59,7 @@ def test_the_factor_gives_the_inverse_of_what_is_left_after_each_column():
     torch.manual_seed(0)
     inputs = torch.randn(20, 4).double()
     hessian = inputs.T @ inputs
-    factor = sparsegpt.inverse_factor(hessian, 0.0)
+    factor = inverse_factor(hessian, 0.0)
     for j in range(4):
         left = torch.linalg.inv(hessian[j:, j:])[0]
         torch.testing.assert_close(factor[j, j:] * factor[j, j], left)
@@ -116,3 +118,12 @@ def test_a_layer_without_any_activation_is_still_pruned():
     found, keep = sparsegpt.prune_and_update(torch.ones(2, 4), torch.zeros(4, 4).double(), torch.ones(2, 4).bool(), 0.5)
     assert keep.sum() == 4
     assert found.isfinite().all()
+
+
+def test_inputs_that_are_all_alike_take_more_dampening_and_no_numbers_are_refused():
+    moment = torch.full((64, 64), 1e6).double() - 1e-3 * torch.eye(64).double()  # not positive definite, by rounding
+    found, keep = sparsegpt.prune_and_update(torch.randn(2, 64), moment, torch.ones(2, 64).bool(), 0.5, dampening=0.0)
+    assert found.isfinite().all()
+    assert keep.sum() == 64
+    with pytest.raises(UserError, match="a layer of 64 inputs is given is not finite"):
+        sparsegpt.prune_and_update(torch.randn(2, 64), moment * torch.inf, torch.ones(2, 64).bool(), 0.5)
