@@ -47,8 +47,12 @@ def fill_folder(folder: Path) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".half-") as scratch:
         yield Path(scratch)
+        (probe := Path(scratch, ".mode")).touch()
+        mode = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
         folder.mkdir(exist_ok=True)
         for file in Path(scratch).iterdir():
+            file.chmod(mode)  # safetensors lets nobody else read its files
             file.replace(folder / file.name)
 
 

@@ -7,7 +7,7 @@ import io
 import pytest
 
 from compression.errors import first_line
-from compression.files import file_sha256, replace_file, to_csv
+from compression.files import file_sha256, fill_folder, replace_file, to_csv
 
 
 def test_the_file_is_replaced_when_the_block_ends(tmp_path):
@@ -65,3 +65,24 @@ def test_an_exception_that_says_nothing_is_called_by_its_type():
         "ValueError",
         "a",
     ]
+
+
+def test_a_folder_is_filled_whole_or_stays_as_it_was_and_others_may_read_it(tmp_path):
+    folder = tmp_path / "folder"
+    with fill_folder(folder) as scratch:
+        (scratch / "weights").write_text("first")
+        (scratch / "weights").chmod(0o600)  # as safetensors leaves its files
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert (folder / "weights").stat().st_mode == plain.stat().st_mode
+
+    def fail():
+        with fill_folder(folder) as scratch:
+            (scratch / "weights").write_text("second")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail()
+    assert [path.name for path in folder.iterdir()] == ["weights"]
+    assert (folder / "weights").read_text() == "first"
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "plain"}

@@ -85,6 +85,22 @@ def test_zero_points_are_read_by_compressed_tensors_and_transformers(bits, group
         torch.testing.assert_close(found, layer.weight, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["compressed-tensors", "gptq", "gguf"])
+def test_a_last_group_of_half_the_size_is_whole_in_groups_of_half_the_size(kind, tmp_path):
+    model = quantized(group_size=64)  # of which 96 inputs are one and a half
+    path = written(model, kind, tmp_path)
+    if kind == "gguf":
+        read = gguf.load(f"gguf:{path}", language_task())
+    else:
+        config = AutoRoundConfig() if kind == "gptq" else None
+        read = AutoModelForCausalLM.from_pretrained(path, **({"quantization_config": config} if config else {}))
+        found = json.loads((path / "config.json").read_text())["quantization_config"]
+        sizes = [found] if kind == "gptq" else [each["weights"] for each in found["config_groups"].values()]
+        assert [each["group_size"] for each in sizes] == [32]
+    expected = logits(model)
+    assert (logits(read).float() - expected).norm() / expected.norm() < 0.01
+
+
 def test_layers_of_several_widths_are_in_groups_by_name(tmp_path):
     model = quantized(4, True, 32)
     wide = tiny_decoder(**LLAMA).model.layers[1].mlp.down_proj
@@ -198,13 +214,13 @@ def test_an_encoder_is_written_for_compressed_tensors(tmp_path):
         ("gptq", lambda: quantized(bits=5), "gptq takes weights of 2, 3, 4, 8 bits, not of 5"),
         ("gptq", lambda: quantized(skip=("down_proj",)), "leave out lm_head with skip"),
         ("gptq", lambda: quantized(intermediate_size=80, group_size=16), "gptq takes inputs and outputs in multiples"),
-        ("compressed-tensors", lambda: quantized(group_size=40), "takes groups of a size that divides the inputs"),
+        ("compressed-tensors", lambda: quantized(group_size=40), "groups of 40 and 64 inputs"),
         (
             "gptq",
             lambda: quantized(symmetric=False, shift=1.0),
             "gptq takes no zero point of 0, as model.layers.0.self_",
         ),
-        ("gguf", lambda: quantized(group_size=16), "a multiple of 32"),
+        ("gguf", lambda: quantized(group_size=16), "in multiples of 32; model"),
         ("gguf", lambda: quantized(bits=3), "gguf holds 4 bits, and 8 with zero in the middle"),
         ("gguf", lambda: quantized(model_type="qwen2"), "gguf is for Llamas with plain positions"),
         ("gguf", bert, "gguf is for Llamas with plain positions, and this is a bert"),

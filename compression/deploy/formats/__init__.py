@@ -39,7 +39,11 @@ FORMATS = {
     ),
     "pth": Format("the weights alone", "single_file:weights"),
     "genai": Format("a folder of a language model for onnxruntime-genai", "genai:write"),
-    "compressed-tensors": Format("a folder of integer weights for vLLM and transformers", "compressed_tensors:write"),
+    "compressed-tensors": Format(
+        "a folder of integer weights for vLLM and transformers",
+        "compressed_tensors:write",
+        "transformers reads zero points in it with quantization_config=CompressedTensorsConfig(dequantize=True) alone.",
+    ),
     "gptq": Format("a folder of integer weights for gptqmodel, auto-round and vLLM", "gptq:write"),
     "gguf": Format("a Llama's integer weights for llama.cpp", "gguf:write"),
 }

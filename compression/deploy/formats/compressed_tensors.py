@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compression.deploy.formats.parts import grouped, pack_rows, require_whole_groups, take_apart, write_folder
+from compression.deploy.formats.parts import grouped, pack_rows, shared_group_size, take_apart, write_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,17 +27,24 @@ def write(model: nn.Module, stored: Path, folder: Path) -> Path:
     Raises UserError for a model that the format cannot hold.
     """
     parts = take_apart(model, KIND)
-    tensors: dict[str, Tensor] = {}
-    schemes: dict[tuple[int, bool, int], list[str]] = {}
+    schemes: dict[tuple[int, bool, bool], dict[str, QuantLinear]] = {}
     for name, layer in parts.integers.items():
-        require_whole_groups(name, layer, KIND)
-        symmetric = layer.qscheme == "symmetric"
-        schemes.setdefault((layer.bits, symmetric, layer.group_size), []).append(name)
-        tensors |= {f"{name}.{part}": tensor for part, tensor in _packed(layer, symmetric).items()}
+        scheme = (layer.bits, layer.qscheme == "symmetric", bool(layer.group_size))
+        schemes.setdefault(scheme, {})[name] = layer
+    sizes = {scheme: shared_group_size(layers, KIND) for scheme, layers in schemes.items()}
+    tensors = {
+        f"{name}.{part}": tensor
+        for scheme, layers in schemes.items()
+        for name, layer in layers.items()
+        for part, tensor in _packed(layer, scheme[1], sizes[scheme]).items()
+    }
     groups = {
         # vLLM joins layers that share an input; it knows the kind of layer better than names.
-        f"group_{i}": {"targets": names if len(schemes) > 1 else ["Linear"], "weights": _arguments(*scheme)}
-        for i, (scheme, names) in enumerate(schemes.items())
+        f"group_{i}": {
+            "targets": [*layers] if len(schemes) > 1 else ["Linear"],
+            "weights": _arguments(*scheme[:2], sizes[scheme]),
+        }
+        for i, (scheme, layers) in enumerate(schemes.items())
     }
     described = {
         "quant_method": KIND,
@@ -49,8 +56,8 @@ def write(model: nn.Module, stored: Path, folder: Path) -> Path:
     return write_folder(parts, tensors, described, stored, folder)
 
 
-def _packed(layer: QuantLinear, symmetric: bool) -> dict[str, Tensor]:
-    scale, zero_point = grouped(layer)
+def _packed(layer: QuantLinear, symmetric: bool, group_size: int) -> dict[str, Tensor]:
+    scale, zero_point = grouped(layer, group_size)
     packed = {
         "weight_packed": pack_rows(layer.codes, layer.bits),
         "weight_scale": scale,

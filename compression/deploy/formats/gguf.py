@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, TokenType
 
-from compression.deploy.formats.parts import grouped, require_whole_groups, take_apart
+from compression.deploy.formats.parts import grouped, shared_group_size, take_apart
 from compression.errors import UserError
 from compression.files import replace_file
 from compression.models import gguf_tokenizer
@@ -142,14 +142,15 @@ def _tokenizer(stored: Path) -> dict[str, Any]:
 
 def _packed(name: str, layer: QuantLinear, heads: int | None) -> tuple[GGMLQuantizationType, np.ndarray]:
     """The packing of a layer, and its bytes `(outputs, bytes of a row)`; `heads` are those of queries and keys."""
-    require_whole_groups(name, layer, KIND, BLOCK)
+    if layer.in_features % BLOCK:
+        raise UserError(f"gguf takes inputs in multiples of {BLOCK}; {name} has {layer.in_features}; take genai.")
     kind = PACKINGS.get((layer.bits, layer.qscheme == "symmetric"))
     if kind is None:
         raise UserError(
             f"gguf holds 4 bits, and 8 with zero in the middle; {name} has {layer.bits}, {layer.qscheme}; take genai."
         )
-    scale, zero_point = grouped(layer)
-    size = layer.group_size or layer.in_features
+    size = shared_group_size({name: layer}, KIND, BLOCK) or layer.in_features
+    scale, zero_point = grouped(layer, size)
     scale, zero_point = (each.repeat_interleave(size // BLOCK, dim=1) for each in (scale, zero_point.float()))
     codes = layer.codes
     if heads:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compression.deploy.formats.parts import WORD, grouped, pack_rows, require_whole_groups, take_apart, write_folder
+from compression.deploy.formats.parts import WORD, grouped, pack_rows, shared_group_size, take_apart, write_folder
 from compression.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,11 +33,12 @@ def write(model: nn.Module, stored: Path, folder: Path) -> Path:
     format cannot hold.
     """
     parts = take_apart(model, KIND)
-    bits, group_size = _require_uniform(parts)
+    bits = _require_uniform(parts)
+    group_size = shared_group_size(parts.integers, KIND)
     tensors: dict[str, Tensor] = {}
     for name, layer in parts.integers.items():
         _require_words(name, layer)
-        tensors |= {f"{name}.{part}": tensor for part, tensor in _packed(name, layer).items()}
+        tensors |= {f"{name}.{part}": tensor for part, tensor in _packed(name, layer, group_size).items()}
     skipped = _skipped(parts)
     described = {
         "quant_method": KIND,
@@ -52,21 +53,20 @@ def write(model: nn.Module, stored: Path, folder: Path) -> Path:
     return write_folder(parts, tensors, described, stored, folder)
 
 
-def _require_uniform(parts: Parts) -> tuple[int, int]:
-    """The bits and the size of groups of all layers. Raises UserError if they differ."""
+def _require_uniform(parts: Parts) -> int:
+    """The bits of all layers. Raises UserError if they differ, or some have groups of another size, or none."""
     schemes = {(layer.bits, layer.group_size) for layer in parts.integers.values()}
     if len(schemes) > 1:
         raise UserError("gptq takes one width and one size of groups for all layers; take compressed-tensors.")
-    [(bits, group_size)] = schemes
+    [(bits, _)] = schemes
     if bits not in WIDTHS:
         raise UserError(
             f"gptq takes weights of {', '.join(map(str, WIDTHS))} bits, not of {bits}; take compressed-tensors."
         )
-    return bits, group_size
+    return bits
 
 
 def _require_words(name: str, layer: QuantLinear) -> None:
-    require_whole_groups(name, layer, KIND)
     if layer.in_features % WORD or layer.out_features % WORD:
         raise UserError(
             f"gptq takes inputs and outputs in multiples of {WORD}; {name} is {layer}; take compressed-tensors."
@@ -83,10 +83,10 @@ def _skipped(parts: Parts) -> list[str]:
     return [name for name in parts.float_layers if IN_BLOCK.search(name)]
 
 
-def _packed(name: str, layer: QuantLinear) -> dict[str, Tensor]:
-    scale, zero_point = grouped(layer)
+def _packed(name: str, layer: QuantLinear, group_size: int) -> dict[str, Tensor]:
+    scale, zero_point = grouped(layer, group_size)
     codes, lowest = layer.codes, -(2 ** (layer.bits - 1))
-    size = layer.group_size or layer.in_features
+    size = group_size or layer.in_features
     by_group = codes.view(len(codes), -1, size)
     # Stored is the zero point less 1, and some readers do not take the lowest code for it. It is that of groups of
     # zeros alone, to which any other belongs as well.

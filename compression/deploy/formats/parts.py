@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from compression.nn.quantized import QuantLinear, pack
 from compression.nn.quantized.low_bit import LowBitLayer
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 WORD = 32  # bits that codes are packed into
+LEAST_GROUP = 16  # weights that share a scale; with fewer, the scales take more than they are worth
 
 
 @dataclass(frozen=True)
@@ -106,24 +109,36 @@ def _require_structure(
         )
 
 
-def grouped(layer: QuantLinear) -> tuple[Tensor, Tensor]:
-    """Scales and zero points of a layer, `(outputs, groups)`; one group where its channels or all weights share one.
+def shared_group_size(layers: Mapping[str, QuantLinear], kind: str, multiple: int = 1) -> int:
+    """The largest size of groups that divides the groups and the inputs of all `layers`; 0 where none has groups.
+
+    A group of 64 is two of 32 with one scale: so the last group of 352 inputs, which is half as large, is whole. Raises
+    UserError where that is fewer than `LEAST_GROUP`, or no multiple of `multiple`.
+    """
+    grouped = {name: layer for name, layer in layers.items() if layer.group_size}
+    size = math.gcd(*(each for layer in grouped.values() for each in (layer.group_size, layer.in_features)))
+    if grouped and (size < LEAST_GROUP or size % multiple):
+        name, layer = min(grouped.items(), key=lambda item: math.gcd(item[1].group_size, item[1].in_features))
+        of = f", and in multiples of {multiple}" if multiple > 1 else ""
+        raise UserError(
+            f"{kind} takes groups that divide the inputs of a layer, of {LEAST_GROUP} or more{of}; {name} has groups "
+            f"of {layer.group_size} and {layer.in_features} inputs."
+        )
+    return size
+
+
+def grouped(layer: QuantLinear, size: int) -> tuple[Tensor, Tensor]:
+    """Scales and zero points of a layer in groups of `size`, `(outputs, groups)`; 0: one group for each output.
 
     The zero points are int8 codes, as the layer has them.
     """
-    rows = (layer.out_features, -1)
-    return layer.scale.expand(*rows).contiguous(), layer.zero_points.to(torch.int8).expand(*rows).contiguous()
+    count = layer.in_features // size if size else 1
+    repeats = layer.group_size // size if layer.group_size else 1
 
+    def spread(constants: Tensor) -> Tensor:
+        return constants.repeat_interleave(repeats, dim=1)[:, :count].expand(layer.out_features, count).contiguous()
 
-def require_whole_groups(name: str, layer: QuantLinear, kind: str, multiple: int = 1) -> None:
-    """Raise UserError if the last group of a layer is smaller than the others, or none is a multiple of `multiple`."""
-    size = layer.group_size or layer.in_features
-    if layer.in_features % size or size % multiple:
-        of = f" and a multiple of {multiple}" if multiple > 1 else ""
-        raise UserError(
-            f"{kind} takes groups of a size that divides the inputs of a layer{of}; {name} has groups of {size} and "
-            f"{layer.in_features} inputs."
-        )
+    return spread(layer.scale), spread(layer.zero_points.to(torch.int8))
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
