@@ -13,7 +13,7 @@ from compression.nn.hooks import Call, on_forward
 from compression.nn.inputs import Inputs, forward
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 # Of floats, 134 MB: the patches of a 3x3 convolution of VGG-16 take 116 MB for each of its first images.
@@ -51,7 +51,6 @@ def columns_by_position(layer: nn.Module) -> Tensor:
     return torch.arange(shape[1:].numel()).view(shape[1], -1).T.flatten()
 
 
-@torch.no_grad()
 def sum_moments(
     model: nn.Module,
     watched: nn.Module,
@@ -64,19 +63,31 @@ def sum_moments(
     The rows are what `layer` multiplies its weights with, `(groups, n, columns)`, where `watched`, the layer itself
     or what stands in its place, is called.
     """
-    moments: list[Tensor] = []  # at most one, the running sum: the moments of all batches would not fit into memory
+    return sum_all_moments(model, {"": watched}, {"": layer}, batches, moment).get("")
+
+
+@torch.no_grad()
+def sum_all_moments(
+    model: nn.Module,
+    watched: Mapping[str, nn.Module],
+    described: Mapping[str, nn.Module],
+    batches: Sequence[Inputs],
+    moment: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """`sum_moments` of several layers in the same passes, by name; those that are never called are missing."""
+    moments: dict[str, Tensor] = {}  # running sums: the moments of all batches would not fit into memory
     attention_mask: Tensor | None = None
 
     def add_call(call: Call) -> None:
-        for part in _in_parts(layer, call.inputs[0]):
-            added = moment(input_rows(layer, part, attention_mask))
-            moments[:] = [moments[0] + added if moments else added]
+        for part in _in_parts(described[call.name], call.inputs[0]):
+            added = moment(input_rows(described[call.name], part, attention_mask))
+            moments[call.name] = moments[call.name] + added if call.name in moments else added
 
-    with on_forward({"": watched}, add_call, before=True):
+    with on_forward(watched, add_call, before=True):
         for inputs in batches:
             attention_mask = inputs.get("attention_mask") if isinstance(inputs, dict) else None
             forward(model, inputs)
-    return moments[0] if moments else None
+    return moments
 
 
 def _in_parts(layer: nn.Module, inputs: Tensor) -> Sequence[Tensor]:

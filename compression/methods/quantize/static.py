@@ -108,7 +108,9 @@ class Static(CalibratedQuantization):
             return quantize_weightless(module, inputs)
         layer = cast("nn.Linear | nn.Conv2d", module)
         qparams = self.weight_qparams(weight(layer), self.activation_bits)
-        return self._corrected(layer, quantize_layer(layer, qparams, inputs[0]), qparams, statistics[0])
+        return self._corrected(
+            layer, quantize_layer(layer, qparams, inputs[0]), qparams, inputs[0], statistics[0].means
+        )
 
     def round_in_turn(
         self,
@@ -131,26 +133,26 @@ class Static(CalibratedQuantization):
             codes = round_layer(layer, qparams, moments, name)
             source = self.activation_qparams(statistics[name][0], self.input_bits(module))
             made = quantize_layer(layer, qparams, source, codes)
-            replace_module(model, name, self._corrected(layer, made, qparams, statistics[name][0], codes))
+            replace_module(model, name, self._corrected(layer, made, qparams, source, statistics[name][0].means, codes))
 
     def _corrected(
         self,
         layer: nn.Linear | nn.Conv2d,
         integer: QuantLinear | QuantConv2d,
         qparams: QParams,
-        statistics: ActivationStatistics,
+        source: QParams,
+        means: Tensor,
         codes: Tensor | None = None,
     ) -> nn.Module:
         """`integer`, or with bias correction the layer with the mean error of its weights taken off its bias."""
         if not self.bias_correction:
             return integer
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        error = mean_output_error(integer.weight - weight(layer), statistics.means, groups)
+        error = mean_output_error(integer.weight - weight(layer), means, groups)
         corrected = copy.copy(layer)
         bias = layer.bias.detach() if layer.bias is not None else 0.0
         corrected._parameters = {**layer._parameters, "bias": nn.Parameter(bias - error, requires_grad=False)}
         # Quantized again: the corrected bias has to be rounded to the kernel's steps as well.
-        source = self.activation_qparams(statistics, self.input_bits(layer))
         return quantize_layer(corrected, qparams, source, codes)
 
     def log_figures(

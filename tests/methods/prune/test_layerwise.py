@@ -47,7 +47,7 @@ def test_a_matrix_goes_back_to_its_layer(layer, shape):
 
 
 def test_the_patches_of_many_images_are_made_in_parts(monkeypatch):
-    layer, images = nn.Conv2d(4, 6, 3, groups=2), torch.randn(7, 4, 8, 8)
+    layer, images = nn.Conv2d(4, 6, 3, groups=2).double(), torch.randn(7, 4, 8, 8).double()
     found, sizes = [], []
 
     def product(rows):

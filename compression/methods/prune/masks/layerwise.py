@@ -19,7 +19,14 @@ from compression.methods.prune.masks.example_loss import example_batches
 from compression.methods.prune.masks.scores import keep_largest
 from compression.methods.prune.masks.sparsity import layer_sparsities, log_sparsities
 from compression.nn import layers
-from compression.nn.matrices import columns_by_position, from_matrices, mask_matrices, sum_moments, weight_matrices
+from compression.nn.matrices import (
+    columns_by_position,
+    from_matrices,
+    mask_matrices,
+    sum_all_moments,
+    sum_moments,
+    weight_matrices,
+)
 from compression.params import param
 
 if TYPE_CHECKING:
@@ -111,11 +118,11 @@ class LayerwisePruning(Method):
         model.to(context.device)
         batches = [inputs for inputs, _ in example_batches(context, self.examples, size=32)]
         prunable, shares = layers.prunable_layers(model), {}
+        squares = sum_all_moments(model, prunable, prunable, batches, lambda rows: rows.double().square().sum(1))
         for name, layer in prunable.items():
-            squares = sum_moments(model, layer, layer, batches, lambda rows: rows.double().square().sum(1))
-            if squares is None:
+            if name not in squares:
                 raise _unused(layer)
-            energies = weight_matrices(layer).double().square() * squares.unsqueeze(1)
+            energies = weight_matrices(layer).double().square() * squares[name].unsqueeze(1)
             share = energies / energies.sum().clamp_min(torch.finfo(energies.dtype).tiny)
             shares[name] = share.masked_fill(~mask_matrices(layer), -torch.inf)
         return {prunable[name]: keep for name, keep in keep_largest(shares, self.sparsity).items()}
